@@ -1,0 +1,102 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+// nvmed: an NVMe storage backend made of processes. See README.md for the map of the modules.
+
+import PackageDescription
+
+let strictSwift: [SwiftSetting] = [
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableUpcomingFeature("InferIsolatedConformances"),
+]
+
+let strictC: [CSetting] = [
+    .enableWarning("all"),
+    .enableWarning("extra"),
+    .treatAllWarnings(as: .error),
+]
+
+/// The commit this package was built from, for `--version` and for saved state.
+let commit = Context.gitInformation?.currentCommit ?? "unknown"
+
+func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strictSwift)
+}
+
+func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .executableTarget(name: name, dependencies: dependencies, swiftSettings: strictSwift)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .testTarget(name: name, dependencies: dependencies, swiftSettings: strictSwift)
+}
+
+let package = Package(
+    name: "nvmed",
+    products: [
+        .library(name: "NVMeClient", targets: ["NVMeClient"]),
+        .executable(name: "nvmed", targets: ["nvmed"]),
+        .executable(name: "nvmed-worker", targets: ["nvmed-worker"]),
+        .executable(name: "nvmed-emulator", targets: ["nvmed-emulator"]),
+        .executable(name: "nvmectl", targets: ["nvmectl"]),
+        .executable(name: "nvmed-bench", targets: ["nvmed-bench"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
+    ],
+    targets: [
+        // C: volatile access, system calls, system libraries.
+        .target(name: "CMemory", cSettings: strictC),
+        .target(name: "CLinux", cSettings: strictC),
+        .systemLibrary(
+            name: "CSystemd", pkgConfig: "libsystemd", providers: [.apt(["libsystemd-dev"])]),
+        .target(name: "CSystemdShim", dependencies: ["CSystemd"], cSettings: strictC),
+        .systemLibrary(
+            name: "CProtobufC", pkgConfig: "libprotobuf-c",
+            providers: [.apt(["libprotobuf-c-dev"])]),
+        .target(name: "CWire", dependencies: ["CProtobufC"]),
+        .target(name: "CVersion", cSettings: [.define("NVMED_COMMIT", to: "\"\(commit)\"")]),
+
+        // Leaves.
+        module("NVMeSpec"),
+        module("Linux", ["CLinux"]),
+
+        // The device side.
+        module("VFIO", ["Linux", "CLinux", "CMemory"]),
+        module("DMA", ["Linux", "VFIO"]),
+        module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory"]),
+        module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
+
+        // Processes, messages, configuration.
+        module("Systemd", ["CSystemd", "CSystemdShim", "Linux"]),
+        module("ServiceManager", ["Systemd", "Linux", "CLinux"]),
+        module("Wire", ["CWire", "CProtobufC", "Linux"]),
+        module("DiskConfig"),
+        module(
+            "Worker",
+            ["NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Systemd", "Linux", "CLinux"]),
+        module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
+        module("NVMeClient", ["Wire", "Linux"]),
+
+        // Programs: arguments, wiring, exit code.
+        program(
+            "nvmed", ["Supervisor", "ServiceManager", "DiskConfig", "Systemd", "Linux", "CVersion"]),
+        program("nvmed-worker", ["Worker", "Systemd", "Linux", "CVersion"]),
+        program("nvmed-emulator", ["NVMeEmulator", "Linux", "CVersion"]),
+        program(
+            "nvmectl",
+            [
+                "NVMeClient", "Wire", "Linux", "CVersion",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ]),
+        program(
+            "nvmed-bench",
+            ["NVMeClient", "NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Linux", "CLinux"]),
+    ],
+    swiftLanguageModes: [.v6],
+    cLanguageStandard: .gnu17
+)

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// System calls that Swift cannot reach: GNU-only functions, variadics, CMSG macros, ioctl numbers.
+// Every function returns a value >= 0, or -errno; nothing here sets or reads errno for its caller.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+// The most file descriptors one message may carry.
+#define NV_MAX_MESSAGE_FDS 16
+
+// --- memory files -------------------------------------------------------------------------------------------
+int nv_memfd_create(const char *_Nonnull name, int huge_2m);
+int nv_memfd_add_seals(int fd, int seals);
+int nv_memfd_get_seals(int fd);
+int nv_ftruncate(int fd, int64_t size);
+int64_t nv_file_size(int fd);
+// 1 when the file lives on tmpfs (what memfd_create without hugetlb gives), 0 when not.
+int nv_is_shmem(int fd);
+int nv_punch_hole(int fd, int64_t offset, int64_t length);
+int nv_zero_range(int fd, int64_t offset, int64_t length);
+static const int NV_SEAL_SEAL = 1, NV_SEAL_SHRINK = 2, NV_SEAL_GROW = 4, NV_SEAL_WRITE = 8;
+
+// Maps `length` bytes of `fd` shared; NULL and *error = -errno on failure.
+void *_Nullable nv_map_shared(int fd, int64_t offset, size_t length, int writable, int *_Nonnull error);
+// Maps `length` bytes of private anonymous zeroes.
+void *_Nullable nv_map_anonymous(size_t length, int *_Nonnull error);
+int nv_unmap(void *_Nonnull address, size_t length);
+int nv_dont_dump(void *_Nonnull address, size_t length);
+int nv_msync(void *_Nonnull address, size_t length);
+
+// --- descriptors --------------------------------------------------------------------------------------------
+int nv_open(const char *_Nonnull path, int flags, unsigned mode);
+int nv_close(int fd);
+int nv_dup_cloexec(int fd);
+int nv_set_cloexec(int fd, int on);
+int nv_set_nonblocking(int fd, int on);
+int nv_eventfd(void);
+int nv_eventfd_signal(int fd);
+// The counter, which it resets; 0 when nothing was signalled.
+int64_t nv_eventfd_drain(int fd);
+// A POSIX write lock on the whole file (F_SETLK): 0, or -EAGAIN with *holder the pid that has it.
+int nv_lock_exclusive(int fd, int32_t *_Nonnull holder);
+ssize_t nv_read(int fd, void *_Nonnull buffer, size_t length);
+ssize_t nv_write(int fd, const void *_Nonnull buffer, size_t length);
+ssize_t nv_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset);
+ssize_t nv_pwrite(int fd, const void *_Nonnull buffer, size_t length, int64_t offset);
+int nv_fdatasync(int fd);
+// Waits for readiness: 1 ready, 0 timed out, -errno. timeout_ms < 0 waits for ever.
+int nv_poll1(int fd, short events, int timeout_ms);
+static const int16_t NV_POLLIN = 1, NV_POLLOUT = 4;
+
+// --- Unix sockets -------------------------------------------------------------------------------------------
+static const int NV_SEQPACKET = 5, NV_STREAM = 1, NV_DGRAM = 2;
+// Sockets are born close-on-exec; `nonblocking` is per call.
+int nv_socket_pair(int type, int nonblocking, int *_Nonnull fds);
+// Binds (replacing a stale socket file), sets `mode` on the file, listens.
+int nv_unix_listen(const char *_Nonnull path, int type, int backlog, unsigned mode);
+int nv_unix_bind_dgram(const char *_Nonnull path);
+int nv_unix_connect(const char *_Nonnull path, int type, int nonblocking);
+int nv_accept(int fd, int nonblocking);
+int nv_shutdown(int fd);
+int nv_set_buffers(int fd, int bytes);
+struct nv_credentials { int32_t pid; uint32_t uid; uint32_t gid; };
+int nv_peer_credentials(int fd, struct nv_credentials *_Nonnull out);
+// The peer's supplementary groups at connect time: how many were written, or -errno.
+int nv_peer_groups(int fd, uint32_t *_Nonnull groups, int capacity);
+
+struct nv_message_info {
+    int fd_count;        // descriptors received, close-on-exec
+    int truncated;       // payload larger than the buffer
+    int fds_truncated;   // more descriptors than NV_MAX_MESSAGE_FDS; those received were closed
+    int64_t full_length; // the payload's true length (SEQPACKET, DGRAM)
+    struct nv_credentials sender;  // of datagrams on a socket with nv_set_passcred
+    int has_sender;
+};
+ssize_t nv_send_message(int fd, const void *_Nullable head, size_t head_length, const void *_Nullable body,
+                        size_t body_length, const int *_Nullable fds, int fd_count, int nonblocking);
+ssize_t nv_receive_message(int fd, void *_Nullable buffer, size_t length, int *_Nullable fds,
+                           struct nv_message_info *_Nonnull info, int peek, int nonblocking);
+// Takes the next message off a SEQPACKET socket and throws it and its descriptors away.
+int nv_discard_message(int fd);
+int nv_set_passcred(int fd);
+
+// --- processes, threads, time -------------------------------------------------------------------------------
+struct nv_spawn {
+    const char *_Nonnull path;
+    char *const _Nullable *_Nonnull argv;
+    char *const _Nullable *_Nonnull envp;
+    const int *_Nullable fds;   // become 3, 4, 5… in the child
+    int fd_count;
+    int output;                 // becomes stdout and stderr; -1 leaves them
+    int set_listen_pid;         // replace the value of LISTEN_PID= in envp by the child's pid
+    int die_with_parent;        // SIGKILL when the parent's thread ends
+};
+// The child's pid, with *pidfd a pidfd of it.
+int nv_spawn(const struct nv_spawn *_Nonnull spec, int *_Nonnull pidfd);
+int nv_pidfd_open(int32_t pid);
+int nv_pidfd_kill(int pidfd, int signal);
+int nv_gettid(void);
+int nv_set_affinity(int cpu);
+int nv_set_thread_name(const char *_Nonnull name);
+uint64_t nv_monotonic_ns(void);
+int nv_raise_nofile_limit(uint64_t wanted);
+int nv_ignore_sigpipe(void);
+int nv_random(void *_Nonnull buffer, size_t length);
+int64_t nv_resident_bytes(int32_t pid);

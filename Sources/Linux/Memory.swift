@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared memory: memory files and mappings of files.
+
+internal import CLinux
+
+/// Seals of a memory file (fcntl F_ADD_SEALS).
+public struct Seals: OptionSet, Sendable {
+    /// The bits as the kernel has them.
+    public let rawValue: CInt
+    /// Wraps the kernel's bits.
+    public init(rawValue: CInt) { self.rawValue = rawValue }
+    /// No more seals may be added.
+    public static let seal = Seals(rawValue: NV_SEAL_SEAL)
+    /// The file cannot become smaller.
+    public static let shrink = Seals(rawValue: NV_SEAL_SHRINK)
+    /// The file cannot become larger.
+    public static let grow = Seals(rawValue: NV_SEAL_GROW)
+    /// Nobody can write, not even through an existing mapping.
+    public static let write = Seals(rawValue: NV_SEAL_WRITE)
+}
+
+/// Operations on memory files (memfd_create).
+public enum MemFD {
+    /// Creates a memory file of a fixed size.
+    public static func create(
+        name: String, byteCount: Int, seals: Seals = [.shrink, .grow]
+    ) throws(SystemCallError) -> OwnedFD {
+        let fd = OwnedFD(
+            adopting: try checked("memfd_create \(name)", unsafe nv_memfd_create(name, 0)))
+        try checked("ftruncate \(name)", nv_ftruncate(fd.raw, Int64(byteCount)))
+        if !seals.isEmpty {
+            try checked("F_ADD_SEALS \(name)", nv_memfd_add_seals(fd.raw, seals.rawValue))
+        }
+        return fd
+    }
+
+    /// The seals of a memory file; throws EINVAL for a file that cannot have any.
+    public static func seals(of fd: borrowing OwnedFD) throws(SystemCallError) -> Seals {
+        Seals(rawValue: try checked("F_GET_SEALS", nv_memfd_get_seals(fd.raw)))
+    }
+
+    /// The size of a file in bytes.
+    public static func byteCount(of fd: borrowing OwnedFD) throws(SystemCallError) -> Int {
+        Int(try checked("fstat", nv_file_size(fd.raw)))
+    }
+
+    /// Whether the file lives in ordinary shared memory (tmpfs), as a memory file without huge pages does.
+    public static func isShmem(_ fd: borrowing OwnedFD) throws(SystemCallError) -> Bool {
+        try checked("fstatfs", nv_is_shmem(fd.raw)) == 1
+    }
+}
+
+/// A mapping of memory, undone when its owner lets go of it.
+@safe
+public struct Mapping: ~Copyable, @unchecked Sendable {
+    /// The first byte. Valid as long as the mapping lives.
+    public let base: UnsafeMutableRawPointer
+    /// The length in bytes.
+    public let byteCount: Int
+
+    /// Maps part of a file, shared with everybody else who maps it.
+    public init(
+        _ fd: borrowing OwnedFD, offset: Int64 = 0, byteCount: Int, writable: Bool = true
+    ) throws(SystemCallError) {
+        try self.init(rawFD: fd.raw, offset: offset, byteCount: byteCount, writable: writable)
+    }
+
+    /// Maps part of a file that somebody else owns.
+    public init(
+        rawFD: CInt, offset: Int64 = 0, byteCount: Int, writable: Bool = true
+    ) throws(SystemCallError) {
+        var error: CInt = 0
+        guard byteCount > 0,
+            let base = unsafe nv_map_shared(rawFD, offset, byteCount, writable ? 1 : 0, &error)
+        else { throw SystemCallError("mmap \(byteCount) bytes", errno: error < 0 ? -error : 22) }
+        unsafe self.base = base
+        self.byteCount = byteCount
+    }
+
+    /// Maps zeroed memory that only this process has.
+    public init(anonymous byteCount: Int) throws(SystemCallError) {
+        var error: CInt = 0
+        guard byteCount > 0, let base = unsafe nv_map_anonymous(byteCount, &error)
+        else { throw SystemCallError("mmap \(byteCount) bytes", errno: error < 0 ? -error : 22) }
+        unsafe self.base = base
+        self.byteCount = byteCount
+    }
+
+    deinit { _ = unsafe nv_unmap(base, byteCount) }
+
+    /// Leaves the bytes out of core dumps.
+    public borrowing func excludeFromCoreDumps() {
+        _ = unsafe nv_dont_dump(base, byteCount)
+    }
+
+    /// Gives the mapping up without undoing it: it stays for the life of the process.
+    public consuming func leak() -> UnsafeMutableRawPointer {
+        let base = unsafe self.base
+        discard self
+        return unsafe base
+    }
+}
