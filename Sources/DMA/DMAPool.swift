@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// The DMA pool of a device: one memory file, in two zones that the device may touch differently.
+
+public import Linux
+public import VFIO
+
+/// A stretch of the pool.
+public struct PoolSlice: Sendable, Equatable {
+    /// Where it starts in the pool, in bytes.
+    public let offset: Int
+    /// Its length in bytes.
+    public let byteCount: Int
+}
+
+/// Lays out a pool before it exists: first all that the device only reads, then all that it writes.
+public struct PoolLayout: Sendable {
+    /// The granularity of zones and of every slice.
+    public static let pageByteCount = 4096
+    private var readOnly = 0
+    private var readWrite = 0
+
+    /// An empty layout.
+    public init() {}
+
+    /// Reserves whole pages that the device only reads. The offset is counted within its zone.
+    public mutating func reserveDeviceReads(_ byteCount: Int) -> PoolSlice {
+        Self.reserve(&readOnly, byteCount)
+    }
+
+    /// Reserves whole pages that the device reads and writes. The offset is counted within its zone.
+    public mutating func reserveDeviceWrites(_ byteCount: Int) -> PoolSlice {
+        Self.reserve(&readWrite, byteCount)
+    }
+
+    /// Bytes of the zone that the device only reads.
+    public var deviceReadsByteCount: Int { max(readOnly, Self.pageByteCount) }
+    /// Bytes of the zone that the device also writes.
+    public var deviceWritesByteCount: Int { max(readWrite, Self.pageByteCount) }
+
+    private static func reserve(_ used: inout Int, _ byteCount: Int) -> PoolSlice {
+        let slice = PoolSlice(
+            offset: used, byteCount: (byteCount + pageByteCount - 1) & ~(pageByteCount - 1))
+        used += slice.byteCount
+        return slice
+    }
+}
+
+/// The memory of a device: queues, PRP lists, bounce pages. Zeroed when made, left out of core dumps.
+///
+/// Submission queues and PRP lists are mapped read-only for the device, so that a device that writes where it should
+/// not cannot change a command after it was checked.
+@safe
+public struct DMAPool: ~Copyable {
+    /// The memory file.
+    public let fd: OwnedFD
+    /// The device's address of the zone it only reads.
+    public let deviceReadsIOVA: UInt64
+    /// The device's address of the zone it also writes.
+    public let deviceWritesIOVA: UInt64
+    private let memory: Mapping
+    private let deviceReadsByteCount: Int
+
+    /// Creates the memory file and makes it reachable for the device.
+    public init(
+        layout: PoolLayout, name: String, device: any DeviceBacking, space: inout IOVASpace
+    ) throws(VFIOError) {
+        let readBytes = layout.deviceReadsByteCount
+        let writeBytes = layout.deviceWritesByteCount
+        guard let reads = space.allocate(byteCount: UInt64(readBytes)),
+            let writes = space.allocate(byteCount: UInt64(writeBytes))
+        else { throw .unsupported("no I/O virtual addresses left for the pool") }
+        let file = try Self.file(name, readBytes + writeBytes)
+        let bytes = try Self.mapping(file, readBytes + writeBytes)
+        bytes.excludeFromCoreDumps()
+        try device.map(
+            unsafe DMAWindow(
+                iova: reads, byteCount: UInt64(readBytes), base: bytes.base, access: .deviceReads),
+            fd: file, offset: 0)
+        try device.map(
+            unsafe DMAWindow(
+                iova: writes, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
+                access: .deviceReadsAndWrites),
+            fd: file, offset: UInt64(readBytes))
+        fd = file
+        memory = bytes
+        deviceReadsByteCount = readBytes
+        deviceReadsIOVA = reads
+        deviceWritesIOVA = writes
+    }
+
+    private static func file(_ name: String, _ byteCount: Int) throws(VFIOError) -> OwnedFD {
+        do throws(SystemCallError) {
+            return try MemFD.create(name: name, byteCount: byteCount)
+        } catch {
+            throw .system(error)
+        }
+    }
+
+    private static func mapping(
+        _ fd: borrowing OwnedFD, _ byteCount: Int
+    ) throws(VFIOError) -> Mapping {
+        do throws(SystemCallError) {
+            return try Mapping(fd, byteCount: byteCount)
+        } catch {
+            throw .system(error)
+        }
+    }
+
+    /// The size in bytes.
+    public var byteCount: Int { memory.byteCount }
+
+    /// Where a slice of the zone that the device only reads is in this process. Valid while the pool lives.
+    public func deviceReadsAddress(_ slice: PoolSlice) -> UnsafeMutableRawPointer {
+        unsafe memory.base + slice.offset
+    }
+
+    /// Where a slice of the zone that the device also writes is in this process. Valid while the pool lives.
+    public func deviceWritesAddress(_ slice: PoolSlice) -> UnsafeMutableRawPointer {
+        unsafe memory.base + (deviceReadsByteCount + slice.offset)
+    }
+}

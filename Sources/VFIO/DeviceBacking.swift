@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// The hardware boundary: what the driver asks of whatever carries its PCI device.
+//
+// Two backings exist or are planned: the vfio-user client (a server in another process) and kernel VFIO. Everything
+// here is slow and rare; the queues and, where the backing allows it, the doorbells are plain memory.
+
+public import Linux
+
+/// How a device may touch a stretch of memory.
+public enum DMAAccess: Sendable {
+    /// The device only reads: submission queues, PRP lists.
+    case deviceReads
+    /// The device reads and writes.
+    case deviceReadsAndWrites
+}
+
+/// A stretch of a memory file that a device reaches at an I/O virtual address.
+@safe
+public struct DMAWindow: Sendable {
+    /// The device's address of the first byte.
+    public let iova: UInt64
+    /// The length in bytes, a multiple of 4096.
+    public let byteCount: UInt64
+    /// Where this process has the same bytes.
+    public let base: UInt
+    /// What the device may do.
+    public let access: DMAAccess
+
+    /// Describes a window; `base` must stay mapped until the window is unmapped.
+    public init(iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer, access: DMAAccess) {
+        self.iova = iova
+        self.byteCount = byteCount
+        self.base = UInt(bitPattern: base)
+        self.access = access
+    }
+}
+
+/// A PCI device as VFIO shows it. One owner, one thread.
+///
+/// Every operation is bounded in time and throws `VFIOError`; `gone` is final.
+public protocol DeviceBacking: AnyObject {
+    /// For messages: what the device is, as configured.
+    var name: String { get }
+
+    /// How many MSI-X vectors there are.
+    var vectorCount: Int { get }
+
+    /// Reads 4 or 8 bytes of BAR0.
+    func readRegister(offset: Int, byteCount: Int) throws(VFIOError) -> UInt64
+
+    /// Writes 4 or 8 bytes of BAR0.
+    func writeRegister(offset: Int, byteCount: Int, value: UInt64) throws(VFIOError)
+
+    /// A pointer through which doorbells can be written as memory: the address of `offset` in BAR0 when all
+    /// `byteCount` bytes from there are mapped, or nil when a doorbell needs `writeDoorbell`.
+    func mappedRegisters(offset: Int, byteCount: Int) -> UnsafeMutableRawPointer?
+
+    /// Writes a doorbell of a device whose doorbells are not mapped. Does not wait for an answer.
+    func writeDoorbell(offset: Int, value: UInt32) throws(VFIOError)
+
+    /// Switches memory space and bus mastering on.
+    func enableBusMaster() throws(VFIOError)
+
+    /// Makes memory reachable for the device.
+    func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError)
+
+    /// Takes memory away from the device.
+    func unmap(iova: UInt64, byteCount: UInt64) throws(VFIOError)
+
+    /// Connects MSI-X vectors 0… with eventfds. The backing keeps no reference.
+    func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError)
+
+    /// Resets the function.
+    func resetDevice() throws(VFIOError)
+
+    /// A descriptor to watch while the device is in use, on which the other side speaks first (a vfio-user server that
+    /// asks for DMA by message, or dies); nil when there is none.
+    var eventDescriptor: CInt? { get }
+
+    /// Handles what waits on `eventDescriptor`, without blocking. Throws `gone` when the device is.
+    func handleEvents() throws(VFIOError)
+
+    /// Waits until one of the device's interrupts was raised on `interrupt`, the backing itself had something to do,
+    /// or the time is up. Returns at the latest after `milliseconds`.
+    func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError)
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// The stream socket to a vfio-user server: whole messages out and in, with a deadline on everything.
+
+internal import Glibc
+internal import Linux
+
+/// A message as it came from the server.
+struct VFIOUserMessage: ~Copyable {
+    let id: UInt16
+    let command: UInt16
+    let flags: UInt32
+    let error: UInt32
+    /// The payload, without the header.
+    let body: [UInt8]
+    /// The first descriptor that came along; more are closed.
+    var fd: OwnedFD?
+
+    var isReply: Bool { flags & VFIOUser.flagTypeMask == VFIOUser.flagReply }
+    var isError: Bool { flags & VFIOUser.flagError != 0 }
+}
+
+/// Sends and receives whole messages over a stream that may deliver any number of bytes at a time.
+struct VFIOUserConnection: ~Copyable {
+    let fd: OwnedFD
+    private var buffer: [UInt8] = []
+    /// The first unread byte of `buffer`.
+    private var start = 0
+    private var pendingFD: OwnedFD?
+    private var ended = false
+
+    /// Where the kernel puts what arrives.
+    private let chunk: Mapping
+
+    init(fd: consuming OwnedFD) throws(SystemCallError) {
+        self.fd = fd
+        chunk = try Mapping(anonymous: 65536)
+    }
+
+    /// Sends a whole message, waiting for room until the deadline (CLOCK_MONOTONIC ns).
+    ///
+    /// The descriptors travel with the first byte. A message that was sent in part when the deadline passes has broken
+    /// the stream for good, hence `gone`.
+    func send(
+        _ message: [UInt8], fds: [CInt], deadline: UInt64, operation: String
+    ) throws(VFIOError) {
+        var sent = 0
+        while sent < message.count {
+            do {
+                sent += try unsafe message.withUnsafeBufferPointer {
+                    bytes throws(SystemCallError) in
+                    let rest = unsafe UnsafeRawBufferPointer(
+                        rebasing: UnsafeRawBufferPointer(bytes)[sent...])
+                    return try unsafe UnixSocket.send(
+                        fd, rest, fds: sent == 0 ? fds : [], nonblocking: true)
+                }
+            } catch {
+                guard error.errno == Errno.again else { throw Self.translate(error) }
+                let left = Self.millisecondsLeft(until: deadline)
+                guard left > 0, try wait(writable: true, milliseconds: left) else {
+                    throw .gone("\(operation): the server stopped reading")
+                }
+            }
+        }
+    }
+
+    /// The next whole message, or nil when none is there before the deadline.
+    mutating func receive(deadline: UInt64) throws(VFIOError) -> VFIOUserMessage? {
+        while true {
+            if let message = try parse() { return message }
+            let left = Self.millisecondsLeft(until: deadline)
+            guard try fill() else {
+                guard left > 0, try wait(writable: false, milliseconds: left) else { return nil }
+                continue
+            }
+        }
+    }
+
+    /// Takes bytes off the socket without waiting; false when there were none.
+    private mutating func fill() throws(VFIOError) -> Bool {
+        if start > 0 {
+            buffer.removeFirst(start)
+            start = 0
+        }
+        do throws(SystemCallError) {
+            let room = unsafe UnsafeMutableRawBufferPointer(
+                start: chunk.base, count: chunk.byteCount)
+            guard var message = try unsafe UnixSocket.receive(fd, into: room, nonblocking: true)
+            else { return false }
+            ended = message.byteCount == 0
+            unsafe buffer.append(contentsOf: room[0..<message.byteCount])
+            if let fd = message.fds.take(0) { pendingFD = consume fd }
+        } catch {
+            throw Self.translate(error)
+        }
+        guard !ended else { throw .gone("the server closed the connection") }
+        return true
+    }
+
+    private mutating func parse() throws(VFIOError) -> VFIOUserMessage? {
+        let reader = ByteReader(buffer[start...])
+        guard let id = reader.u16(0), let command = reader.u16(2), let size = reader.u32(4),
+            let flags = reader.u32(8), let error = reader.u32(12)
+        else { return nil }
+        guard size >= VFIOUser.headerByteCount, size <= VFIOUser.maxMessageByteCount else {
+            throw .protocolViolation(
+                operation: VFIOUserCommand.name(command), detail: "message size \(size)")
+        }
+        guard buffer.count - start >= Int(size) else { return nil }
+        let body = Array(buffer[(start + VFIOUser.headerByteCount)..<(start + Int(size))])
+        start += Int(size)
+        return VFIOUserMessage(
+            id: id, command: command, flags: flags, error: error, body: body, fd: pendingFD.take())
+    }
+
+    private func wait(writable: Bool, milliseconds: Int) throws(VFIOError) -> Bool {
+        do throws(SystemCallError) {
+            let limit = Int32(clamping: milliseconds)
+            return writable
+                ? try fd.waitWritable(timeoutMilliseconds: limit)
+                : try fd.waitReadable(timeoutMilliseconds: limit)
+        } catch {
+            throw .system(error)
+        }
+    }
+
+    static func millisecondsLeft(until deadline: UInt64) -> Int {
+        let now = MonotonicClock.nowNanoseconds
+        guard deadline > now else { return 0 }
+        return Int(clamping: (deadline - now) / 1_000_000 + 1)
+    }
+
+    private static func translate(_ error: SystemCallError) -> VFIOError {
+        switch error.errno {
+        case Errno.brokenPipe, Errno.connectionReset: .gone("the server closed the connection")
+        default: .system(error)
+        }
+    }
+}
