@@ -106,3 +106,26 @@ int nv_raise_nofile_limit(uint64_t wanted);
 int nv_ignore_sigpipe(void);
 int nv_random(void *_Nonnull buffer, size_t length);
 int64_t nv_resident_bytes(int32_t pid);
+
+// --- memory that somebody else may truncate (Guard.c) ---------------------------------------------------------
+// Touching a mapped page past the end of a file raises SIGBUS, and whoever holds the file can bring that about.
+// A guarded range survives it: the handler puts a private zero page under the fault, counts it and resumes.
+// Everywhere else SIGBUS keeps its meaning: the process dies.
+int nv_install_sigbus_handler(void);
+// Guards `length` bytes; `page_size` is that of the mapping (larger than 4096 for hugetlb). The number of the
+// guard, or -ENOSPC when all are taken. Add after mmap, remove before munmap; one thread adds and removes.
+int nv_guard_add(const void *_Nonnull base, size_t length, size_t page_size);
+void nv_guard_remove(int guard);
+// How many faults the range has had since it was added: not 0 means that its contents are no longer shared.
+uint32_t nv_guard_faults(int guard);
+// All faults survived since the start.
+uint64_t nv_sigbus_count(void);
+
+// --- plain event loops (Loop.c), for programs that do without libsystemd ---------------------------------------
+struct nv_poll_entry { int fd; int16_t events; int16_t revents; };  // as struct pollfd
+// ppoll: how many are ready, 0 when timeout_ns passed (< 0 waits for ever), -EINTR.
+int nv_poll_many(struct nv_poll_entry *_Nonnull entries, int count, int64_t timeout_ns);
+// Blocks SIGTERM and SIGINT and returns a descriptor that becomes readable when one arrives.
+int nv_termination_fd(void);
+// Sends one datagram to $NOTIFY_SOCKET; 0 also when there is none.
+int nv_notify_plain(const char *_Nonnull message);
