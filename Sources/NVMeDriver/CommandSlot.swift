@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// A command slot: the driver's only record of a command in flight, and at the same time the log that a successor reads.
+//
+// One cache line of eight 64-bit words in the state area:
+//
+//   0  LBA
+//   1  block count (32) | region (32)
+//   2  offset in the region, bytes
+//   3  token: the position in a completion ring, or a request id
+//   4  session (32) | request record, or `noRequest` (32)
+//   5  first owned pool page (32) | owned pages (16) | opcode (8) | flags (8)
+//   6  namespace id (32) | CRC-32C of words 0-5, keyed (32)
+//   7  state (8) | sequence (8) | status (16) | CRC-32C of word 6 and the low half of this word (32)
+//
+// Word 7 is written last and by one store, so that a slot is always the old one or the new one. The CRC is split so that a
+// change of state costs two CRC steps and no reading of words 0-5; any changed bit in the line is still seen.
+
+internal import CMemory
+
+/// States of a slot.
+enum SlotState {
+    static let free: UInt64 = 0
+    /// The command is written down; the device may or may not have seen it.
+    static let staged: UInt64 = 1
+    /// The device has answered; the answer is on its way to the client.
+    static let completing: UInt64 = 2
+}
+
+/// What a slot holds, in memory order.
+@safe
+struct CommandSlot {
+    /// No request record: the command is the whole request.
+    static let noRequest: UInt32 = .max
+    /// Flags: the request's pages are bounce pages of this one command, filled or emptied by the engine.
+    static let flagBounced: UInt8 = 1
+    static let flagForceUnitAccess: UInt8 = 2
+    static let flagDeallocate: UInt8 = 4
+
+    var lba: UInt64 = 0
+    var blockCount: UInt32 = 0
+    var region: UInt32 = 0
+    var offset: UInt64 = 0
+    var token: UInt64 = 0
+    var session: UInt32 = 0
+    var request: UInt32 = noRequest
+    var firstPage: UInt32 = 0
+    var pageCount: UInt16 = 0
+    var opcode: UInt8 = 0
+    var flags: UInt8 = 0
+    var namespaceID: UInt32 = 0
+
+    @inline(__always)
+    init() {}
+
+    /// Writes words 0-6 and then, last, the STAGED state.
+    @inline(__always)
+    func stage(at slot: UnsafeMutableRawPointer, key: UInt32, sequence: UInt64) {
+        let word1 = UInt64(blockCount) | UInt64(region) << 32
+        let word4 = UInt64(session) | UInt64(request) << 32
+        let word5 =
+            UInt64(firstPage) | UInt64(pageCount) << 32 | UInt64(opcode) << 48 | UInt64(flags) << 56
+        unsafe nv_store64(slot, lba)
+        unsafe nv_store64(slot + 8, word1)
+        unsafe nv_store64(slot + 16, offset)
+        unsafe nv_store64(slot + 24, token)
+        unsafe nv_store64(slot + 32, word4)
+        unsafe nv_store64(slot + 40, word5)
+        var crc = nv_crc32c_64(key, lba)
+        crc = nv_crc32c_64(crc, word1)
+        crc = nv_crc32c_64(crc, offset)
+        crc = nv_crc32c_64(crc, token)
+        crc = nv_crc32c_64(crc, word4)
+        crc = nv_crc32c_64(crc, word5)
+        let word6 = UInt64(namespaceID) | UInt64(crc) << 32
+        unsafe nv_store64(slot + 48, word6)
+        // The state after the content, for whoever maps this area later.
+        nv_dma_wmb()
+        unsafe Self.setState(
+            at: slot, word6: word6, key: key, low: SlotState.staged | sequence << 8)
+    }
+
+    /// Replaces the state word; `low` is its low half.
+    @inline(__always)
+    static func setState(
+        at slot: UnsafeMutableRawPointer, word6: UInt64, key: UInt32, low: UInt64
+    ) {
+        let crc = nv_crc32c_64(nv_crc32c_64(key, word6), low)
+        unsafe nv_store64(slot + 56, low | UInt64(crc) << 32)
+    }
+
+    /// Reads words 0-6 back.
+    @inline(__always)
+    init(at slot: UnsafeMutableRawPointer) {
+        unsafe lba = nv_load64(slot)
+        let word1 = unsafe nv_load64(slot + 8)
+        blockCount = UInt32(truncatingIfNeeded: word1)
+        region = UInt32(truncatingIfNeeded: word1 >> 32)
+        unsafe offset = nv_load64(slot + 16)
+        unsafe token = nv_load64(slot + 24)
+        let word4 = unsafe nv_load64(slot + 32)
+        session = UInt32(truncatingIfNeeded: word4)
+        request = UInt32(truncatingIfNeeded: word4 >> 32)
+        let word5 = unsafe nv_load64(slot + 40)
+        firstPage = UInt32(truncatingIfNeeded: word5)
+        pageCount = UInt16(truncatingIfNeeded: word5 >> 32)
+        opcode = UInt8(truncatingIfNeeded: word5 >> 48)
+        flags = UInt8(truncatingIfNeeded: word5 >> 56)
+        namespaceID = UInt32(truncatingIfNeeded: unsafe nv_load64(slot + 48))
+    }
+
+    /// Whether both checksums of a slot hold: what an adopter asks before it believes one.
+    static func isIntact(at slot: UnsafeMutableRawPointer, key: UInt32) -> Bool {
+        var crc = key
+        for word in 0..<6 { crc = nv_crc32c_64(crc, unsafe nv_load64(slot + word * 8)) }
+        let word6 = unsafe nv_load64(slot + 48)
+        let word7 = unsafe nv_load64(slot + 56)
+        let final = nv_crc32c_64(nv_crc32c_64(key, word6), word7 & 0xFFFF_FFFF)
+        let low = word7 & 0xFF
+        // A free slot vouches for its state only: its other words are those of the last command.
+        return final == UInt32(word7 >> 32)
+            && (low == SlotState.free || crc == UInt32(word6 >> 32))
+            && low <= SlotState.completing
+    }
+}
+
+/// A 32-bit value that vouches for itself: the value in the low half, its keyed CRC-32C in the high half.
+enum SealedWord {
+    @inline(__always)
+    static func seal(_ value: UInt32, key: UInt32) -> UInt64 {
+        UInt64(value) | UInt64(nv_crc32c_64(key, UInt64(value))) << 32
+    }
+
+    /// The value, or nil when the checksum does not hold.
+    static func open(_ word: UInt64, key: UInt32) -> UInt32? {
+        let value = UInt32(truncatingIfNeeded: word)
+        return seal(value, key: key) == word ? value : nil
+    }
+}

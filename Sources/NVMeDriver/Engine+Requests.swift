@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// The less common requests: without data, larger than a command, or at an address that PRP entries cannot express.
+
+internal import CMemory
+internal import DMA
+internal import Glibc
+
+extension Engine {
+    /// What `submitOne` does not do itself.
+    @inline(never)
+    mutating func submitOther(_ request: UnsafePointer<IORequest>, _ slot: UInt32) -> SubmitResult {
+        let operation = unsafe request.pointee.operation
+        var command = unsafe Self.command(request)
+        if operation == IOOperation.flush {
+            command.blockCount = 0
+            queue.push(slot, command, prp1: 0, prp2: 0, dword10And11: 0, dword12And13: 0)
+            countSubmitted()
+            return .accepted
+        }
+        guard command.blockCount > 0, unsafe request.pointee.maxBlocksPerCommand > 0 else {
+            return .invalid
+        }
+        if !Self.movesData(operation) {
+            guard Self.isRange(operation) else { return .invalid }
+            if unsafe command.blockCount <= request.pointee.maxBlocksPerCommand {
+                pushRange(slot, command)
+                countSubmitted()
+                return .accepted
+            }
+        }
+        return unsafe submitLarge(request, &command)
+    }
+
+    private static func isRange(_ operation: UInt8) -> Bool {
+        operation == IOOperation.writeZeroes || operation == IOOperation.verify
+            || operation == IOOperation.deallocate
+    }
+
+    private mutating func submitLarge(
+        _ request: UnsafePointer<IORequest>, _ command: inout CommandSlot
+    ) -> SubmitResult {
+        let shift = unsafe request.pointee.blockShift
+        var maxBlocks = unsafe request.pointee.maxBlocksPerCommand
+        guard shift >= 9, shift <= 16 else { return .invalid }
+        if Self.movesData(command.opcode) {
+            let byteCount = UInt64(command.blockCount) << UInt64(shift)
+            let address = regions.deviceAddress(
+                region: command.region, offset: command.offset, byteCount: byteCount,
+                session: command.session)
+            guard address != 0 else { return .invalid }
+            if command.offset & 3 != 0 {
+                // PRP entries are dword aligned (Base Specification 2.0, 4.1.1): such data takes a detour.
+                command.flags |= CommandSlot.flagBounced
+                maxBlocks = min(maxBlocks, UInt32(Self.maxBounceByteCount >> UInt64(shift)))
+            }
+        }
+        guard requests.insert(command, blockShift: shift, maxBlocks: maxBlocks) != nil else {
+            return .full
+        }
+        countSubmitted()
+        pump()
+        return .accepted
+    }
+
+    /// Issues commands of the requests in turn, as far as slots and bounce pages go.
+    @inline(never)
+    mutating func pump() {
+        // Each turn issues a command or ends: bounded by the slots.
+        while let slot = queue.nextFreeSlot(), let index = requests.nextToIssue() {
+            guard issueChild(of: index, slot) else { return }
+        }
+    }
+
+    private mutating func issueChild(of index: UInt32, _ slot: UInt32) -> Bool {
+        let record = requests.load(index)
+        var command = record.command
+        let blocks = min(record.command.blockCount - record.issued, record.maxBlocksPerCommand)
+        command.lba = record.command.lba &+ UInt64(record.issued)
+        command.blockCount = blocks
+        command.request = index
+        // The request's pages are the record's; a child owns only what it bounces through.
+        command.firstPage = 0
+        command.pageCount = 0
+        guard Self.movesData(command.opcode) else {
+            requests.willIssue(index, blocks: blocks)
+            pushRange(slot, command)
+            return true
+        }
+        let shift = UInt64(record.blockShift)
+        command.offset = record.command.offset &+ UInt64(record.issued) << shift
+        let byteCount = UInt64(blocks) << shift
+        let address: UInt64
+        if command.flags & CommandSlot.flagBounced != 0 {
+            guard let bounced = bounce(&command, byteCount) else { return false }
+            address = bounced
+        } else {
+            address = regions.deviceAddress(
+                region: command.region, offset: command.offset, byteCount: byteCount,
+                session: command.session)
+        }
+        requests.willIssue(index, blocks: blocks)
+        pushData(slot, command, address: address, byteCount: byteCount)
+        return true
+    }
+
+    /// Takes bounce pages for a command and fills them when the device will read them; nil when none are free.
+    private mutating func bounce(_ command: inout CommandSlot, _ byteCount: UInt64) -> UInt64? {
+        let pages = Int((byteCount + 4095) / 4096)
+        guard let first = bouncePages.allocate(pages) else { return nil }
+        command.firstPage = UInt32(first)
+        command.pageCount = UInt16(pages)
+        let offset = UInt64(first) * 4096
+        if command.opcode != IOOperation.read {
+            guard
+                let target = unsafe regions.localAddress(
+                    region: RegionTable.bounceRegion, offset: offset),
+                let source = unsafe regions.localAddress(
+                    region: command.region, offset: command.offset)
+            else { return nil }
+            unsafe memcpy(target, source, Int(byteCount))
+        }
+        return regions.deviceAddress(
+            region: RegionTable.bounceRegion, offset: offset, byteCount: byteCount,
+            session: RegionTable.anySession)
+    }
+
+    /// A command of a larger request was answered. True when the request is complete, and `completion` filled.
+    @inline(never)
+    mutating func childEnded(
+        _ command: CommandSlot, _ status: UInt16,
+        _ completion: UnsafeMutablePointer<IOCompletion>
+    ) -> Bool {
+        let index = command.request & (RequestRecords.capacity - 1)
+        if command.flags & CommandSlot.flagBounced != 0 { endBounce(command, status, index) }
+        requests.childEnded(index, status: status)
+        let record = requests.load(index)
+        let isIssued = record.issued >= record.command.blockCount || record.status != 0
+        guard isIssued, record.children == 0 else { return false }
+        requests.markDone(index)
+        unsafe Self.fill(completion, record.command, record.status, 0)
+        if record.status != 0 { countFailed() }
+        return true
+    }
+
+    private mutating func endBounce(_ command: CommandSlot, _ status: UInt16, _ index: UInt32) {
+        if command.opcode == IOOperation.read, status == 0,
+            let source = unsafe regions.localAddress(
+                region: RegionTable.bounceRegion, offset: UInt64(command.firstPage) * 4096),
+            let target = unsafe regions.localAddress(
+                region: command.region, offset: command.offset)
+        {
+            let shift = UInt64(requests.load(index).blockShift)
+            unsafe memcpy(target, source, Int(UInt64(command.blockCount) << shift))
+        }
+        bouncePages.release(Int(command.firstPage), Int(command.pageCount))
+    }
+
+    /// Write Zeroes, Verify, and Deallocate of one range (NVM Command Set 1.0, 3.2.3: the range list in PRP1).
+    private mutating func pushRange(_ slot: UInt32, _ command: CommandSlot) {
+        guard command.opcode == IOOperation.deallocate else {
+            queue.push(
+                slot, command, prp1: 0, prp2: 0, dword10And11: command.lba,
+                dword12And13: Self.dword12(command))
+            return
+        }
+        let range = unsafe queue.list(slot)
+        unsafe nv_store32(range, 0)
+        unsafe nv_store32(range + 4, command.blockCount)
+        unsafe nv_store64(range + 8, command.lba)
+        // NR is zero-based: one range. AD is bit 2 of dword 11.
+        queue.push(
+            slot, command, prp1: queue.listIOVA(slot), prp2: 0, dword10And11: 4 << 32,
+            dword12And13: 0)
+    }
+
+    // MARK: Pages of inline transfers
+
+    /// Takes pool pages for a transfer whose data comes or goes in a message. Returns the first page's index; its bytes are
+    /// at that index × 4096 in region 0.
+    public mutating func takePages(byteCount: Int) -> Int? {
+        bouncePages.allocate((byteCount + 4095) / 4096)
+    }
+
+    /// Gives back what `takePages` gave.
+    public mutating func releasePages(first: Int, count: Int) {
+        guard count > 0 else { return }
+        bouncePages.release(first, count)
+    }
+
+    /// Bounce pages that are free.
+    public var freePageCount: Int { bouncePages.freeCount }
+
+    /// The address of a pool page in this process.
+    public func pageAddress(_ first: Int) -> UnsafeMutableRawPointer? {
+        guard first >= 0, first < bouncePages.pageCount else { return nil }
+        return unsafe regions.localAddress(
+            region: RegionTable.bounceRegion, offset: UInt64(first) * 4096)
+    }
+
+    /// Ends everything in flight without the device: each request once, with `status`. For a device that was reset or is
+    /// gone; nothing may be in flight there any more.
+    public mutating func abandon(status: UInt16, _ deliver: (IOCompletion) -> Void) {
+        var completion = IOCompletion()
+        for index in 0..<RequestRecords.capacity {
+            let record = requests.load(index)
+            guard record.state == RequestRecords.stateActive else { continue }
+            unsafe Self.fill(&completion, record.command, status, 0)
+            deliver(completion)
+        }
+        queue.forEachInFlight { _, command in
+            guard command.request == CommandSlot.noRequest else { return }
+            unsafe Self.fill(&completion, command, status, 0)
+            deliver(completion)
+        }
+    }
+
+    /// The commands that were submitted before the coarse clock showed `limit`: their command ids.
+    public func commandIDs(olderThan limit: UInt32) -> [UInt16] {
+        var found: [UInt16] = []
+        queue.forEachOlder(than: limit) { _, commandID in found.append(commandID) }
+        return found
+    }
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine of one I/O queue pair: requests in, commands out, completions back.
+//
+// A request of one command is the command: its slot names the asker, and nothing else is written. A request of several has
+// one request record; its commands are issued as slots become free, several requests in turn, so that a large one does not
+// shut out the others.
+
+internal import CMemory
+internal import DMA
+
+/// The data path of one queue pair. One owner, one thread.
+///
+/// The order of calls: `submit` any number of times, `ring`; `reap`, deliver the completions, `retire`. After each `ring` and
+/// `retire`, `pendingDoorbells` says whether the owner must write a doorbell by message.
+@safe
+public struct Engine: ~Copyable {
+    /// Commands of one request that may be in flight at one time.
+    static let maxChildrenInFlight: UInt32 = 32
+    /// The most bytes of one bounced command.
+    static let maxBounceByteCount: UInt64 = 128 * 1024
+
+    var queue: QueuePair
+    let regions: RegionView
+    var requests: RequestRecords
+    var bouncePages: PageAllocator
+    /// Requests accepted since the engine was made.
+    public private(set) var submitted: UInt64 = 0
+    /// Requests completed since the engine was made.
+    public private(set) var completed: UInt64 = 0
+    /// Requests completed with a status other than success.
+    public private(set) var failed: UInt64 = 0
+
+    init(
+        queue: consuming QueuePair, regions: RegionView, requests: consuming RequestRecords,
+        bouncePages: consuming PageAllocator
+    ) {
+        self.queue = queue
+        self.regions = regions
+        self.requests = requests
+        self.bouncePages = bouncePages
+    }
+
+    // MARK: Down
+
+    /// Takes requests in order until one is not accepted. Returns how many were; `result` says why it stopped.
+    public mutating func submit(
+        batch: UnsafeBufferPointer<IORequest>, result: inout SubmitResult
+    ) -> Int {
+        var index = 0
+        let count = batch.count
+        result = .accepted
+        guard let base = batch.baseAddress else { return 0 }
+        while index < count {
+            let outcome = unsafe submitOne(base + index)
+            if outcome != .accepted {
+                result = outcome
+                return index
+            }
+            index = index &+ 1
+        }
+        return index
+    }
+
+    /// Takes one request.
+    public mutating func submit(_ request: IORequest) -> SubmitResult {
+        var request = request
+        return unsafe withUnsafePointer(to: &request) { unsafe submitOne($0) }
+    }
+
+    @inline(__always)
+    private mutating func submitOne(_ request: UnsafePointer<IORequest>) -> SubmitResult {
+        guard let slot = queue.nextFreeSlot() else { return .full }
+        let blocks = unsafe request.pointee.blockCount
+        let operation = unsafe request.pointee.operation
+        // Commands that move data and fit into one command: nearly all there are.
+        guard Self.movesData(operation), unsafe blocks <= request.pointee.maxBlocksPerCommand,
+            unsafe request.pointee.offset & 3 == 0
+        else { return unsafe submitOther(request, slot) }
+        let byteCount = unsafe UInt64(blocks) &<< UInt64(request.pointee.blockShift)
+        let address = unsafe regions.deviceAddress(
+            region: request.pointee.region, offset: request.pointee.offset, byteCount: byteCount,
+            session: request.pointee.session)
+        guard address != 0, blocks != 0 else { return .invalid }
+        unsafe pushData(
+            slot, Self.command(request), address: address, byteCount: byteCount)
+        submitted = submitted &+ 1
+        return .accepted
+    }
+
+    /// Read, Write and Compare.
+    @inline(__always)
+    static func movesData(_ operation: UInt8) -> Bool {
+        operation == IOOperation.read || operation == IOOperation.write
+            || operation == IOOperation.compare
+    }
+
+    @inline(__always)
+    static func command(_ request: UnsafePointer<IORequest>) -> CommandSlot {
+        var command = CommandSlot()
+        command.lba = unsafe request.pointee.lba
+        command.blockCount = unsafe request.pointee.blockCount
+        command.region = unsafe request.pointee.region
+        command.offset = unsafe request.pointee.offset
+        command.token = unsafe request.pointee.token
+        command.session = unsafe request.pointee.session
+        command.firstPage = unsafe request.pointee.firstPage
+        command.pageCount = unsafe request.pointee.pageCount
+        command.opcode = unsafe request.pointee.operation
+        if unsafe request.pointee.forceUnitAccess {
+            command.flags |= CommandSlot.flagForceUnitAccess
+        }
+        if unsafe request.pointee.mayDeallocate { command.flags |= CommandSlot.flagDeallocate }
+        command.namespaceID = unsafe request.pointee.namespaceID
+        return command
+    }
+
+    /// Pushes Read, Write or Compare of bytes that are contiguous for the device.
+    @inline(__always)
+    mutating func pushData(
+        _ slot: UInt32, _ command: CommandSlot, address: UInt64, byteCount: UInt64
+    ) {
+        let prp2 = unsafe PhysicalRegionPages.second(
+            address: address, byteCount: byteCount, list: queue.list(slot),
+            listIOVA: queue.listIOVA(slot))
+        queue.push(
+            slot, command, prp1: address, prp2: prp2, dword10And11: command.lba,
+            dword12And13: Self.dword12(command))
+    }
+
+    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2).
+    @inline(__always)
+    static func dword12(_ command: CommandSlot) -> UInt64 {
+        var dword = UInt64((command.blockCount &- 1) & 0xFFFF)
+        if command.flags & CommandSlot.flagForceUnitAccess != 0 { dword |= 1 << 30 }
+        if command.flags & CommandSlot.flagDeallocate != 0 { dword |= 1 << 25 }
+        return dword
+    }
+
+    /// Tells the device about everything submitted since the last call.
+    public mutating func ring() { queue.ring() }
+
+    // MARK: Up
+
+    /// Takes answers of the device until none is left or `capacity` completions are filled. Returns their number.
+    ///
+    /// Deliver them, then call `retire`. When the device broke the rules, `fault` says how, and no more answers are taken.
+    public mutating func reap(
+        into completions: UnsafeMutablePointer<IOCompletion>, capacity: Int
+    ) -> Int {
+        var count = 0
+        while count < capacity, let answer = queue.next() {
+            let command = unsafe CommandSlot(
+                at: queue.slots + Int(answer.slot) &* 64)
+            if command.request == CommandSlot.noRequest {
+                unsafe Self.fill(completions + count, command, answer.status, answer.result)
+                if answer.status != 0 { failed = failed &+ 1 }
+                count = count &+ 1
+            } else if unsafe childEnded(command, answer.status, completions + count) {
+                count = count &+ 1
+            }
+        }
+        completed = completed &+ UInt64(truncatingIfNeeded: count)
+        return count
+    }
+
+    @inline(__always)
+    static func fill(
+        _ completion: UnsafeMutablePointer<IOCompletion>, _ command: CommandSlot, _ status: UInt16,
+        _ result: UInt32
+    ) {
+        unsafe completion.pointee.token = command.token
+        unsafe completion.pointee.session = command.session
+        unsafe completion.pointee.firstPage = command.firstPage
+        unsafe completion.pointee.pageCount = command.pageCount
+        unsafe completion.pointee.status = status
+        unsafe completion.pointee.result = result
+        unsafe completion.pointee.operation = command.opcode
+    }
+
+    /// Frees what the delivered completions held, and goes on with requests of several commands. Rings the doorbells.
+    public mutating func retire() {
+        queue.retire()
+        if requests.hasWork {
+            requests.retire()
+            pump()
+            queue.ring()
+        }
+    }
+
+    mutating func countSubmitted() { submitted = submitted &+ 1 }
+    mutating func countFailed() { failed = failed &+ 1 }
+
+    // MARK: State
+
+    /// Whether the device has broken the rules of the queues.
+    public var fault: QueueFault { queue.fault }
+    /// The upper half of the completion entry at fault.
+    public var faultyEntry: UInt64 { queue.faultyEntry }
+    /// Whether an answer waits.
+    public var hasAnswer: Bool { queue.hasAnswer() }
+    /// Commands in flight.
+    public var inFlight: Int { Int(queue.inFlight) }
+    /// Commands that may be in flight at one time.
+    public var capacity: Int { Int(queue.slotCount) }
+    /// Whether a doorbell must be written by message.
+    public var hasPendingDoorbells: Bool { queue.pendingDoorbells != 0 }
+    /// Writes of doorbell registers and of shadow doorbells so far.
+    public var doorbellCounts: (register: UInt64, shadow: UInt64) {
+        (queue.doorbellWrites, queue.shadowWrites)
+    }
+    /// The owner's coarse clock: each command is stamped with the value at its submission.
+    public var tick: UInt32 {
+        get { queue.tick }
+        set { queue.tick = newValue }
+    }
+    /// Whether anything is unfinished.
+    public var isIdle: Bool { queue.inFlight == 0 && !requests.hasWork }
+}

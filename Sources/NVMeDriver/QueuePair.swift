@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+// A submission queue and its completion queue (NVM Express Base Specification 2.0, 3.3), with the slots of the commands in
+// flight. The admin queue and the I/O queues are the same thing.
+//
+// Order on the way down: slot STAGED → queue entry → `sqTail` in the state area → doorbell → "doorbell written" value.
+// Order on the way up: slot COMPLETING → the client's completion, by the caller → {cqHead, phase} in the state area → slot
+// FREE → doorbell. Each step can be repeated by a successor. (DESIGN, section 5.)
+//
+// One command id in flight is one slot, and there are two slots fewer than entries: a full queue cannot happen, the
+// completion queue cannot overflow, and an entry and an id are always left for a successor's probe.
+
+internal import CMemory
+
+/// Where a queue pair's memory is. All pointers stay valid as long as the pair is used.
+@safe
+struct QueueMemory {
+    var submission: UnsafeMutableRawPointer
+    var completion: UnsafeMutableRawPointer
+    var prpLists: UnsafeMutableRawPointer
+    var prpListsIOVA: UInt64
+    var prpListByteCount: UInt64
+    var slots: UnsafeMutableRawPointer
+    var indexLine: UnsafeMutableRawPointer
+    /// Free-slot stack, reaped list, submit ticks: `scratchByteCount(entries)` bytes of private memory.
+    var scratch: UnsafeMutableRawPointer
+    var submissionDoorbell: UnsafeMutableRawPointer
+    var completionDoorbell: UnsafeMutableRawPointer
+    var shadow: ShadowDoorbells?
+
+    static func scratchByteCount(entries: UInt32) -> Int { Int(entries) * (2 + 2 + 4) }
+}
+
+/// The four words of the Doorbell Buffer Config buffers that belong to a queue pair (Base Specification 2.0, 5.8).
+@safe
+struct ShadowDoorbells {
+    var submissionTail: UnsafeMutableRawPointer
+    var submissionEventIndex: UnsafeMutableRawPointer
+    var completionHead: UnsafeMutableRawPointer
+    var completionEventIndex: UnsafeMutableRawPointer
+}
+
+/// A queue pair. One owner, one thread; nothing here allocates, blocks or calls into a runtime.
+@safe
+struct QueuePair: ~Copyable {
+    /// Bits of the doorbells that must be written by the owner because they are not mapped.
+    static let submissionDoorbellPending: UInt8 = 1
+    static let completionDoorbellPending: UInt8 = 2
+    /// Ten bits of a command id are the slot, six a sequence that tells a late answer from a new one.
+    static let slotBits: UInt32 = 10
+    static let slotMask: UInt32 = 1023
+    static let maxEntries: UInt32 = 1024
+
+    // What submission and completion touch, first.
+    private let submission: UnsafeMutableRawPointer
+    private let completion: UnsafeMutableRawPointer
+    let slots: UnsafeMutableRawPointer
+    private let indexLine: UnsafeMutableRawPointer
+    private let freeSlots: UnsafeMutablePointer<UInt16>
+    private let reaped: UnsafeMutablePointer<UInt16>
+    private let ticks: UnsafeMutablePointer<UInt32>
+    private let mask: UInt32
+    private var tail: UInt32 = 0
+    private var committedTail: UInt32 = 0
+    private var deviceHead: UInt32 = 0
+    private var head: UInt32 = 0
+    private var committedHead: UInt32 = 0
+    private var phase: UInt64 = 1
+    private(set) var freeCount: UInt32
+    private(set) var reapedCount: UInt32 = 0
+    let slotCount: UInt32
+    let slotKey: UInt32
+    private let indexKey: UInt32
+    let queueID: UInt16
+    /// The owner's coarse clock; each command is stamped with it.
+    var tick: UInt32 = 0
+
+    private let prpLists: UnsafeMutableRawPointer
+    private let prpListsIOVA: UInt64
+    private let prpListByteCount: UInt64
+    private let submissionDoorbell: UnsafeMutableRawPointer
+    private let completionDoorbell: UnsafeMutableRawPointer
+    private let shadow: ShadowDoorbells
+    private let hasShadow: Bool
+    private let doorbellsAreMapped: Bool
+
+    /// Doorbells that the owner must write by message: bits of `…DoorbellPending`.
+    var pendingDoorbells: UInt8 = 0
+    /// Once set, the device of this queue must not be believed any more.
+    private(set) var fault: QueueFault = .none
+    /// The completion entry that caused the fault: its upper eight bytes.
+    private(set) var faultyEntry: UInt64 = 0
+    private(set) var doorbellWrites: UInt64 = 0
+    private(set) var shadowWrites: UInt64 = 0
+
+    /// A pair over zeroed queue memory. `entries` is a power of two, from 4 to 1024.
+    init(
+        queueID: UInt16, entries: UInt32, epoch: UInt32, memory: QueueMemory,
+        doorbellsAreMapped: Bool
+    ) {
+        precondition(entries >= 4 && entries <= Self.maxEntries && entries & (entries - 1) == 0)
+        self.queueID = queueID
+        mask = entries - 1
+        slotCount = entries - 2
+        freeCount = entries - 2
+        slotKey = Checksum.key(Checksum.slotKind, queue: UInt32(queueID), epoch: epoch)
+        indexKey = Checksum.key(Checksum.indexKind, queue: UInt32(queueID), epoch: epoch)
+        unsafe submission = memory.submission
+        unsafe completion = memory.completion
+        unsafe slots = memory.slots
+        unsafe indexLine = memory.indexLine
+        unsafe prpLists = memory.prpLists
+        prpListsIOVA = memory.prpListsIOVA
+        prpListByteCount = memory.prpListByteCount
+        unsafe submissionDoorbell = memory.submissionDoorbell
+        unsafe completionDoorbell = memory.completionDoorbell
+        self.doorbellsAreMapped = doorbellsAreMapped
+        hasShadow = memory.shadow != nil
+        unsafe shadow =
+            memory.shadow
+            ?? ShadowDoorbells(
+                submissionTail: memory.scratch, submissionEventIndex: memory.scratch,
+                completionHead: memory.scratch, completionEventIndex: memory.scratch)
+        let count = Int(entries)
+        unsafe ticks = memory.scratch.bindMemory(to: UInt32.self, capacity: count)
+        unsafe freeSlots = (memory.scratch + 4 * count).bindMemory(
+            to: UInt16.self, capacity: count)
+        unsafe reaped = (memory.scratch + 6 * count).bindMemory(to: UInt16.self, capacity: count)
+        for index in 0..<slotCount {
+            // The lowest slot is used first: at low depth the same few cache lines serve.
+            unsafe freeSlots[Int(slotCount - 1 - index)] = UInt16(index)
+            let slot = unsafe slots + Int(index) * StateLayout.recordByteCount
+            unsafe CommandSlot.setState(
+                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index, low: SlotState.free)
+        }
+        publishTail()
+        publishHead()
+        publishDoorbell()
+    }
+
+    // MARK: Down
+
+    /// The device address of a slot's PRP list pages.
+    @inline(__always)
+    func listIOVA(_ slot: UInt32) -> UInt64 { prpListsIOVA &+ UInt64(slot) &* prpListByteCount }
+
+    /// A slot's PRP list pages.
+    @inline(__always)
+    func list(_ slot: UInt32) -> UnsafeMutableRawPointer {
+        unsafe prpLists + Int(slot) &* Int(truncatingIfNeeded: prpListByteCount)
+    }
+
+    /// The next free slot, or nil. It is taken by `push`, so that a caller can still change its mind.
+    @inline(__always)
+    func nextFreeSlot() -> UInt32? {
+        guard freeCount > 0 else { return nil }
+        return UInt32(unsafe freeSlots[Int(freeCount &- 1)])
+    }
+
+    /// Stages the command of a slot that `nextFreeSlot` gave and writes its queue entry.
+    ///
+    /// `prp2` must be 0 or point to what is already written; `dword10And11` and `dword12` are the command's own.
+    @inline(__always)
+    mutating func push(
+        _ slotIndex: UInt32, _ command: CommandSlot, prp1: UInt64, prp2: UInt64,
+        dword10And11: UInt64, dword12And13: UInt64
+    ) {
+        freeCount = freeCount &- 1
+        let slot = unsafe slots + Int(slotIndex) &* 64
+        let sequence = (unsafe nv_load64(slot + 56) >> 8) & 0x3F
+        unsafe command.stage(at: slot, key: slotKey &+ slotIndex, sequence: sequence)
+        unsafe ticks[Int(slotIndex)] = tick
+        let commandID = UInt64(slotIndex) | sequence << UInt64(Self.slotBits)
+        let entry = unsafe submission + Int(tail) &* 64
+        unsafe nv_store64(
+            entry,
+            UInt64(command.opcode) | commandID << 16 | UInt64(command.namespaceID) << 32)
+        unsafe nv_store64(entry + 8, 0)
+        unsafe nv_store64(entry + 16, 0)
+        unsafe nv_store64(entry + 24, prp1)
+        unsafe nv_store64(entry + 32, prp2)
+        unsafe nv_store64(entry + 40, dword10And11)
+        unsafe nv_store64(entry + 48, dword12And13)
+        unsafe nv_store64(entry + 56, 0)
+        tail = (tail &+ 1) & mask
+    }
+
+    /// Replaces dwords 14 and 15 of the entry that `push` wrote last.
+    mutating func setLastDwords14And15(_ value: UInt64) {
+        unsafe nv_store64(submission + Int((tail &- 1) & mask) &* 64 + 56, value)
+    }
+
+    /// Tells the device about everything pushed since the last call.
+    @inline(__always)
+    mutating func ring() {
+        guard tail != committedTail else { return }
+        // The entries are complete before the tail that covers them is published, here and to the device.
+        nv_dma_wmb()
+        publishTail()
+        nv_io_wmb()
+        if hasShadow {
+            unsafe writeShadow(
+                shadow.submissionTail, shadow.submissionEventIndex, submissionDoorbell,
+                old: committedTail, new: tail, pending: Self.submissionDoorbellPending)
+        } else {
+            unsafe writeDoorbell(
+                submissionDoorbell, tail, pending: Self.submissionDoorbellPending)
+        }
+        committedTail = tail
+        publishDoorbell()
+    }
+
+    @inline(__always)
+    private mutating func writeDoorbell(
+        _ doorbell: UnsafeMutableRawPointer, _ value: UInt32, pending: UInt8
+    ) {
+        unsafe nv_store32(doorbell, value)
+        doorbellWrites = doorbellWrites &+ 1
+        if !doorbellsAreMapped { pendingDoorbells |= pending }
+    }
+
+    /// Base Specification 2.0, 5.8: the shadow always, the doorbell only when the move passes EventIdx.
+    @inline(__always)
+    private mutating func writeShadow(
+        _ shadow: UnsafeMutableRawPointer, _ eventIndex: UnsafeMutableRawPointer,
+        _ doorbell: UnsafeMutableRawPointer, old: UInt32, new: UInt32, pending: UInt8
+    ) {
+        unsafe nv_store32(shadow, new)
+        shadowWrites = shadowWrites &+ 1
+        // The shadow is visible before EventIdx is read: the device writes EventIdx and then reads the shadow, so that one
+        // of the two sees the other.
+        nv_full_fence()
+        let event = UInt16(truncatingIfNeeded: unsafe nv_load32(eventIndex))
+        let new16 = UInt16(truncatingIfNeeded: new)
+        if new16 &- event &- 1 < new16 &- UInt16(truncatingIfNeeded: old) {
+            unsafe writeDoorbell(doorbell, new, pending: pending)
+        }
+    }
+
+    // MARK: Up
+
+    /// A completion entry, checked.
+    struct Answer {
+        var slot: UInt32
+        var status: UInt16
+        var result: UInt32
+    }
+
+    /// The next answer of the device, its slot now COMPLETING; nil when there is none or the device is at fault.
+    @inline(__always)
+    mutating func next() -> Answer? {
+        let entry = unsafe completion + Int(head) &* 16
+        let word = unsafe nv_load64(entry + 8)
+        guard (word >> 48) & 1 == phase, fault == .none else { return nil }
+        // The rest of the entry is read after the phase bit that vouches for it.
+        nv_dma_rmb()
+        let result = unsafe nv_load32(entry)
+        let commandID = UInt32(truncatingIfNeeded: (word >> 32) & 0xFFFF)
+        let index = commandID & Self.slotMask
+        guard index < slotCount else { return refuse(.inventedCommandID, word) }
+        let slot = unsafe slots + Int(index) &* 64
+        let state = unsafe nv_load64(slot + 56)
+        let staged = SlotState.staged | UInt64(commandID >> Self.slotBits) << 8
+        guard state & 0xFFFF == staged else { return refuse(.staleCommandID, word) }
+        guard UInt16(truncatingIfNeeded: word >> 16) == queueID else {
+            return refuse(.wrongQueueID, word)
+        }
+        let newHead = UInt32(truncatingIfNeeded: word & 0xFFFF)
+        guard newHead <= mask,
+            (newHead &- deviceHead) & mask <= (committedTail &- deviceHead) & mask
+        else { return refuse(.badHeadPointer, word) }
+        deviceHead = newHead
+        let status = (word >> 49) & 0x7FFF
+        unsafe CommandSlot.setState(
+            at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index,
+            low: SlotState.completing | (staged & 0xFF00) | status << 16)
+        unsafe reaped[Int(reapedCount)] = UInt16(truncatingIfNeeded: index)
+        reapedCount = reapedCount &+ 1
+        head = (head &+ 1) & mask
+        if head == 0 { phase ^= 1 }
+        return Answer(
+            slot: index, status: UInt16(truncatingIfNeeded: status), result: result)
+    }
+
+    private mutating func refuse(_ fault: QueueFault, _ word: UInt64) -> Answer? {
+        self.fault = fault
+        faultyEntry = word
+        return nil
+    }
+
+    /// Gives back the slots of all answers since the last call, and their queue entries to the device.
+    @inline(__always)
+    mutating func retire() {
+        guard reapedCount > 0 else { return }
+        publishHead()
+        var index: UInt32 = 0
+        while index < reapedCount {
+            let slotIndex = UInt32(unsafe reaped[Int(index)])
+            let slot = unsafe slots + Int(slotIndex) &* 64
+            let sequence = ((unsafe nv_load64(slot + 56) >> 8) &+ 1) & 0x3F
+            unsafe CommandSlot.setState(
+                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ slotIndex,
+                low: SlotState.free | sequence << 8)
+            unsafe freeSlots[Int(freeCount)] = UInt16(truncatingIfNeeded: slotIndex)
+            freeCount = freeCount &+ 1
+            index = index &+ 1
+        }
+        reapedCount = 0
+        nv_io_wmb()
+        if hasShadow {
+            unsafe writeShadow(
+                shadow.completionHead, shadow.completionEventIndex, completionDoorbell,
+                old: committedHead, new: head, pending: Self.completionDoorbellPending)
+        } else {
+            unsafe writeDoorbell(
+                completionDoorbell, head, pending: Self.completionDoorbellPending)
+        }
+        committedHead = head
+    }
+
+    /// Whether an answer waits: what is asked once more before sleeping.
+    @inline(__always)
+    func hasAnswer() -> Bool {
+        (unsafe nv_load64(completion + Int(head) &* 16 + 8) >> 48) & 1 == phase
+            && fault == .none
+    }
+
+    // MARK: The index line
+
+    @inline(__always)
+    private func publishTail() {
+        unsafe nv_store64(indexLine, SealedWord.seal(tail, key: indexKey))
+    }
+
+    @inline(__always)
+    private func publishHead() {
+        let value = head | UInt32(truncatingIfNeeded: phase) << 31
+        unsafe nv_store64(indexLine + 8, SealedWord.seal(value, key: indexKey &+ 1))
+    }
+
+    @inline(__always)
+    private func publishDoorbell() {
+        unsafe nv_store64(indexLine + 16, SealedWord.seal(committedTail, key: indexKey &+ 2))
+    }
+
+    // MARK: Cold
+
+    /// Commands in flight, those answered and not yet retired included.
+    var inFlight: UInt32 { slotCount - freeCount }
+
+    /// The queue's positions, for `inspect`.
+    var positions: (tail: UInt32, deviceHead: UInt32, head: UInt32, phase: UInt32) {
+        (tail, deviceHead, head, UInt32(phase))
+    }
+
+    /// The tail that the device was told last, for a doorbell by message.
+    var committedPositions: (tail: UInt32, head: UInt32) { (committedTail, committedHead) }
+
+    /// The commands in flight whose stamp is older than `tick`, oldest irrelevant: calls `body` with slot and command id.
+    func forEachOlder(than limit: UInt32, _ body: (UInt32, UInt16) -> Void) {
+        for index in 0..<slotCount {
+            let state = unsafe nv_load64(slots + Int(index) * 64 + 56)
+            guard state & 0xFF == SlotState.staged,
+                unsafe ticks[Int(index)] &- limit > UInt32.max / 2
+            else { continue }
+            let commandID = UInt16(index) | UInt16((state >> 8) & 0x3F) << UInt16(Self.slotBits)
+            body(index, commandID)
+        }
+    }
+
+    /// Every command that was staged and not retired, for ending them when the device has failed.
+    func forEachInFlight(_ body: (UInt32, CommandSlot) -> Void) {
+        for index in 0..<slotCount {
+            let slot = unsafe slots + Int(index) * 64
+            guard unsafe nv_load64(slot + 56) & 0xFF != SlotState.free else { continue }
+            body(index, unsafe CommandSlot(at: slot))
+        }
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// What goes into the engine and what comes out: plain values, no references.
+
+/// Opcodes of the NVM command set that clients may ask for (NVM Command Set Specification 1.0, section 3).
+public enum IOOperation {
+    /// Flush: 00h.
+    public static let flush: UInt8 = 0x00
+    /// Write: 01h.
+    public static let write: UInt8 = 0x01
+    /// Read: 02h.
+    public static let read: UInt8 = 0x02
+    /// Compare: 05h.
+    public static let compare: UInt8 = 0x05
+    /// Write Zeroes: 08h.
+    public static let writeZeroes: UInt8 = 0x08
+    /// Dataset Management, here always Deallocate of one range: 09h.
+    public static let deallocate: UInt8 = 0x09
+    /// Verify: 0Ch.
+    public static let verify: UInt8 = 0x0C
+}
+
+/// One request to the engine.
+public struct IORequest: Sendable {
+    /// An opcode of `IOOperation`.
+    public var operation: UInt8
+    /// Force Unit Access, for Write and Write Zeroes.
+    public var forceUnitAccess: Bool
+    /// Let Write Zeroes deallocate.
+    public var mayDeallocate: Bool
+    /// Bytes of a block as a power of two.
+    public var blockShift: UInt8
+    /// The namespace.
+    public var namespaceID: UInt32
+    /// Who asks; given back with the completion and logged with the command.
+    public var session: UInt32
+    /// What the asker calls it; given back with the completion.
+    public var token: UInt64
+    /// The first block.
+    public var lba: UInt64
+    /// How many blocks; 0 for Flush.
+    public var blockCount: UInt32
+    /// The most blocks one command may have.
+    public var maxBlocksPerCommand: UInt32
+    /// Where the data is: an index of the region table.
+    public var region: UInt32
+    /// Bytes from the start of the region.
+    public var offset: UInt64
+    /// The first pool page this request owns.
+    public var firstPage: UInt32
+    /// How many pool pages this request owns; they stay logged with its commands and come back with the completion.
+    public var pageCount: UInt16
+
+    /// A request without data.
+    @inlinable
+    public init(operation: UInt8, namespaceID: UInt32, session: UInt32, token: UInt64) {
+        self.operation = operation
+        forceUnitAccess = false
+        mayDeallocate = false
+        blockShift = 9
+        self.namespaceID = namespaceID
+        self.session = session
+        self.token = token
+        lba = 0
+        blockCount = 0
+        maxBlocksPerCommand = 1
+        region = 0
+        offset = 0
+        firstPage = 0
+        pageCount = 0
+    }
+}
+
+/// The end of a request.
+public struct IOCompletion: Sendable {
+    /// What the asker called it.
+    public var token: UInt64
+    /// Who asked.
+    public var session: UInt32
+    /// The first pool page the request owned.
+    public var firstPage: UInt32
+    /// How many; the receiver releases them after `retire`.
+    public var pageCount: UInt16
+    /// The NVMe status without the phase bit; 0 is success. For a request of several commands, that of the first that failed.
+    public var status: UInt16
+    /// Dword 0 of the completion entry.
+    public var result: UInt32
+    /// The operation that ended.
+    public var operation: UInt8
+
+    /// An empty completion, to fill arrays with.
+    public init() {
+        token = 0
+        session = 0
+        firstPage = 0
+        pageCount = 0
+        status = 0
+        result = 0
+        operation = 0
+    }
+}
+
+/// What became of a submission.
+public enum SubmitResult: UInt8, Sendable {
+    /// Taken: exactly one completion will follow.
+    case accepted
+    /// No slot or request record is free: try again after completions were retired.
+    case full
+    /// The data does not lie within a region of that session, or the request is malformed; nothing was done.
+    case invalid
+}
+
+/// Why a queue pair stopped believing its device.
+public enum QueueFault: UInt8, Sendable, CustomStringConvertible {
+    /// Nothing is wrong.
+    case none
+    /// A completion names a command id that does not exist.
+    case inventedCommandID
+    /// A completion names a command that is not in flight: answered twice, or from the past.
+    case staleCommandID
+    /// A completion names another submission queue.
+    case wrongQueueID
+    /// A completion's SQ head pointer lies outside of what was submitted.
+    case badHeadPointer
+
+    /// The fault in words.
+    public var description: String {
+        switch self {
+        case .none: "none"
+        case .inventedCommandID: "a completion for a command id that was never in use"
+        case .staleCommandID: "a completion for a command that is not in flight"
+        case .wrongQueueID: "a completion that names another submission queue"
+        case .badHeadPointer: "a completion whose SQ head pointer is out of range"
+        }
+    }
+}
