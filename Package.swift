@@ -72,7 +72,7 @@ let package = Package(
         module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
 
         // Processes, messages, configuration.
-        module("Systemd", ["CSystemd", "CSystemdShim", "Linux"]),
+        module("Systemd", ["CSystemd", "CSystemdShim", "CLinux", "Linux"]),
         module("ServiceManager", ["Systemd", "Linux", "CLinux"]),
         module("Wire", ["CWire", "CProtobufC", "Linux"]),
         module("DiskConfig"),
@@ -96,6 +96,13 @@ let package = Package(
         program(
             "nvmed-bench",
             ["NVMeClient", "NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Linux", "CLinux"]),
+
+        // Tests, and the programs they start.
+        .executableTarget(
+            name: "ServiceProbe",
+            dependencies: ["ServiceManager", "Systemd", "Linux", "CLinux"],
+            path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
+        tests("SystemdTests", ["ServiceProbe", "Systemd", "Linux", "CLinux"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu17

@@ -375,6 +375,13 @@ int nv_spawn(const struct nv_spawn *spec, int *pidfd) {
     return result;
 }
 
+int nv_same_open_file(int first, int second) {
+    pid_t self = getpid();
+    // KCMP_FILE; the header is linux/kcmp.h.
+    long result = syscall(SYS_kcmp, self, self, 0, (unsigned long)first, (unsigned long)second);
+    return result < 0 ? -errno : result == 0;
+}
+
 int nv_pidfd_open(int32_t pid) { return RETRY((int)syscall(SYS_pidfd_open, pid, 0)); }
 int nv_pidfd_kill(int pidfd, int signal) {
     return RETRY((int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));

@@ -96,6 +96,12 @@ struct nv_spawn {
 };
 // The child's pid, with *pidfd a pidfd of it.
 int nv_spawn(const struct nv_spawn *_Nonnull spec, int *_Nonnull pidfd);
+// The same under a name that Swift can tell from the struct's.
+static inline int nv_spawn_process(const struct nv_spawn *_Nonnull spec, int *_Nonnull pidfd) {
+    return nv_spawn(spec, pidfd);
+}
+// 1 when both descriptors of this process are the same open file (kcmp), 0 when not; -errno where kcmp is forbidden.
+int nv_same_open_file(int first, int second);
 int nv_pidfd_open(int32_t pid);
 int nv_pidfd_kill(int pidfd, int signal);
 int nv_gettid(void);

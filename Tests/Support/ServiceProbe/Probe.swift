@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The modes of the probe that need one process of their own.
+
+import Glibc
+import Linux
+import Systemd
+
+/// The modes by name.
+enum SwiftProbe {
+    static func main(_ arguments: [String]) {
+        do {
+            switch arguments.dropFirst().first {
+            case "threads": exit(try threads())
+            case "signal": exit(try signal())
+            case "signal-wait":
+                while true { pause() }
+            default:
+                print("ServiceProbe: unknown mode")
+                exit(64)
+            }
+        } catch {
+            print("ServiceProbe: \(error)")
+            exit(70)
+        }
+    }
+
+    /// How many threads this process has.
+    static func threadCount() throws -> String {
+        let fd = try OwnedFD.open("/proc/self/status", flags: O_RDONLY)
+        var text = [UInt8](repeating: 0, count: 4096)
+        let count = unsafe read(fd.raw, &text, text.count)
+        let lines = String(decoding: text[0..<max(count, 0)], as: UTF8.self).split(separator: "\n")
+        return String(lines.first { $0.hasPrefix("Threads:") } ?? "Threads: ?")
+            .replacing("\t", with: " ")
+    }
+
+    /// Uses actors, tasks, timers, deadlines and descriptors, then prints the thread count.
+    static func threads() throws -> Int32 {
+        let loop = try EventLoop.main()
+        loop.task {
+            do {
+                var sum = 0
+                let counter = Counter()
+                for _ in 0..<1000 { sum = await counter.add(1) }
+                let children = (0..<100).map { index in
+                    Task { @Control in
+                        try await loop.sleep(nanoseconds: 1000)
+                        return index
+                    }
+                }
+                for child in children { sum += try await child.value }
+                await Task.detached {}.value
+                let event = try EventFD()
+                let timer = try loop.after(nanoseconds: 1_000_000) {
+                    loop.exit(99)  // Proven wrong by disarming.
+                }
+                timer.disarm()
+                try event.signal()
+                try await loop.readable(event.fd)
+                let late: Void? = try? await loop.withTimeout(nanoseconds: 1_000_000, "never") {
+                    try await loop.sleep(nanoseconds: 3_600_000_000_000)
+                }
+                guard late == nil, sum == 1000 + 4950 else { return loop.exit(3) }
+                print(try threadCount())
+                loop.exit(7)
+            } catch {
+                print("\(error)")
+                loop.exit(2)
+            }
+        }
+        return try loop.run()
+    }
+
+    /// Exits with 5 when SIGTERM arrives.
+    static func signal() throws -> Int32 {
+        let loop = try EventLoop.main()
+        return try Control.assumeIsolated {
+            let source = try loop.onSignal(SIGTERM) { loop.exit(5) }
+            defer { source.cancel() }
+            raise(SIGTERM)
+            return try loop.run()
+        }
+    }
+}
+
+/// A class of the control plane that hops.
+@Control
+final class Counter {
+    private var total = 0
+    func add(_ value: Int) async -> Int {
+        await Task.yield()
+        total += value
+        return total
+    }
+}
