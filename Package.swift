@@ -103,6 +103,7 @@ let package = Package(
             dependencies: ["ServiceManager", "Systemd", "Linux", "CLinux"],
             path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
         tests("SystemdTests", ["ServiceProbe", "Systemd", "Linux", "CLinux"]),
+        tests("NVMeSpecTests", ["NVMeSpec"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu17
