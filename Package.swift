@@ -68,7 +68,7 @@ let package = Package(
         // The device side.
         module("VFIO", ["Linux", "CLinux", "CMemory"]),
         module("DMA", ["Linux", "VFIO"]),
-        module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory"]),
+        module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CLinux"]),
         module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
 
         // Processes, messages, configuration.

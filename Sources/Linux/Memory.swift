@@ -100,3 +100,10 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
         return unsafe base
     }
 }
+
+extension Mapping {
+    /// Undoes a mapping that was leaked.
+    public static func unmap(_ base: UnsafeMutableRawPointer, byteCount: Int) {
+        _ = unsafe nv_unmap(base, byteCount)
+    }
+}

@@ -106,7 +106,7 @@ extension Engine {
     /// Takes bounce pages for a command and fills them when the device will read them; nil when none are free.
     private mutating func bounce(_ command: inout CommandSlot, _ byteCount: UInt64) -> UInt64? {
         let pages = Int((byteCount + 4095) / 4096)
-        guard let first = bouncePages.allocate(pages) else { return nil }
+        guard let first = takePages(pages) else { return nil }
         command.firstPage = UInt32(first)
         command.pageCount = UInt16(pages)
         let offset = UInt64(first) * 4096
@@ -152,7 +152,7 @@ extension Engine {
             let shift = UInt64(requests.load(index).blockShift)
             unsafe memcpy(target, source, Int(UInt64(command.blockCount) << shift))
         }
-        bouncePages.release(Int(command.firstPage), Int(command.pageCount))
+        releasePages(first: Int(command.firstPage), count: Int(command.pageCount))
     }
 
     /// Write Zeroes, Verify, and Deallocate of one range (NVM Command Set 1.0, 3.2.3: the range list in PRP1).
@@ -178,13 +178,17 @@ extension Engine {
     /// Takes pool pages for a transfer whose data comes or goes in a message. Returns the first page's index; its bytes are
     /// at that index × 4096 in region 0.
     public mutating func takePages(byteCount: Int) -> Int? {
-        bouncePages.allocate((byteCount + 4095) / 4096)
+        takePages((byteCount + 4095) / 4096)
+    }
+
+    private mutating func takePages(_ count: Int) -> Int? {
+        bouncePages.allocate(count).map { $0 + firstBouncePage }
     }
 
     /// Gives back what `takePages` gave.
     public mutating func releasePages(first: Int, count: Int) {
         guard count > 0 else { return }
-        bouncePages.release(first, count)
+        bouncePages.release(first - firstBouncePage, count)
     }
 
     /// Bounce pages that are free.
@@ -192,7 +196,9 @@ extension Engine {
 
     /// The address of a pool page in this process.
     public func pageAddress(_ first: Int) -> UnsafeMutableRawPointer? {
-        guard first >= 0, first < bouncePages.pageCount else { return nil }
+        guard first >= firstBouncePage, first < firstBouncePage + bouncePages.pageCount else {
+            return nil
+        }
         return unsafe regions.localAddress(
             region: RegionTable.bounceRegion, offset: UInt64(first) * 4096)
     }

@@ -23,6 +23,8 @@ public struct Engine: ~Copyable {
     let regions: RegionView
     var requests: RequestRecords
     var bouncePages: PageAllocator
+    /// Where this engine's share of the bounce pages starts; page numbers are those of the whole pool everywhere else.
+    let firstBouncePage: Int
     /// Requests accepted since the engine was made.
     public private(set) var submitted: UInt64 = 0
     /// Requests completed since the engine was made.
@@ -32,8 +34,9 @@ public struct Engine: ~Copyable {
 
     init(
         queue: consuming QueuePair, regions: RegionView, requests: consuming RequestRecords,
-        bouncePages: consuming PageAllocator
+        bouncePages: consuming PageAllocator, firstBouncePage: Int
     ) {
+        self.firstBouncePage = firstBouncePage
         self.queue = queue
         self.regions = regions
         self.requests = requests

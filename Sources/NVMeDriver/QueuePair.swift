@@ -25,6 +25,9 @@ struct QueueMemory {
     var scratch: UnsafeMutableRawPointer
     var submissionDoorbell: UnsafeMutableRawPointer
     var completionDoorbell: UnsafeMutableRawPointer
+    /// Where the doorbells are in BAR0, for a backing that cannot map them.
+    var submissionDoorbellOffset: Int
+    var completionDoorbellOffset: Int
     var shadow: ShadowDoorbells?
 
     static func scratchByteCount(entries: UInt32) -> Int { Int(entries) * (2 + 2 + 4) }
@@ -82,6 +85,8 @@ struct QueuePair: ~Copyable {
     private let shadow: ShadowDoorbells
     private let hasShadow: Bool
     private let doorbellsAreMapped: Bool
+    let submissionDoorbellOffset: Int
+    let completionDoorbellOffset: Int
 
     /// Doorbells that the owner must write by message: bits of `…DoorbellPending`.
     var pendingDoorbells: UInt8 = 0
@@ -114,6 +119,8 @@ struct QueuePair: ~Copyable {
         unsafe submissionDoorbell = memory.submissionDoorbell
         unsafe completionDoorbell = memory.completionDoorbell
         self.doorbellsAreMapped = doorbellsAreMapped
+        submissionDoorbellOffset = memory.submissionDoorbellOffset
+        completionDoorbellOffset = memory.completionDoorbellOffset
         hasShadow = memory.shadow != nil
         unsafe shadow =
             memory.shadow

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a controller's queues, lists and buffers are in its DMA pool.
+
+internal import CMemory
+internal import DMA
+internal import Linux
+internal import NVMeSpec
+internal import VFIO
+
+/// The plan of a pool: which slice is what.
+struct ControllerMemoryPlan {
+    struct Queue {
+        var submission: PoolSlice
+        var lists: PoolSlice
+        var completion: PoolSlice
+        var entries: UInt32
+        var listByteCount: UInt64
+    }
+
+    /// One page of data for admin commands, and one for its neighbour: identify and log pages.
+    static let adminBufferByteCount = 8192
+    static let adminEntries: UInt32 = 64
+
+    var layout = PoolLayout()
+    /// Queue 0 is the admin queue.
+    var queues: [Queue] = []
+    var adminBuffer: PoolSlice
+    var shadow: PoolSlice
+    var eventIndex: PoolSlice
+    var bounce: PoolSlice
+    /// Bounce pages of each I/O queue: engines share nothing.
+    var bouncePagesPerQueue: Int
+
+    init(queueCount: Int, entries: UInt32, options: ControllerOptions) {
+        bouncePagesPerQueue = max(
+            64, options.bouncePoolByteCount / 4096 / max(1, queueCount))
+        let listByteCount = PhysicalRegionPages.listByteCount(
+            transfer: UInt64(options.maxTransferByteCount))
+        queues.append(
+            Self.queue(&layout, entries: Self.adminEntries, listByteCount: 4096))
+        for _ in 0..<queueCount {
+            queues.append(Self.queue(&layout, entries: entries, listByteCount: listByteCount))
+        }
+        adminBuffer = layout.reserveDeviceWrites(Self.adminBufferByteCount)
+        shadow = layout.reserveDeviceWrites(4096)
+        eventIndex = layout.reserveDeviceWrites(4096)
+        bounce = layout.reserveDeviceWrites(bouncePagesPerQueue * 4096 * queueCount)
+    }
+
+    private static func queue(
+        _ layout: inout PoolLayout, entries: UInt32, listByteCount: UInt64
+    ) -> Queue {
+        Queue(
+            submission: layout.reserveDeviceReads(Int(entries) * 64),
+            lists: layout.reserveDeviceReads(Int(entries) * Int(listByteCount)),
+            completion: layout.reserveDeviceWrites(Int(entries) * 16),
+            entries: entries, listByteCount: listByteCount)
+    }
+}
+
+/// What a controller is asked to be.
+public struct ControllerOptions: Sendable, Equatable {
+    /// The device's configured name, for messages.
+    public var deviceName: String
+    /// I/O queue pairs wanted, 1…64; the controller may grant fewer.
+    public var queueCount = 1
+    /// Entries of each I/O queue, 4…1024, rounded down to a power of two; the controller may allow fewer.
+    public var queueDepth = 256
+    /// The most bytes of one command, a multiple of 4096 up to 32 MiB; the controller may allow fewer (MDTS).
+    public var maxTransferByteCount = 8 << 20
+    /// Bytes for inline and bounced data, of all queues.
+    public var bouncePoolByteCount = 16 << 20
+    /// The bound on each admin command.
+    public var adminTimeoutMilliseconds = 10_000
+
+    /// The default options of a device.
+    public init(deviceName: String) { self.deviceName = deviceName }
+
+    /// The options with every number within its range.
+    var clamped: ControllerOptions {
+        var copy = self
+        copy.queueCount = min(max(queueCount, 1), 64)
+        let depth = min(max(queueDepth, 4), Int(QueuePair.maxEntries))
+        copy.queueDepth = 1 << (Int.bitWidth - 1 - depth.leadingZeroBitCount)
+        copy.maxTransferByteCount = min(max(maxTransferByteCount, 4096), 32 << 20) & ~4095
+        copy.bouncePoolByteCount = min(max(bouncePoolByteCount, 1 << 20), 1 << 30)
+        copy.adminTimeoutMilliseconds = min(max(adminTimeoutMilliseconds, 10), 600_000)
+        return copy
+    }
+
+    /// The state area that a controller with these options needs.
+    public var stateLayout: StateLayout {
+        StateLayout(
+            queueCount: clamped.queueCount + 1,
+            slotsPerQueue: max(clamped.queueDepth, Int(ControllerMemoryPlan.adminEntries)))
+    }
+}

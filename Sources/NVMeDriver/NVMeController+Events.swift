@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the controller says unasked: asynchronous events, and the ends of aborts.
+
+public import NVMeSpec
+
+/// Something that the controller said.
+public enum AdminEvent: Sendable, Equatable {
+    /// Namespaces were added, removed or changed; `refreshNamespaces` finds out.
+    case namespacesChanged
+    /// SMART / health: temperature, spare, reliability.
+    case health(AsynchronousEvent)
+    /// An error event, or one that this driver does not know.
+    case other(AsynchronousEvent)
+    /// An Abort ended. `aborted` is false when the controller did not abort the command, which may still complete.
+    case abortFinished(queue: Int, commandID: UInt16, aborted: Bool)
+    /// The controller refused an event request: no more events will come.
+    case eventsEnded(Status)
+}
+
+extension NVMeController {
+    /// Takes what the admin queue has, and gives event requests back to the device. Does not wait.
+    public func pollAdmin() throws(DriverError) -> [AdminEvent] {
+        try collectAdmin()
+        var events: [AdminEvent] = []
+        for answer in admin?.takeAnswers() ?? [] {
+            if answer.token == AdminToken.event {
+                eventRequests -= 1
+                events.append(try takeEvent(answer))
+            } else if answer.token & AdminToken.abort == AdminToken.abort {
+                events.append(
+                    .abortFinished(
+                        queue: Int(answer.token >> 16 & 0xFFFF),
+                        commandID: UInt16(truncatingIfNeeded: answer.token),
+                        // Bit 0 of dword 0 set: not aborted (Base Specification 2.0, 5.1).
+                        aborted: answer.status.isSuccess && answer.result & 1 == 0))
+            }
+        }
+        return events
+    }
+
+    private func collectAdmin() throws(DriverError) {
+        try admin?.collect(device)
+    }
+
+    private func takeEvent(_ answer: AdminAnswer) throws(DriverError) -> AdminEvent {
+        guard answer.status.isSuccess else { return .eventsEnded(answer.status) }
+        let event = AsynchronousEvent(rawValue: answer.result)
+        // Reading the log page that the event names is what lets the controller report the next of its kind (5.2).
+        try readLog(event.logPage)
+        try postEventRequests()
+        if event == .namespaceAttributeChanged { return .namespacesChanged }
+        return event.type == .smart ? .health(event) : .other(event)
+    }
+
+    private func readLog(_ log: LogPageID) throws(DriverError) {
+        let byteCount = log == .smartHealth ? 512 : log == .errorInformation ? 64 : 4096
+        do throws(DriverError) {
+            _ = try executeForPage(
+                .getLogPage(log, dwordCount: UInt32(byteCount / 4)), "Get Log Page",
+                byteCount: byteCount)
+        } catch .command {
+            // A log that the controller names and does not have is its own affair.
+        }
+    }
+
+    /// Asks the controller to abort a command of an I/O queue; `pollAdmin` tells how it ended.
+    public func abort(queue index: Int, commandID: UInt16) throws(DriverError) {
+        let token = AdminToken.abort | UInt64(index) << 16 | UInt64(commandID)
+        try admin?.post(
+            .abort(queueID: UInt16(index + 1), commandID: commandID), token: token, device: device)
+    }
+}

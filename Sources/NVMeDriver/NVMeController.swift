@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// An NVMe controller: what it is, its queues, its memory. How it is brought up and taken down is in the extensions.
+//
+// Failure model. The device may answer anything or nothing at any time, and may be gone. So every wait is bounded, every
+// register and identify field is checked before it is used, and a completion that cannot be right ends the trust in the device
+// (`QueueFault`). The worst outcome of all of this is a `DriverError`: the owner then calls `disable`, which asks the controller
+// to stop, and ends all requests. Memory that a device might still write is not reused: it stays mapped until the device's
+// carrier is closed.
+
+internal import CMemory
+internal import DMA
+internal import Linux
+public import NVMeSpec
+public import VFIO
+
+/// A controller and its queues. One owner, one thread; calls block, all of them for a bounded time.
+@safe
+public final class NVMeController {
+    /// The device's carrier.
+    public let device: any DeviceBacking
+    /// What was asked for, within the allowed ranges.
+    public let options: ControllerOptions
+    /// The state area, which outlives this process.
+    public var state: StateArea
+    /// CAP as read at bring-up.
+    public internal(set) var capabilities = ControllerCapabilities()
+    /// VS as read at bring-up.
+    public internal(set) var version = SpecificationVersion(rawValue: 0)
+    /// Identify Controller as read at bring-up.
+    public internal(set) var identify = IdentifyController()
+    /// What limits commands.
+    public internal(set) var limits = ControllerLimits()
+    /// Active namespaces by id.
+    public internal(set) var namespaces: [UInt32: NamespaceInfo] = [:]
+    /// Active namespaces that were left out because there were too many.
+    public internal(set) var namespacesLeftOut = 0
+    /// How long bring-up took.
+    public internal(set) var bringUpNanoseconds: UInt64 = 0
+    /// Whether the device has taken the shadow doorbells.
+    public internal(set) var hasShadowDoorbells = false
+    /// Asynchronous event requests that are with the device.
+    public internal(set) var eventRequests = 0
+
+    /// Namespaces beyond this are left out: each costs three admin commands at start.
+    public static let maxNamespaces = 1024
+
+    var space = IOVASpace()
+    var plan: ControllerMemoryPlan?
+    var pool: DMAPool?
+    var admin: AdminQueue?
+    var regions: RegionTable
+    var engines: UnsafeMutablePointer<Engine>
+    /// I/O queue pairs that exist.
+    public internal(set) var queueCount = 0
+    var interrupts: [CInt] = []
+    /// Private memory of the queues, and words that stand in for doorbells that are not mapped.
+    var scratch: [UInt] = []
+    var clientMappings: [UInt32: ClientMapping] = [:]
+
+    /// A controller that is not started. The state area must have been made for these options (`options.stateLayout`).
+    public init(
+        device: any DeviceBacking, options: ControllerOptions, state: consuming StateArea
+    ) throws(DriverError) {
+        self.device = device
+        self.options = options.clamped
+        self.state = state
+        do throws(SystemCallError) {
+            regions = try RegionTable()
+        } catch { throw .system(error) }
+        unsafe engines = UnsafeMutablePointer<Engine>.allocate(capacity: 64)
+    }
+
+    deinit {
+        unsafe engines.deinitialize(count: queueCount)
+        unsafe engines.deallocate()
+        for (index, address) in scratch.enumerated() where index % 2 == 0 {
+            Self.unmap(address, scratch[index + 1])
+        }
+        for raw in interrupts { _ = OwnedFD(adopting: raw) }
+    }
+
+    // MARK: The data path
+
+    /// The engine of an I/O queue pair, 0…`queueCount` - 1. Valid until the controller is stopped.
+    public func engine(_ index: Int) -> UnsafeMutablePointer<Engine> {
+        precondition(index >= 0 && index < queueCount, "no such queue")
+        return unsafe engines + index
+    }
+
+    /// The eventfd that the device signals for completions of an I/O queue.
+    public func interrupt(_ index: Int) -> CInt {
+        interrupts.isEmpty ? -1 : interrupts[vector(ofQueue: index + 1)]
+    }
+
+    /// The eventfd that the device signals for completions of the admin queue.
+    public var adminInterrupt: CInt { interrupts.first ?? -1 }
+
+    /// The descriptor of the DMA pool's memory file, for the fd store; nil before bring-up.
+    public var poolFD: CInt? {
+        pool?.fd.raw
+    }
+
+    /// Bytes of the DMA pool.
+    public var poolByteCount: Int { pool?.byteCount ?? 0 }
+
+    func vector(ofQueue queueID: Int) -> Int {
+        interrupts.isEmpty ? 0 : queueID % interrupts.count
+    }
+
+    /// Writes doorbells by message where they are not mapped. To be called after `ring` and `retire`.
+    public func writePendingDoorbells(_ index: Int) throws(DriverError) {
+        try unsafe engine(index).pointee.queue.writePendingDoorbells(device)
+    }
+
+    // MARK: Registers
+
+    func read32(_ offset: UInt64, _ name: String) throws(DriverError) -> UInt32 {
+        UInt32(truncatingIfNeeded: try read(offset, 4, name))
+    }
+
+    func read64(_ offset: UInt64, _ name: String) throws(DriverError) -> UInt64 {
+        try read(offset, 8, name)
+    }
+
+    private func read(_ offset: UInt64, _ count: Int, _ name: String) throws(DriverError) -> UInt64
+    {
+        do throws(VFIOError) {
+            return try device.readRegister(offset: Int(offset), byteCount: count)
+        } catch { throw .device(error) }
+    }
+
+    func write(_ offset: UInt64, _ count: Int, _ value: UInt64) throws(DriverError) {
+        do throws(VFIOError) {
+            try device.writeRegister(offset: Int(offset), byteCount: count, value: value)
+        } catch { throw .device(error) }
+    }
+
+    /// CSTS, or an error when it says that the device is gone or has failed.
+    @discardableResult
+    public func checkStatus() throws(DriverError) -> ControllerStatus {
+        let status = ControllerStatus(rawValue: try read32(RegisterOffset.csts, "CSTS"))
+        guard !status.isGone else { throw .gone(register: "CSTS") }
+        guard !status.cfs else {
+            throw .fatalStatus(during: "operation", status: status.rawValue)
+        }
+        return status
+    }
+
+    /// The registers that `inspect` shows, read now.
+    public func inspectRegisters() throws(DriverError) -> [(name: String, value: UInt64)] {
+        var values: [(name: String, value: UInt64)] = []
+        values.append(("cap", try read64(RegisterOffset.cap, "CAP")))
+        for (name, offset) in [
+            ("vs", RegisterOffset.vs), ("cc", RegisterOffset.cc), ("csts", RegisterOffset.csts),
+            ("aqa", RegisterOffset.aqa),
+        ] {
+            values.append((name, UInt64(try read32(offset, name))))
+        }
+        return values
+    }
+
+    // MARK: Admin commands
+
+    func execute(_ entry: SubmissionEntry, _ operation: String) throws(DriverError) -> UInt32 {
+        let answer = try admin?.execute(
+            entry, operation: operation, device: device,
+            timeoutMilliseconds: options.adminTimeoutMilliseconds)
+        guard let answer else { throw .exhausted("\(operation): there is no admin queue") }
+        return answer
+    }
+
+    /// Executes a command that writes a page, and copies the page.
+    func executeForPage(
+        _ entry: SubmissionEntry, _ operation: String, byteCount: Int = 4096
+    ) throws(DriverError) -> [UInt8] {
+        guard let slice = plan?.adminBuffer, let base = pool?.deviceWritesIOVA,
+            let buffer = unsafe pool?.deviceWritesAddress(slice)
+        else { throw .exhausted("\(operation): there is no DMA pool") }
+        // A device that writes less than a page must not leave us the page before.
+        for word in 0..<(byteCount / 8) { unsafe nv_store64(buffer + word * 8, 0) }
+        var entry = entry
+        entry.prp1 = base + UInt64(slice.offset)
+        _ = try execute(entry, operation)
+        // One copy; nothing is read twice from memory that the device may still write.
+        return unsafe [UInt8](UnsafeRawBufferPointer(start: buffer, count: byteCount))
+    }
+
+    private static func unmap(_ address: UInt, _ byteCount: UInt) {
+        guard let base = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
+        unsafe Mapping.unmap(base, byteCount: Int(byteCount))
+    }
+}
