@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+# The one door: everything a person or a machine does with this repository is a target here.
+#
+#   make run            installs what is missing, builds, and shows a disk served end to end
+#   make test           format lint, build, house rules, unit and process tests
+#   make bench          benchmarks, one JSON object a line
+#   make soak           random load and faults for SECONDS= (default 60), replayed by SEED=
+#   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
+#   make fmt            formats the Swift code
+#   make protos         regenerates Sources/CWire from Proto
+#   make install-deps   installs the Debian packages that are missing, and nothing else
+#   make clean          removes what was built
+
+SECONDS ?= 60
+SEED ?=
+
+export SWIFT_BACKTRACE = enable=no
+export NVMED_BIN_DIR ?= $(CURDIR)/.build/release
+
+.PHONY: run test bench soak fuzz fmt protos install-deps build clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run:
+	@.ci/bootstrap run
+	@.ci/build
+	@.ci/demo
+
+test:
+	@.ci/test
+
+bench:
+	@.ci/bootstrap test
+	@.ci/build
+	@.ci/bench
+
+soak:
+	@.ci/bootstrap run
+	@.ci/build
+	@.ci/soak "$(SECONDS)" "$(SEED)"
+
+fuzz:
+	@.ci/bootstrap run
+	@.ci/fuzz "$(SECONDS)" "$(SEED)"
+
+build:
+	@.ci/bootstrap run
+	@.ci/build
+
+fmt:
+	swift format --in-place --recursive Sources Tests Package.swift
+
+protos:
+	@.ci/bootstrap test
+	@.ci/protos
+
+install-deps:
+	@.ci/bootstrap test
+
+clean:
+	rm -rf .build
