@@ -47,6 +47,13 @@ public struct OwnedFD: ~Copyable, Sendable {
         try checked("poll", nv_poll1(raw, NV_POLLOUT, timeoutMilliseconds)) > 0
     }
 
+    /// Waits until the descriptor is readable or writable; false when `timeoutMilliseconds` passed first.
+    public borrowing func waitReadableOrWritable(
+        timeoutMilliseconds: Int32
+    ) throws(SystemCallError) -> Bool {
+        try checked("poll", nv_poll1(raw, NV_POLLIN | NV_POLLOUT, timeoutMilliseconds)) > 0
+    }
+
     /// Switches O_NONBLOCK of the open file.
     public borrowing func setNonblocking(_ on: Bool) throws(SystemCallError) {
         try checked("fcntl F_SETFL", nv_set_nonblocking(raw, on ? 1 : 0))

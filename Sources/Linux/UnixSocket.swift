@@ -74,6 +74,8 @@ public struct ReceivedMessage: ~Copyable, Sendable {
     public var fds: ReceivedFDs
     /// The peer closed. (Empty messages are not part of any protocol here.)
     public var isEnd: Bool { fullByteCount == 0 && fds.count == 0 }
+    /// Gives up the message and keeps its descriptors.
+    public consuming func takeFDs() -> ReceivedFDs { fds }
 }
 
 /// Operations on Unix sockets. All sockets are close-on-exec, and SIGPIPE is never raised.

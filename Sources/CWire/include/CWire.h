@@ -1,1 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// The generated C of Proto/ (see .ci/protos). Only the Swift module Wire imports it.
 #pragma once
+
+#include "common.pb-c.h"
+#include "session.pb-c.h"
+#include "supervisor.pb-c.h"
+#include "worker.pb-c.h"

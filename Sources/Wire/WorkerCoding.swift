@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+// The worker protocol as protobuf (Proto/worker.proto).
+
+internal import CProtobufC
+internal import CWire
+
+extension DeviceConfig {
+    func write(into writer: inout MessageWriter) {
+        writer.text(1, name)
+        switch transport {
+        case .vfioUser(let path):
+            writer.number(2, UInt32(1))
+            writer.text(3, path)
+        case .pci(let address):
+            writer.number(2, UInt32(2))
+            writer.text(3, address)
+        case .null: writer.number(2, UInt32(3))
+        }
+        writer.number(4, queueCount)
+        writer.number(5, queueDepth)
+        writer.number(6, maxTransferByteCount)
+        writer.number(7, poolByteCount)
+        writer.number(8, ioTimeoutMilliseconds)
+        writer.number(9, adminTimeoutMilliseconds)
+    }
+
+    init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
+        let c = unsafe pointer.pointee
+        let address = try unsafe Field.bytesText(c.address, "config.address")
+        let transport: Transport
+        switch unsafe c.transport {
+        case NVMED__V1__TRANSPORT__TRANSPORT_VFIO_USER: transport = .vfioUser(path: address)
+        case NVMED__V1__TRANSPORT__TRANSPORT_PCI: transport = .pci(address: address)
+        case NVMED__V1__TRANSPORT__TRANSPORT_NULL: transport = .null
+        default:
+            throw WireError(
+                .invalidArgument, "the transport is missing or unknown", field: "config.transport")
+        }
+        guard transport == .null || !address.isEmpty else {
+            throw WireError(.invalidArgument, "the address is missing", field: "config.address")
+        }
+        self.init(
+            name: try unsafe Field.name(c.has_name, c.name, "config.name"), transport: transport)
+        queueCount = unsafe Field.optional(c.has_queue_count, c.queue_count)
+        queueDepth = unsafe Field.optional(c.has_queue_depth, c.queue_depth)
+        maxTransferByteCount = unsafe Field.optional(
+            c.has_max_transfer_byte_count, c.max_transfer_byte_count)
+        poolByteCount = unsafe Field.optional(c.has_pool_byte_count, c.pool_byte_count)
+        ioTimeoutMilliseconds = unsafe Field.optional(c.has_io_timeout_ms, c.io_timeout_ms)
+        adminTimeoutMilliseconds = unsafe Field.optional(
+            c.has_admin_timeout_ms, c.admin_timeout_ms)
+    }
+}
+
+extension ControllerInfo {
+    func write(into writer: inout MessageWriter) {
+        writer.text(1, serial)
+        writer.text(2, model)
+        writer.text(3, firmware)
+        writer.number(4, vendorID)
+        writer.number(5, controllerID)
+        writer.number(6, nvmeVersion)
+        writer.number(7, maxTransferByteCount)
+        writer.number(8, queueCount)
+        writer.number(9, queueDepth)
+        writer.flag(10, volatileWriteCache)
+    }
+
+    init(_ pointer: UnsafePointer<Nvmed__V1__ControllerInfo>?) throws(WireError) {
+        self.init()
+        guard let c = unsafe pointer?.pointee else { return }
+        serial = try unsafe Field.bytesText(c.serial, "controller.serial")
+        model = try unsafe Field.bytesText(c.model, "controller.model")
+        firmware = try unsafe Field.bytesText(c.firmware, "controller.firmware")
+        vendorID = unsafe c.vendor_id
+        controllerID = unsafe c.controller_id
+        nvmeVersion = unsafe c.nvme_version
+        maxTransferByteCount = unsafe c.max_transfer_byte_count
+        queueCount = unsafe c.queue_count
+        queueDepth = unsafe c.queue_depth
+        volatileWriteCache = unsafe c.volatile_write_cache != 0
+    }
+}
+
+extension DeviceReady {
+    func write(into writer: inout MessageWriter) {
+        writer.message(1) { controller.write(into: &$0) }
+        for namespace in namespaces.prefix(WireLimits.namespaceCount) {
+            writer.message(2) { namespace.write(into: &$0) }
+        }
+        writer.number(3, bringUpNanoseconds)
+        writer.number(4, generation)
+    }
+
+    init(_ c: UnsafePointer<Nvmed__V1__DeviceReady>) throws(WireError) {
+        self.init(
+            controller: try unsafe ControllerInfo(c.pointee.controller),
+            namespaces: try unsafe Field.list(
+                c.pointee.namespaces, c.pointee.n_namespaces, limit: WireLimits.namespaceCount,
+                "device_ready.namespaces"
+            ) { element throws(WireError) in try unsafe NamespaceInfo(element) },
+            bringUpNanoseconds: unsafe c.pointee.bring_up_ns,
+            generation: unsafe c.pointee.generation)
+    }
+}
+
+extension WorkerDevice {
+    func write(into writer: inout MessageWriter) {
+        writer.number(1, state.rawValue)
+        writer.text(2, reason)
+        if let config { writer.message(3) { config.write(into: &$0) } }
+        if let ready { writer.message(4) { ready.write(into: &$0) } }
+        writer.signed(5, workerPID)
+    }
+
+    init(_ pointer: UnsafePointer<Nvmed__V1__WorkerDevice>) throws(WireError) {
+        let c = unsafe pointer.pointee
+        self.init(state: unsafe Field.state(c.state))
+        reason = unsafe Field.text(c.reason)
+        if let message = unsafe c.config { config = try unsafe DeviceConfig(message) }
+        if let message = unsafe c.ready { ready = try unsafe DeviceReady(message) }
+        workerPID = unsafe c.worker_pid
+    }
+}
+
+extension OpenSession {
+    func write(into writer: inout MessageWriter) {
+        writer.number(1, sessionID)
+        writer.number(2, nsid)
+        writer.number(3, access.rawValue)
+        writer.flag(4, shared)
+        writer.text(5, disk)
+        writer.signed(6, clientPID)
+        writer.number(7, clientUID)
+    }
+
+    init(_ pointer: UnsafePointer<Nvmed__V1__OpenSession>) throws(WireError) {
+        let c = unsafe pointer.pointee
+        self.init(
+            sessionID: try unsafe Field.need(
+                c.has_session_id, c.session_id, "open_session.session_id"),
+            nsid: try unsafe Field.need(c.has_nsid, c.nsid, "open_session.nsid"),
+            access: try unsafe Field.needAccess(c.has_access, c.access, "open_session.access"),
+            shared: unsafe c.shared != 0,
+            disk: try unsafe Field.name(c.has_disk, c.disk, "open_session.disk"),
+            clientPID: unsafe c.client_pid, clientUID: unsafe c.client_uid)
+    }
+}
+
+extension WorkerProtocol {
+    /// One descriptor comes with an opened session.
+    public static func fdCount(of content: Content<WorkerProtocol>) -> Int {
+        if case .reply(.sessionOpened) = content { 1 } else { 0 }
+    }
+
+    /// Reads an envelope.
+    public static func read(
+        _ head: UnsafeRawBufferPointer, arena: MessageArena
+    ) throws(Rejection) -> (envelope: Envelope<WorkerProtocol>, fdCount: UInt32) {
+        var id: UInt64 = 0
+        do throws(WireError) {
+            return try unsafe arena.withAllocator { allocator throws(WireError) in
+                guard
+                    let c = unsafe nvmed__v1__worker_envelope__unpack(
+                        allocator, head.count, head.bindMemory(to: UInt8.self).baseAddress)
+                else { throw Field.malformed }
+                id = unsafe c.pointee.request_id
+                try unsafe Field.checkVersion(c.pointee.has_version, c.pointee.version)
+                let envelope = Envelope<WorkerProtocol>(
+                    requestID: id,
+                    deadlineNanoseconds: unsafe Field.optional(
+                        c.pointee.has_deadline_ns, c.pointee.deadline_ns),
+                    content: try unsafe content(of: c))
+                return (envelope, unsafe c.pointee.fd_count)
+            }
+        } catch { throw Rejection(id, error) }
+    }
+
+    private static func content(
+        of c: UnsafePointer<Nvmed__V1__WorkerEnvelope>
+    ) throws(WireError) -> Content<WorkerProtocol> {
+        if let error = unsafe c.pointee.error { return .failure(try unsafe WireError(error)) }
+        if let request = try unsafe request(c) { return .request(request) }
+        if let reply = try unsafe reply(c) { return .reply(reply) }
+        if let event = try unsafe event(c) { return .event(event) }
+        throw unsafe Field.unknownBody(c.pointee.base)
+    }
+
+    private static func request(
+        _ c: UnsafePointer<Nvmed__V1__WorkerEnvelope>
+    ) throws(WireError) -> WorkerRequest? {
+        switch unsafe c.pointee.body_case {
+        case NVMED__V1__WORKER_ENVELOPE__BODY_LOAD_DRIVER:
+            let m = try unsafe Field.need(c.pointee.load_driver, "load_driver")
+            return .loadDriver(
+                try unsafe DeviceConfig(Field.need(m.pointee.config, "load_driver.config")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_GET_DEVICE: return .getDevice
+        case NVMED__V1__WORKER_ENVELOPE__BODY_GET_NAMESPACE:
+            let m = try unsafe Field.need(c.pointee.get_namespace, "get_namespace").pointee
+            return .getNamespace(
+                nsid: try unsafe Field.need(m.has_nsid, m.nsid, "get_namespace.nsid"))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_OPEN_SESSION:
+            return .openSession(
+                try unsafe OpenSession(Field.need(c.pointee.open_session, "open_session")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_CLOSE_SESSION:
+            let (id, reason) = try unsafe Shared.closeSession(
+                Field.need(c.pointee.close_session, "close_session"))
+            return .closeSession(sessionID: id, reason: reason)
+        case NVMED__V1__WORKER_ENVELOPE__BODY_LIST_SESSIONS:
+            let m = try unsafe Field.need(c.pointee.list_sessions, "list_sessions").pointee
+            return .listSessions(after: unsafe Field.optional(m.has_after, m.after))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_INSPECT:
+            let (prefix, after) = try unsafe Shared.inspectRequest(
+                Field.need(c.pointee.inspect, "inspect"))
+            return .inspect(prefix: prefix, after: after)
+        case NVMED__V1__WORKER_ENVELOPE__BODY_SHUTDOWN:
+            let m = try unsafe Field.need(c.pointee.shutdown, "shutdown")
+            return .shutdown(doNotReset: unsafe m.pointee.do_not_reset != 0)
+        default: return nil
+        }
+    }
+
+    private static func reply(
+        _ c: UnsafePointer<Nvmed__V1__WorkerEnvelope>
+    ) throws(WireError) -> WorkerReply? {
+        switch unsafe c.pointee.body_case {
+        case NVMED__V1__WORKER_ENVELOPE__BODY_DONE: return .done
+        case NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE_READY:
+            return .deviceReady(
+                try unsafe DeviceReady(Field.need(c.pointee.device_ready, "device_ready")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_NAMESPACE_INFO:
+            return .namespace(
+                try unsafe NamespaceInfo(Field.need(c.pointee.namespace_info, "namespace_info")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_SESSION_OPENED:
+            let m = try unsafe Field.need(c.pointee.session_opened, "session_opened")
+            return .sessionOpened(
+                try unsafe DiskInfo(Field.need(m.pointee.info, "session_opened.info")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_SESSION_LIST:
+            return .sessions(
+                try unsafe Shared.sessions(Field.need(c.pointee.session_list, "session_list")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_INSPECT_REPLY:
+            return .inspect(
+                try unsafe Shared.inspect(Field.need(c.pointee.inspect_reply, "inspect_reply")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE:
+            return .device(try unsafe WorkerDevice(Field.need(c.pointee.device, "device")))
+        default: return nil
+        }
+    }
+
+    private static func event(
+        _ c: UnsafePointer<Nvmed__V1__WorkerEnvelope>
+    ) throws(WireError) -> WorkerEvent? {
+        switch unsafe c.pointee.body_case {
+        case NVMED__V1__WORKER_ENVELOPE__BODY_STATE_CHANGED:
+            let m = try unsafe Field.need(c.pointee.state_changed, "state_changed").pointee
+            return unsafe .stateChanged(Field.state(m.state), reason: Field.text(m.reason))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_NAMESPACE_CHANGED:
+            let m = try unsafe Field.need(c.pointee.namespace_changed, "namespace_changed").pointee
+            return .namespaceChanged(
+                nsid: try unsafe Field.need(m.has_nsid, m.nsid, "namespace_changed.nsid"))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_HEALTH:
+            let m = try unsafe Field.need(c.pointee.health, "health").pointee
+            var health = Health()
+            health.criticalWarning = unsafe m.critical_warning
+            health.temperatureKelvin = unsafe m.temperature_kelvin
+            health.availableSparePercent = unsafe m.available_spare_percent
+            health.usedPercent = unsafe m.used_percent
+            return .health(health)
+        case NVMED__V1__WORKER_ENVELOPE__BODY_SESSION_ENDED:
+            let m = try unsafe Field.need(c.pointee.session_ended, "session_ended").pointee
+            return .sessionEnded(
+                sessionID: try unsafe Field.need(
+                    m.has_session_id, m.session_id, "session_ended.session_id"),
+                reason: try unsafe WireError(Field.need(m.reason, "session_ended.reason")),
+                counters: unsafe SessionCounters(m.counters))
+        default: return nil
+        }
+    }
+
+    // MARK: Writing
+
+    /// Writes the body's field.
+    public static func write(
+        _ content: Content<WorkerProtocol>, into writer: inout MessageWriter
+    ) {
+        switch content {
+        case .request(let request): write(request, &writer)
+        case .reply(let reply): write(reply, &writer)
+        case .event(let event): write(event, &writer)
+        case .failure: break
+        }
+    }
+
+    private static func write(_ request: WorkerRequest, _ w: inout MessageWriter) {
+        switch request {
+        case .loadDriver(let config):
+            w.message(20) { w in w.message(1) { config.write(into: &$0) } }
+        case .getDevice: w.message(21) { _ in }
+        case .getNamespace(let nsid): w.message(22) { $0.number(1, nsid) }
+        case .openSession(let session): w.message(23) { session.write(into: &$0) }
+        case .closeSession(let sessionID, let reason):
+            w.message(24) {
+                $0.number(1, sessionID)
+                $0.text(2, reason)
+            }
+        case .listSessions(let after): w.message(25) { $0.number(1, after) }
+        case .inspect(let prefix, let after):
+            w.message(26) {
+                $0.text(1, prefix)
+                $0.text(2, after)
+            }
+        case .shutdown(let doNotReset): w.message(27) { $0.flag(1, doNotReset) }
+        }
+    }
+
+    private static func write(_ reply: WorkerReply, _ w: inout MessageWriter) {
+        switch reply {
+        case .done: w.message(60) { _ in }
+        case .deviceReady(let ready): w.message(61) { ready.write(into: &$0) }
+        case .namespace(let namespace): w.message(62) { namespace.write(into: &$0) }
+        case .sessionOpened(let info):
+            w.message(63) { w in w.message(1) { info.write(into: &$0) } }
+        case .sessions(let page):
+            w.message(64) { page.write(into: &$0) { $0.write(into: &$1) } }
+        case .inspect(let page): w.message(65) { page.write(into: &$0) { $0.write(into: &$1) } }
+        case .device(let device): w.message(66) { device.write(into: &$0) }
+        }
+    }
+
+    private static func write(_ event: WorkerEvent, _ w: inout MessageWriter) {
+        switch event {
+        case .stateChanged(let state, let reason):
+            w.message(90) {
+                $0.number(1, state.rawValue)
+                $0.text(2, reason)
+            }
+        case .namespaceChanged(let nsid): w.message(91) { $0.number(1, nsid) }
+        case .health(let health):
+            w.message(92) {
+                $0.number(1, health.criticalWarning)
+                $0.number(2, health.temperatureKelvin)
+                $0.number(3, health.availableSparePercent)
+                $0.number(4, health.usedPercent)
+            }
+        case .sessionEnded(let sessionID, let reason, let counters):
+            w.message(93) { w in
+                w.number(1, sessionID)
+                w.message(2) { reason.write(into: &$0) }
+                w.message(3) { counters.write(into: &$0) }
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// The messages between the supervisor and the worker of one device (Proto/worker.proto).
+
+/// How a device is reached.
+public enum Transport: Sendable, Hashable {
+    /// A vfio-user server, by the path of its socket.
+    case vfioUser(path: String)
+    /// Kernel VFIO, by PCI address: `0000:01:00.0`.
+    case pci(address: String)
+    /// No device: I/O succeeds at once and moves nothing.
+    case null
+}
+
+/// How to run a device; nil: the worker's default.
+public struct DeviceConfig: Sendable, Hashable {
+    /// The configured name.
+    public var name: String
+    /// How it is reached.
+    public var transport: Transport
+    /// I/O queue pairs wanted.
+    public var queueCount: UInt32?
+    /// Entries of each queue wanted.
+    public var queueDepth: UInt32?
+    /// The most bytes of one command.
+    public var maxTransferByteCount: UInt64?
+    /// Bytes of the DMA pool.
+    public var poolByteCount: UInt64?
+    /// Milliseconds after which an I/O command is taken to be lost.
+    public var ioTimeoutMilliseconds: UInt32?
+    /// Milliseconds after which an admin command is taken to be lost.
+    public var adminTimeoutMilliseconds: UInt32?
+    /// A device with the worker's defaults.
+    public init(name: String, transport: Transport) {
+        self.name = name
+        self.transport = transport
+    }
+}
+
+/// What a controller is like.
+public struct ControllerInfo: Sendable, Hashable {
+    /// Serial number without padding.
+    public var serial = ""
+    /// Model without padding.
+    public var model = ""
+    /// Firmware revision without padding.
+    public var firmware = ""
+    /// PCI vendor id.
+    public var vendorID: UInt32 = 0
+    /// Controller id (CNTLID).
+    public var controllerID: UInt32 = 0
+    /// NVMe version as the VS register has it.
+    public var nvmeVersion: UInt32 = 0
+    /// The most bytes of one command.
+    public var maxTransferByteCount: UInt64 = 0
+    /// I/O queue pairs in use.
+    public var queueCount: UInt32 = 0
+    /// Entries of each.
+    public var queueDepth: UInt32 = 0
+    /// There is a volatile write cache.
+    public var volatileWriteCache = false
+    /// A controller of which nothing is known.
+    public init() {}
+}
+
+/// A device that is up.
+public struct DeviceReady: Sendable, Hashable {
+    /// The controller.
+    public var controller: ControllerInfo
+    /// Its active namespaces; the first `WireLimits.namespaceCount` are told.
+    public var namespaces: [NamespaceInfo]
+    /// How long bring-up took.
+    public var bringUpNanoseconds: UInt64
+    /// Rises whenever the worker starts afresh.
+    public var generation: UInt64
+    /// Describes a device that is up.
+    public init(
+        controller: ControllerInfo, namespaces: [NamespaceInfo], bringUpNanoseconds: UInt64,
+        generation: UInt64
+    ) {
+        self.controller = controller
+        self.namespaces = namespaces
+        self.bringUpNanoseconds = bringUpNanoseconds
+        self.generation = generation
+    }
+}
+
+/// The state of the device in its worker.
+public struct WorkerDevice: Sendable, Hashable {
+    /// Where it is in its life.
+    public var state: DeviceState
+    /// Why; empty: nothing to say.
+    public var reason = ""
+    /// What `loadDriver` said; nil: never loaded.
+    public var config: DeviceConfig?
+    /// What `loadDriver` replied; nil unless ready.
+    public var ready: DeviceReady?
+    /// The worker's process id.
+    public var workerPID: Int32 = 0
+    /// A device of which nothing else is known.
+    public init(state: DeviceState) { self.state = state }
+}
+
+/// A session to be made.
+public struct OpenSession: Sendable, Hashable {
+    /// Chosen by the supervisor, never used before.
+    public var sessionID: UInt64
+    /// The namespace.
+    public var nsid: UInt32
+    /// What the client may do.
+    public var access: AccessMode
+    /// Other writers are admitted.
+    public var shared: Bool
+    /// The disk's configured name.
+    public var disk: String
+    /// The client's process id.
+    public var clientPID: Int32
+    /// The client's user id.
+    public var clientUID: UInt32
+    /// Describes a session.
+    public init(
+        sessionID: UInt64, nsid: UInt32, access: AccessMode, shared: Bool, disk: String,
+        clientPID: Int32 = 0, clientUID: UInt32 = 0
+    ) {
+        self.sessionID = sessionID
+        self.nsid = nsid
+        self.access = access
+        self.shared = shared
+        self.disk = disk
+        self.clientPID = clientPID
+        self.clientUID = clientUID
+    }
+}
+
+/// The health of a controller (SMART / Health Information).
+public struct Health: Sendable, Hashable {
+    /// Critical Warning bits.
+    public var criticalWarning: UInt32 = 0
+    /// Composite temperature.
+    public var temperatureKelvin: UInt32 = 0
+    /// Available spare.
+    public var availableSparePercent: UInt32 = 0
+    /// Percentage used; may exceed 100.
+    public var usedPercent: UInt32 = 0
+    /// All zero.
+    public init() {}
+}
+
+/// What the supervisor asks of a worker.
+public enum WorkerRequest: Sendable, Hashable {
+    /// Brings the device up. Reply: `.deviceReady`.
+    case loadDriver(DeviceConfig)
+    /// Reply: `.device`.
+    case getDevice
+    /// Reply: `.namespace`.
+    case getNamespace(nsid: UInt32)
+    /// Reply: `.sessionOpened`, with one descriptor: the client's end.
+    case openSession(OpenSession)
+    /// Reply: `.done`.
+    case closeSession(sessionID: UInt64, reason: String)
+    /// Reply: `.sessions`.
+    case listSessions(after: UInt64?)
+    /// Reply: `.inspect`.
+    case inspect(prefix: String, after: String?)
+    /// Orderly end. Reply: `.done`, then the process exits.
+    case shutdown(doNotReset: Bool)
+}
+
+/// What a worker answers its supervisor.
+public enum WorkerReply: Sendable, Hashable {
+    /// It was done; there is nothing to return.
+    case done
+    /// The device is up.
+    case deviceReady(DeviceReady)
+    /// The state of the device.
+    case device(WorkerDevice)
+    /// A namespace.
+    case namespace(NamespaceInfo)
+    /// The session is open; one descriptor travels along.
+    case sessionOpened(DiskInfo)
+    /// Sessions by rising id.
+    case sessions(Page<SessionInfo>)
+    /// Values by rising path.
+    case inspect(Page<InspectEntry>)
+}
+
+/// What a worker tells its supervisor unasked.
+public enum WorkerEvent: Sendable, Hashable {
+    /// The device entered a state.
+    case stateChanged(DeviceState, reason: String)
+    /// A namespace appeared, went, or changed.
+    case namespaceChanged(nsid: UInt32)
+    /// The controller's health changed.
+    case health(Health)
+    /// A session is over.
+    case sessionEnded(sessionID: UInt64, reason: WireError, counters: SessionCounters)
+}
+
+/// The protocol of a worker: supervisor ↔ worker.
+public enum WorkerProtocol: WireProtocol {
+    /// What the supervisor sends.
+    public typealias Request = WorkerRequest
+    /// What the worker answers.
+    public typealias Reply = WorkerReply
+    /// What the worker sends unasked.
+    public typealias Event = WorkerEvent
+}
