@@ -104,6 +104,8 @@ let package = Package(
             path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
         tests("SystemdTests", ["ServiceProbe", "Systemd", "Linux", "CLinux"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
+        tests("DMATests", ["DMA", "Linux"]),
+        tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu17
