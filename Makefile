@@ -51,6 +51,7 @@ build:
 
 fmt:
 	swift format --in-place --recursive Sources Tests Package.swift
+	@.ci/wrap-comments
 
 protos:
 	@.ci/bootstrap test

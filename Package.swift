@@ -106,6 +106,7 @@ let package = Package(
         tests("NVMeSpecTests", ["NVMeSpec"]),
         tests("DMATests", ["DMA", "Linux"]),
         tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),
+        tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu17

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// What Swift sees of libsystemd.
 #pragma once
 #include <systemd/sd-bus.h>
 #include <systemd/sd-daemon.h>
