@@ -140,7 +140,7 @@ enum Rules {
 /// What the rules forbid.
 enum Forbidden {
     static var waits: Regex<Substring> {
-        #/\bTask\.sleep\b|\bDispatchQueue\b|\busleep\(|\bnanosleep\(|\bsleep\((?!\w+:)/#
+        #/\bTask\.sleep\b|\bDispatchQueue\b|\busleep\(|\bnanosleep\(|\bsleep\((?!\w+[ :])/#
     }
     static var traps: Regex<Substring> { #/\bfatalError\(|\btry!|\bas!/# }
     static var foundation: Regex<Substring> {
