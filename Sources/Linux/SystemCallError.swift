@@ -62,6 +62,8 @@ public enum Errno {
     public static let timedOut = ETIMEDOUT
     /// The device is gone.
     public static let noDevice = ENODEV
+    /// A signal came first.
+    public static let interrupted = EINTR
     /// Not supported.
     public static let notSupported = EOPNOTSUPP
 }
