@@ -84,7 +84,8 @@ let package = Package(
 
         // Programs: arguments, wiring, exit code.
         program(
-            "nvmed", ["Supervisor", "ServiceManager", "DiskConfig", "Systemd", "Linux", "CVersion"]),
+            "nvmed",
+            ["Supervisor", "ServiceManager", "DiskConfig", "Systemd", "Linux", "CVersion"]),
         program("nvmed-worker", ["Worker", "Systemd", "Linux", "CVersion"]),
         program("nvmed-emulator", ["NVMeEmulator", "Linux", "CVersion"]),
         program(
