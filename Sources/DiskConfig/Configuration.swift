@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// Configuration as values: settings, devices, disks, and what is wrong with the files.
+
+/// How a device is reached.
+public enum DeviceTransport: Sendable, Hashable {
+    /// A vfio-user server, by the path of its socket.
+    case vfioUser(path: String)
+    /// Kernel VFIO, by PCI address with domain.
+    case pci(address: String)
+    /// No device: for benchmarks.
+    case null
+}
+
+/// A device: one `NAME.device` file with its drop-ins. nil: the worker's default.
+public struct ConfiguredDevice: Sendable, Hashable {
+    /// From the file's name.
+    public var name: String
+    /// Where its main file is.
+    public var location: ConfigLocation
+    /// `Transport=` with `Socket=` or `Address=`.
+    public var transport: DeviceTransport
+    /// `Queues=`: I/O queue pairs, 1 to 1024.
+    public var queueCount: UInt32?
+    /// `QueueDepth=`: entries of each, 2 to 65536.
+    public var queueDepth: UInt32?
+    /// `MaxTransfer=`: bytes of one command.
+    public var maxTransferByteCount: UInt64?
+    /// `Pool=`: bytes of the DMA pool.
+    public var poolByteCount: UInt64?
+    /// `IOTimeoutSec=`.
+    public var ioTimeoutMilliseconds: UInt32?
+    /// `AdminTimeoutSec=`.
+    public var adminTimeoutMilliseconds: UInt32?
+}
+
+/// How a disk names its namespace.
+public enum NamespaceSelector: Sendable, Hashable {
+    /// `Namespace=` on `Device=`.
+    case namespace(nsid: UInt32)
+    /// `Namespace=` on the controller with `Serial=`.
+    case serial(String, nsid: UInt32)
+    /// `NGUID=`, 16 bytes.
+    case nguid([UInt8])
+    /// `EUI64=`, 8 bytes.
+    case eui64([UInt8])
+    /// `UUID=`, 16 bytes.
+    case uuid([UInt8])
+}
+
+/// What a disk's clients may do.
+public enum DiskAccess: String, Sendable, Hashable {
+    /// Only read.
+    case readOnly = "read-only"
+    /// Read and write.
+    case readWrite = "read-write"
+}
+
+/// A disk: one `NAME.disk` file with its drop-ins.
+public struct ConfiguredDisk: Sendable, Hashable {
+    /// From the file's name.
+    public var name: String
+    /// Where its main file is.
+    public var location: ConfigLocation
+    /// `Device=`; nil: whichever has the namespace.
+    public var device: String?
+    /// Which namespace.
+    public var selector: NamespaceSelector
+    /// `Access=`; read-write by default.
+    public var access: DiskAccess
+    /// `Shared=`: several clients may write; no by default.
+    public var shared: Bool
+    /// `User=`: who may open it beside root.
+    public var users: [UInt32]
+    /// `Group=`: members of which groups may open it.
+    public var groups: [UInt32]
+}
+
+/// `[Supervisor]` of `nvmed.conf`. nil: the program's default.
+public struct SupervisorSettings: Sendable, Hashable {
+    /// `Socket=`: where clients connect.
+    public var socketPath: String?
+    /// `SocketMode=`: the socket's permissions.
+    public var socketMode: UInt32?
+    /// `MaxSessions=`: open sessions of all disks together.
+    public var maxSessions: UInt32?
+    /// `AdminUser=`: who may administer beside root.
+    public var adminUsers: [UInt32] = []
+    /// `AdminGroup=`: members of which groups may administer.
+    public var adminGroups: [UInt32] = []
+    /// The defaults.
+    public init() {}
+}
+
+/// Finds numbers of user and group names; pure tests give their own.
+public struct NameLookup: Sendable {
+    /// A user's number, nil for an unknown name.
+    public var user: @Sendable (String) -> UInt32?
+    /// A group's number, nil for an unknown name.
+    public var group: @Sendable (String) -> UInt32?
+
+    /// Looks up with two functions.
+    public init(
+        user: @escaping @Sendable (String) -> UInt32?,
+        group: @escaping @Sendable (String) -> UInt32?
+    ) {
+        self.user = user
+        self.group = group
+    }
+}
+
+/// A file as it was read. `directory` ranks it: a higher one overrides.
+public struct ConfigSourceFile: Sendable, Hashable {
+    /// The rank of its directory: 0 for /usr/lib, 1 for /run, 2 for /etc.
+    public var directory: Int
+    /// The path inside the directory: `vol0.disk` or `vol0.disk.d/10-users.conf`.
+    public var relativePath: String
+    /// The whole path, for messages.
+    public var path: String
+    /// The bytes, one more than the limit at most.
+    public var bytes: [UInt8]
+
+    /// A file in memory.
+    public init(directory: Int, relativePath: String, path: String, bytes: [UInt8]) {
+        self.directory = directory
+        self.relativePath = relativePath
+        self.path = path
+        self.bytes = bytes
+    }
+}
+
+/// All of the configuration. An entry with an error is left out; the others stand.
+public struct Configuration: Sendable, Hashable {
+    /// `[Supervisor]`.
+    public var supervisor = SupervisorSettings()
+    /// The devices, by name.
+    public var devices: [ConfiguredDevice] = []
+    /// The disks, by name.
+    public var disks: [ConfiguredDisk] = []
+    /// What is wrong or odd, in the order of the files.
+    public var problems: [ConfigProblem] = []
+
+    /// No configuration.
+    public init() {}
+
+    /// Whether an entry was left out.
+    public var hasErrors: Bool { problems.contains { $0.severity == .error } }
+
+    /// Reads files that were loaded.
+    public static func parse(_ files: [ConfigSourceFile], lookup: NameLookup) -> Configuration {
+        var reader = ConfigurationReader(lookup: lookup)
+        for unit in ConfigUnit.group(files, problems: &reader.problems) { reader.read(unit) }
+        return reader.finish()
+    }
+}
