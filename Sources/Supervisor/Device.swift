@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+// One device of the registry: its life, the connection to its worker, its sessions.
+
+internal import Linux
+internal import Systemd
+internal import Wire
+
+/// A configured device. What happens to one never waits for another.
+@Control
+final class Device {
+    /// The configured name.
+    let name: String
+    /// How to run it; a change takes effect with the next load.
+    var config: DeviceConfig
+    private let units: any WorkerUnits
+    let log: Log
+
+    private var lifecycle = DeviceLifecycle(nowNanoseconds: MonotonicClock.nowNanoseconds)
+    private(set) var link: WorkerLink?
+    /// What the worker said when it was last ready.
+    private(set) var ready: DeviceReady?
+    private(set) var workerPID: Int32?
+    private(set) var restarts: UInt64 = 0
+    /// Sessions by id.
+    var sessions: [UInt64: SessionInfo] = [:]
+    /// Serialises opening.
+    let turn: Turn
+
+    private var backOff: Timer?
+    private var load: Task<Void, Never>?
+    /// Tells a load that was overtaken by another one to keep its result for itself.
+    private var loadNumber: UInt64 = 0
+    private var waiting: [OneShot<Void>] = []
+    private var endWaiting: [UInt64: [OneShot<Void>]] = [:]
+
+    /// A device that was never started.
+    init(config: DeviceConfig, units: any WorkerUnits, log: Log) {
+        name = config.name
+        self.config = config
+        self.units = units
+        var log = log
+        log.device = config.name
+        self.log = log
+        turn = Turn("device \(config.name)")
+    }
+
+    /// Where the device is.
+    var state: DeviceLifecycle.State { lifecycle.state }
+
+    // MARK: Events
+
+    /// Applies an event to the lifecycle table and does what the table says.
+    func post(_ event: DeviceLifecycle.Event, reason: String = "") {
+        let before = lifecycle.state
+        let action = lifecycle.handle(
+            event, reason: reason, nowNanoseconds: MonotonicClock.nowNanoseconds)
+        if lifecycle.state != before { announce(before) }
+        switch action {
+        case .none: break
+        case .load: startLoading()
+        case .loadLater(let delay): loadLater(delay)
+        case .stop: startStopping()
+        }
+    }
+
+    private func announce(_ before: DeviceLifecycle.State) {
+        let reason = lifecycle.reason.isEmpty ? "" : ": \(lifecycle.reason)"
+        let text = "\(before) → \(lifecycle.state)\(reason)"
+        switch lifecycle.state {
+        case .failed, .retrying, .removed: log.error(text, id: Messages.deviceFailed)
+        case .recovering: log.warning(text, id: Messages.deviceRecovering)
+        case .absent, .starting, .ready, .draining: log.info(text, id: Messages.deviceState)
+        }
+        let waiting = waiting
+        self.waiting = []
+        for one in waiting { one.succeed(()) }
+    }
+
+    // MARK: Loading
+
+    private func startLoading() {
+        backOff?.cancel()
+        backOff = nil
+        load?.cancel()
+        loadNumber &+= 1
+        let number = loadNumber
+        load = EventLoop.current.task { await self.runLoad(number) }
+    }
+
+    private func loadLater(_ delay: UInt64) {
+        loadNumber &+= 1
+        load?.cancel()
+        backOff?.cancel()
+        backOff = try? EventLoop.current.after(nanoseconds: delay) { [weak self] in
+            self?.post(.backOffOver)
+        }
+        log.info(
+            "attempt \(lifecycle.attempts) failed; the next one in \(delay / 1_000_000) ms")
+    }
+
+    private func runLoad(_ number: UInt64) async {
+        let deadline = Deadline.after(SupervisorLimits.loadNanoseconds)
+        do {
+            let link = try await connect(deadline, number)
+            let found = try await bringUp(link, deadline)
+            let sessions = try await link.sessions(deadline)
+            guard number == loadNumber else { return }
+            load = nil
+            learn(found, sessions)
+            post(.loaded)
+        } catch {
+            guard number == loadNumber else { return }
+            load = nil
+            post(error.code == .deviceRemoved ? .gone : .failed, reason: error.message)
+        }
+    }
+
+    private func connect(
+        _ deadline: UInt64, _ number: UInt64
+    ) async throws(WireError) -> WorkerLink {
+        if let link, link.isOpen { return link }
+        let passed = try await units.connect(name)
+        guard number == loadNumber, let fd = passed.take() else {
+            throw WireError(.cancelled, "another attempt began", device: name)
+        }
+        do {
+            let link = try WorkerLink(
+                fd, device: name, onEvent: { [weak self] in self?.hear($0) },
+                onEnd: { [weak self] in self?.lost($0) })
+            self.link = link
+            return link
+        } catch {
+            throw WireError(.internalError, "\(error)", device: name)
+        }
+    }
+
+    /// Has the worker bring the device up, or learns that it is.
+    private func bringUp(
+        _ link: WorkerLink, _ deadline: UInt64
+    ) async throws(WireError) -> WorkerDevice {
+        var found = try await link.getDevice(deadline)
+        if found.state == .ready, found.ready != nil {
+            if found.config != config {
+                log.warning("runs with an earlier configuration until its worker is restarted")
+            }
+            return found
+        }
+        found.ready = try await link.loadDriver(config, deadline)
+        found.state = .ready
+        return found
+    }
+
+    private func learn(_ found: WorkerDevice, _ sessions: [SessionInfo]) {
+        if let workerPID, workerPID != found.workerPID { restarts &+= 1 }
+        workerPID = found.workerPID
+        ready = found.ready
+        self.sessions = [:]
+        for session in sessions.prefix(SupervisorLimits.sessionsPerDevice) {
+            self.sessions[session.sessionID] = session
+        }
+        for id in endWaiting.keys where self.sessions[id] == nil { tellEnded(id) }
+        guard let ready else { return }
+        log.notice(
+            "ready: \(ready.namespaces.count) namespaces, worker \(found.workerPID), "
+                + "\(sessions.count) sessions, brought up in "
+                + "\(ready.bringUpNanoseconds / 1_000_000) ms", id: Messages.deviceReady)
+    }
+
+    /// Adopts a worker that runs already, without starting one; the supervisor was restarted.
+    func adopt() async {
+        do {
+            guard try await units.isRunning(name), lifecycle.state == .absent else { return }
+        } catch {
+            return log.warning("whether its worker runs is unknown: \(error); continuing")
+        }
+        post(.wanted)
+    }
+
+    // MARK: What the worker tells
+
+    private func hear(_ event: WorkerEvent) {
+        switch event {
+        case .stateChanged(let state, let reason): hear(state, reason)
+        case .namespaceChanged(let nsid): refreshNamespace(nsid)
+        case .health(let health):
+            guard health.criticalWarning != 0 else { return }
+            log.warning(
+                "critical warning 0x\(String(health.criticalWarning, radix: 16)), "
+                    + "\(health.temperatureKelvin) K, spare \(health.availableSparePercent) %",
+                id: Messages.health)
+        case .sessionEnded(let id, let reason, _):
+            if let session = sessions.removeValue(forKey: id) {
+                log.info(
+                    "session \(id) of disk \(session.disk) ended: \(reason)",
+                    id: Messages.sessionEnded, namespace: session.nsid)
+            }
+            tellEnded(id)
+        }
+    }
+
+    private func hear(_ state: DeviceState, _ reason: String) {
+        switch state {
+        case .recovering: post(.stalled, reason: reason)
+        case .failed: post(.failed, reason: reason)
+        case .removed: post(.gone, reason: reason)
+        // While it is being loaded the reply to LoadDriver says more.
+        case .ready: if lifecycle.state == .recovering, load == nil { post(.loaded) }
+        case .unknown, .absent, .starting, .draining: break
+        }
+    }
+
+    private func refreshNamespace(_ nsid: UInt32) {
+        guard let link, link.isOpen else { return }
+        EventLoop.current.task {
+            let deadline = Deadline.after(SupervisorLimits.requestNanoseconds)
+            let fresh: NamespaceInfo?
+            do throws(WireError) {
+                fresh = try await link.getNamespace(nsid, deadline)
+            } catch {
+                fresh = nil
+            }
+            self.replace(nsid, fresh)
+        }
+    }
+
+    private func replace(_ nsid: UInt32, _ fresh: NamespaceInfo?) {
+        log.notice("namespace \(fresh == nil ? "gone" : "changed")", namespace: nsid)
+        ready?.namespaces.removeAll { $0.nsid == nsid }
+        if let fresh { ready?.namespaces.append(fresh) }
+        ready?.namespaces.sort { $0.nsid < $1.nsid }
+    }
+
+    private func lost(_ reason: String) {
+        link = nil
+        post(.workerLost, reason: reason)
+    }
+
+    // MARK: Waiting
+
+    /// Starts the device if need be and waits until it is ready.
+    func becomeReady(_ deadline: UInt64) async throws(WireError) {
+        post(.wanted)
+        // Each turn waits for a change of state, which the table bounds.
+        while true {
+            switch lifecycle.state {
+            case .ready: return
+            case .retrying, .failed: throw failure()
+            case .removed:
+                throw WireError(
+                    .deviceRemoved, "device \(name) is gone: \(lifecycle.reason)", device: name)
+            case .absent, .draining:
+                throw WireError(
+                    .shuttingDown, "device \(name) is being stopped; try again later",
+                    device: name)
+            case .starting, .recovering:
+                let change = OneShot<Void>()
+                waiting.append(change)
+                try await change.wait(until: deadline, "waiting for device \(name)")
+            }
+        }
+    }
+
+    private func failure() -> WireError {
+        let next =
+            lifecycle.state == .retrying
+            ? "it is tried again by itself" : "the next open tries again"
+        return WireError(
+            .deviceFailed,
+            "device \(name) could not be brought up (attempt \(max(lifecycle.attempts, 1))): "
+                + "\(lifecycle.reason); \(next), or use RetryDevice", device: name)
+    }
+
+    /// Waits until a session has ended; returns whether it has.
+    func waitForEnd(of id: UInt64, _ deadline: UInt64) async -> Bool {
+        guard sessions[id] != nil else { return true }
+        let ended = OneShot<Void>()
+        endWaiting[id, default: []].append(ended)
+        do throws(WireError) {
+            try await ended.wait(until: deadline, "session \(id)")
+            return true
+        } catch {
+            endWaiting[id]?.removeAll { $0.isFinished }
+            if endWaiting[id]?.isEmpty == true { endWaiting[id] = nil }
+            return false
+        }
+    }
+
+    private func tellEnded(_ id: UInt64) {
+        for one in endWaiting.removeValue(forKey: id) ?? [] { one.succeed(()) }
+    }
+
+    // MARK: Stopping
+
+    private func startStopping() {
+        backOff?.cancel()
+        backOff = nil
+        load?.cancel()
+        loadNumber &+= 1
+        load = EventLoop.current.task { await self.runStop() }
+    }
+
+    private func runStop() async {
+        let deadline = Deadline.after(SupervisorLimits.shutdownNanoseconds)
+        if let link, link.isOpen {
+            do throws(WireError) {
+                _ = try await link.call(
+                    .shutdown(doNotReset: false), deadlineNanoseconds: deadline,
+                    "shutting the worker down")
+            } catch {
+                log.warning("did not shut down in order: \(error); ending its worker")
+            }
+        }
+        link?.close()
+        link = nil
+        do throws(WireError) {
+            try await units.stop(name)
+        } catch {
+            log.error("its worker could not be stopped: \(error); continuing")
+        }
+        sessions = [:]
+        for id in Array(endWaiting.keys) { tellEnded(id) }
+        workerPID = nil
+        post(.stopped)
+    }
+
+    /// Ends the worker in order and waits until it has ended.
+    func stop() async {
+        post(.stop, reason: "stopped by request")
+        while lifecycle.state == .draining {
+            let change = OneShot<Void>()
+            waiting.append(change)
+            do throws(WireError) {
+                // The steps of stopping have their own bounds; this one only ends the loop.
+                try await change.wait(
+                    until: Deadline.after(4 * SupervisorLimits.shutdownNanoseconds),
+                    "stopping device \(name)")
+            } catch { return }
+        }
+    }
+
+    // MARK: Telling
+
+    /// The device as clients see it.
+    var info: DeviceInfo {
+        var info = DeviceInfo(name: name, state: lifecycle.told)
+        info.reason = lifecycle.reason
+        info.attempts = lifecycle.attempts
+        info.sinceNanoseconds = lifecycle.sinceNanoseconds
+        info.transport = config.transport.told
+        info.serial = ready?.controller.serial ?? ""
+        info.model = ready?.controller.model ?? ""
+        info.firmware = ready?.controller.firmware ?? ""
+        info.namespaces = ready?.namespaces ?? []
+        info.workerPID = link == nil ? nil : workerPID
+        info.restarts = restarts
+        info.sessionCount = UInt32(clamping: sessions.count)
+        return info
+    }
+}
+
+extension Transport {
+    /// How the device is reached, as `DeviceInfo` has it.
+    var told: String {
+        switch self {
+        case .vfioUser(let path): "vfio-user:\(path)"
+        case .pci(let address): "pci:\(address)"
+        case .null: "null"
+        }
+    }
+}
+
+/// Points of CLOCK_MONOTONIC.
+enum Deadline {
+    /// A time from now.
+    static func after(_ nanoseconds: UInt64) -> UInt64 {
+        let (sum, overflow) = MonotonicClock.nowNanoseconds.addingReportingOverflow(nanoseconds)
+        return overflow ? .max : sum
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the name of a disk to a session: resolution, policy, exclusivity.
+
+internal import Linux
+internal import Systemd
+internal import Wire
+
+/// Where a disk was found.
+struct DiskPlace {
+    var device: Device
+    var nsid: UInt32
+    /// Nil while the device has not been ready yet.
+    var namespace: NamespaceInfo?
+}
+
+extension Service {
+    // MARK: Resolution
+
+    /// Where a disk is, as far as the devices that were ready tell.
+    func found(_ disk: DiskPlan) -> Result<DiskPlace, WireError> {
+        if case .namespace(let name, let nsid) = disk.target {
+            guard let device = devices[name] else { return .failure(unknownDevice(name, disk)) }
+            let namespace = device.ready?.namespaces.first { $0.nsid == nsid }
+            if device.ready != nil, namespace == nil {
+                return .failure(noNamespace(disk, nsid, device))
+            }
+            return .success(DiskPlace(device: device, nsid: nsid, namespace: namespace))
+        }
+        var places: [DiskPlace] = []
+        for device in sortedDevices {
+            guard let ready = device.ready else { continue }
+            for namespace in ready.namespaces
+            where matches(disk.target, namespace, ready.controller) {
+                places.append(
+                    DiskPlace(device: device, nsid: namespace.nsid, namespace: namespace))
+            }
+        }
+        guard let first = places.first else { return .failure(nowhere(disk)) }
+        guard places.count == 1 else { return .failure(ambiguous(disk, places)) }
+        return .success(first)
+    }
+
+    private func matches(
+        _ target: DiskTarget, _ namespace: NamespaceInfo, _ controller: ControllerInfo
+    ) -> Bool {
+        switch target {
+        case .namespace: false
+        case .serial(let serial, let nsid):
+            controller.serial == serial && (nsid == nil || nsid == namespace.nsid)
+        case .nguid(let bytes): namespace.identity.nguid == bytes
+        case .eui64(let bytes): namespace.identity.eui64 == bytes
+        case .uuid(let bytes): namespace.identity.uuid == bytes
+        }
+    }
+
+    /// Where a disk is; starts devices, all at once, as far as that is needed to tell.
+    private func resolve(_ disk: DiskPlan, _ deadline: UInt64) async throws(WireError) -> DiskPlace
+    {
+        if case .namespace(let name, _) = disk.target {
+            guard let device = devices[name] else { throw unknownDevice(name, disk) }
+            do throws(WireError) {
+                try await device.becomeReady(deadline)
+            } catch { throw error.about(disk) }
+            return try found(disk).get()
+        }
+        if case .success(let place) = found(disk) {
+            do throws(WireError) {
+                try await place.device.becomeReady(deadline)
+            } catch { throw error.about(disk) }
+            // It may have come back as something else.
+            if case .success(let place) = found(disk) { return place }
+        }
+        return try await search(disk, deadline)
+    }
+
+    /// Starts whatever was not ready yet, until the disk turns up.
+    private func search(_ disk: DiskPlan, _ deadline: UInt64) async throws(WireError) -> DiskPlace {
+        let unknown = sortedDevices.filter { $0.state != .ready }
+        let found = OneShot<Void>()
+        let tasks = unknown.map { device in
+            EventLoop.current.task {
+                do throws(WireError) {
+                    try await device.becomeReady(deadline)
+                } catch { return }
+                if case .success = self.found(disk) { found.succeed(()) }
+            }
+        }
+        let all = EventLoop.current.task {
+            for task in tasks { await task.value }
+            found.succeed(())
+        }
+        defer {
+            all.cancel()
+            for task in tasks { task.cancel() }
+        }
+        try await found.wait(until: deadline, "looking for disk \(disk.name)")
+        return try self.found(disk).get()
+    }
+
+    private func unknownDevice(_ name: String, _ disk: DiskPlan) -> WireError {
+        WireError(
+            .notFound, "disk \(disk.name) is on device \(name), which is not configured",
+            device: name, disk: disk.name)
+    }
+
+    private func noNamespace(_ disk: DiskPlan, _ nsid: UInt32, _ device: Device) -> WireError {
+        let ids = device.ready?.namespaces.map { "\($0.nsid)" }.joined(separator: ", ") ?? ""
+        return WireError(
+            .notFound,
+            "disk \(disk.name): device \(device.name) has no namespace \(nsid); it has "
+                + (ids.isEmpty ? "none" : ids), device: device.name, disk: disk.name)
+    }
+
+    private func nowhere(_ disk: DiskPlan) -> WireError {
+        let silent = sortedDevices.filter { $0.ready == nil }.map(\.name)
+        let hint =
+            silent.isEmpty ? "" : "; not ready so far: \(silent.prefix(8).joined(separator: ", "))"
+        return WireError(
+            .notFound, "disk \(disk.name): no device has \(disk.target.text)\(hint)",
+            disk: disk.name)
+    }
+
+    private func ambiguous(_ disk: DiskPlan, _ places: [DiskPlace]) -> WireError {
+        let names = places.prefix(4).map { "\($0.device.name) namespace \($0.nsid)" }
+        return WireError(
+            .invalidArgument,
+            "disk \(disk.name): \(places.count) namespaces match \(disk.target.text): "
+                + names.joined(separator: ", ") + "; name device and namespace instead",
+            disk: disk.name)
+    }
+
+    // MARK: Opening
+
+    /// Opens a disk: policy, resolution, exclusivity, and a session at the worker.
+    func openDisk(
+        _ name: String, _ wanted: AccessMode?, _ caller: Caller
+    ) async throws(WireError) -> OpenedDisk {
+        guard let disk = disks[name] else { throw unknownDisk(name, field: "open_disk.name") }
+        guard disk.policy.admits(caller.peer, ownUID: ownUID) else {
+            throw WireError(
+                .permissionDenied,
+                "user \(caller.peer.uid) may not open disk \(name): see User= and Group= of "
+                    + "the disk", disk: name)
+        }
+        let access = wanted ?? disk.access
+        guard access == .readOnly || disk.access == .readWrite else {
+            throw WireError(
+                .readOnly, "disk \(name) is read-only: see Access= of the disk", disk: name,
+                field: "open_disk.access")
+        }
+        let place = try await resolve(disk, caller.deadlineNanoseconds)
+        do throws(WireError) {
+            return try await open(disk, place, access, caller)
+        } catch {
+            guard error.code == .busy, let holder = holder(disk, place, access) else { throw error }
+            // The holder may have closed its end just now, and the worker not have told us yet.
+            let isOver = await place.device.waitForEnd(
+                of: holder.sessionID,
+                min(
+                    caller.deadlineNanoseconds,
+                    Deadline.after(SupervisorLimits.closingSessionNanoseconds)))
+            guard isOver else { throw error }
+            return try await open(disk, place, access, caller)
+        }
+    }
+
+    private func open(
+        _ disk: DiskPlan, _ place: DiskPlace, _ access: AccessMode, _ caller: Caller
+    ) async throws(WireError) -> OpenedDisk {
+        let device = place.device
+        return try await device.turn.run(deadlineNanoseconds: caller.deadlineNanoseconds) {
+            () throws(WireError) in
+            try await device.becomeReady(caller.deadlineNanoseconds)
+            guard let link = device.link else {
+                throw WireError(
+                    .workerRestarted, "device \(device.name): its worker is gone; try again",
+                    device: device.name, disk: disk.name)
+            }
+            if let holder = self.holder(disk, place, access) { throw self.held(disk, holder) }
+            guard device.sessions.count < SupervisorLimits.sessionsPerDevice else {
+                throw WireError(
+                    .resourceExhausted,
+                    "device \(device.name) has \(device.sessions.count) sessions already",
+                    device: device.name, disk: disk.name)
+            }
+            return try await self.openSession(disk, place, access, link, caller)
+        }
+    }
+
+    private func openSession(
+        _ disk: DiskPlan, _ place: DiskPlace, _ access: AccessMode, _ link: WorkerLink,
+        _ caller: Caller
+    ) async throws(WireError) -> OpenedDisk {
+        let id = nextSessionID()
+        var session = SessionInfo(sessionID: id, disk: disk.name, access: access)
+        session.device = place.device.name
+        session.nsid = place.nsid
+        session.shared = disk.isShared
+        session.clientPID = caller.peer.pid
+        session.clientUID = caller.peer.uid
+        session.openedNanoseconds = MonotonicClock.nowNanoseconds
+        // In the table first: an event about it may come with the reply.
+        place.device.sessions[id] = session
+        let opened: (info: DiskInfo, fd: PassedFD)
+        do throws(WireError) {
+            opened = try await link.openSession(
+                OpenSession(
+                    sessionID: id, nsid: place.nsid, access: access, shared: disk.isShared,
+                    disk: disk.name, clientPID: caller.peer.pid, clientUID: caller.peer.uid),
+                caller.deadlineNanoseconds)
+        } catch {
+            place.device.sessions[id] = nil
+            throw error.about(disk)
+        }
+        place.device.log.info(
+            "session \(id): disk \(disk.name) opened \(access) by process \(caller.peer.pid) "
+                + "of user \(caller.peer.uid)", id: Messages.sessionOpened, namespace: place.nsid)
+        return OpenedDisk(sessionID: id, info: opened.info, fd: opened.fd)
+    }
+
+    /// The session that stands in the way of opening a namespace, whatever disk it was opened as.
+    private func holder(
+        _ disk: DiskPlan, _ place: DiskPlace, _ access: AccessMode
+    ) -> SessionInfo? {
+        guard access == .readWrite else { return nil }
+        return place.device.sessions.values.first {
+            $0.nsid == place.nsid && $0.access == .readWrite && !($0.shared && disk.isShared)
+        }
+    }
+
+    private func held(_ disk: DiskPlan, _ holder: SessionInfo) -> WireError {
+        WireError(
+            .busy,
+            "disk \(disk.name) is open for writing: session \(holder.sessionID) of process "
+                + "\(holder.clientPID), user \(holder.clientUID); close it first, open read-only, "
+                + "or set Shared= of the disk", device: holder.device, disk: disk.name)
+    }
+}
+
+extension WireError {
+    /// The same error, with the disk it concerns.
+    func about(_ disk: DiskPlan) -> WireError {
+        var error = self
+        if error.disk == nil { error.disk = disk.name }
+        return error
+    }
+}

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the supervisor does, without a word about sockets: registry, resolution, policy.
+
+internal import Linux
+internal import Systemd
+internal import Wire
+
+/// Who asks, until when, with what rights.
+struct Caller: Sendable {
+    /// The client as the kernel knows it.
+    var peer: PeerCredentials
+    /// CLOCK_MONOTONIC nanoseconds.
+    var deadlineNanoseconds: UInt64
+}
+
+/// An opened disk.
+struct OpenedDisk: Sendable {
+    var sessionID: UInt64
+    var info: DiskInfo
+    var fd: PassedFD
+}
+
+/// The registry of devices and disks.
+@Control
+final class Service {
+    private(set) var devices: [String: Device] = [:]
+    private(set) var disks: [String: DiskPlan] = [:]
+    let units: any WorkerUnits
+    let log: Log
+    let ownUID: UInt32
+    /// Reads the configuration afresh.
+    private let readPlan: @Control () throws(WireError) -> Plan
+    /// No more requests are taken.
+    private(set) var isStopping = false
+    private var lastSessionID: UInt64
+    private var isReloading = false
+
+    /// An empty registry; ``reload()`` fills it.
+    init(
+        units: any WorkerUnits, ownUID: UInt32, log: Log,
+        readPlan: @escaping @Control () throws(WireError) -> Plan
+    ) {
+        self.units = units
+        self.ownUID = ownUID
+        self.log = log
+        self.readPlan = readPlan
+        // Ids are never used twice: a supervisor that was restarted begins above those of the one
+        // before it, which opened fewer than one session per microsecond.
+        lastSessionID = MonotonicClock.nowNanoseconds / 1000
+    }
+
+    /// Devices by rising name.
+    var sortedDevices: [Device] { devices.values.sorted { $0.name.sortsBefore($1.name) } }
+
+    // MARK: Configuration
+
+    /// Takes the configuration in at start: the registry is rebuilt from the workers that run.
+    func start() async throws(WireError) -> [String] {
+        let warnings = try await reload()
+        await forEachDevice { await $0.adopt() }
+        return warnings
+    }
+
+    /// Reads the configuration again: devices that are gone lose their sessions and workers.
+    func reload() async throws(WireError) -> [String] {
+        guard !isReloading else {
+            throw WireError(.busy, "the configuration is being read already; try again")
+        }
+        isReloading = true
+        defer { isReloading = false }
+        let plan = try readPlan()
+        var warnings = plan.warnings
+        let withdrawn = sortedDevices.filter { plan.devices[$0.name] == nil }
+        for device in withdrawn { devices[device.name] = nil }
+        await closeSessionsOfChangedDisks(plan)
+        disks = plan.disks
+        await stop(withdrawn, "the device was taken out of the configuration")
+        for (name, config) in plan.devices {
+            guard let device = devices[name] else {
+                devices[name] = Device(config: config, units: units, log: log)
+                continue
+            }
+            guard device.config != config else { continue }
+            device.config = config
+            if device.sessions.isEmpty {
+                await device.stop()
+            } else {
+                warnings.append(
+                    "device \(name): the change takes effect when its worker is restarted; "
+                        + "\(device.sessions.count) sessions are open")
+            }
+        }
+        log.notice(
+            "configuration: \(devices.count) devices, \(disks.count) disks",
+            id: Messages.configuration)
+        return warnings
+    }
+
+    /// A disk that is gone, or that its clients may no longer have, is taken from them.
+    private func closeSessionsOfChangedDisks(_ plan: Plan) async {
+        for device in sortedDevices {
+            for session in Array(device.sessions.values) {
+                guard let before = disks[session.disk] else { continue }
+                let after = plan.disks[session.disk]
+                let isSame =
+                    after?.target == before.target
+                    && (after?.access == .readWrite || session.access == .readOnly)
+                guard !isSame else { continue }
+                await revoke(session, of: device, "the disk's configuration changed")
+            }
+        }
+    }
+
+    private func stop(_ devices: [Device], _ reason: String) async {
+        for device in devices {
+            for session in Array(device.sessions.values) {
+                await revoke(session, of: device, reason)
+            }
+        }
+        await Self.inParallel(devices) { await $0.stop() }
+    }
+
+    private func revoke(_ session: SessionInfo, of device: Device, _ reason: String) async {
+        guard let link = device.link else { return }
+        do throws(WireError) {
+            _ = try await link.call(
+                .closeSession(sessionID: session.sessionID, reason: reason),
+                deadlineNanoseconds: Deadline.after(SupervisorLimits.inspectNanoseconds),
+                "closing session \(session.sessionID)")
+        } catch {
+            device.log.warning("session \(session.sessionID): \(error); continuing")
+        }
+    }
+
+    // MARK: Listing
+
+    /// Devices after a name, or the one named.
+    func listDevices(name: String?, after: String?) throws(WireError) -> Page<DeviceInfo> {
+        if let name { return Page([try device(name, field: "list_devices.name").info]) }
+        return Paging.page(
+            sortedDevices.map(\.info), after: after, key: \.name, cost: Paging.cost)
+    }
+
+    /// The caller's disks after a name, or the one named.
+    func listDisks(
+        name: String?, after: String?, _ caller: Caller
+    ) throws(WireError) -> Page<DiskEntry> {
+        if let name {
+            guard let disk = disks[name], isVisible(disk, caller) else {
+                throw unknownDisk(name, field: "list_disks.name")
+            }
+            return Page([entry(disk)])
+        }
+        let visible = disks.values.filter { isVisible($0, caller) }
+            .sorted { $0.name.sortsBefore($1.name) }
+        return Paging.page(visible.map(entry), after: after, key: \.name, cost: Paging.cost)
+    }
+
+    private func isVisible(_ disk: DiskPlan, _ caller: Caller) -> Bool {
+        Policy.isOperator(caller.peer, ownUID: ownUID)
+            || disk.policy.admits(caller.peer, ownUID: ownUID)
+    }
+
+    private func entry(_ disk: DiskPlan) -> DiskEntry {
+        var entry = DiskEntry(name: disk.name, access: disk.access)
+        entry.shared = disk.isShared
+        entry.sessionCount = UInt32(
+            clamping: devices.values.reduce(0) { sum, device in
+                sum + device.sessions.values.count { $0.disk == disk.name }
+            })
+        switch found(disk) {
+        case .success(let place):
+            entry.device = place.device.name
+            entry.nsid = place.nsid
+            if let namespace = place.namespace {
+                entry.blockByteCount = namespace.blockByteCount
+                entry.blockCount = namespace.blockCount
+            }
+            let info = place.device.info
+            if info.state == .failed || info.state == .removed {
+                entry.problem = "device \(info.name): \(info.reason)"
+            }
+        case .failure(let error): entry.problem = error.message
+        }
+        return entry
+    }
+
+    /// Sessions after an id: the caller's, all of them for an operator.
+    func listSessions(after: UInt64?, _ caller: Caller) async -> Page<SessionInfo> {
+        let fresh = await freshSessions(caller)
+        let mine = fresh.filter {
+            Policy.isOperator(caller.peer, ownUID: ownUID) || $0.clientUID == caller.peer.uid
+        }
+        return Paging.page(
+            mine.sorted { $0.sessionID < $1.sessionID }.filter { $0.sessionID > after ?? 0 },
+            cost: Paging.cost)
+    }
+
+    /// The sessions with the workers' counters, of those workers that answer in time.
+    private func freshSessions(_ caller: Caller) async -> [SessionInfo] {
+        let deadline = min(
+            caller.deadlineNanoseconds, Deadline.after(SupervisorLimits.inspectNanoseconds))
+        let gathered = Gathered<SessionInfo>()
+        await Self.inParallel(sortedDevices) { device in
+            guard let link = device.link, device.state == .ready else {
+                gathered.all += device.sessions.values
+                return
+            }
+            do throws(WireError) {
+                gathered.all += try await link.sessions(deadline).map {
+                    var session = $0
+                    session.device = device.name
+                    return session
+                }
+            } catch { gathered.all += device.sessions.values }
+        }
+        return gathered.all
+    }
+
+    // MARK: Acting
+
+    /// Ends a session: its owner and operators may.
+    func closeSession(
+        _ id: UInt64, reason: String, _ caller: Caller
+    ) async throws(WireError) {
+        guard let device = devices.values.first(where: { $0.sessions[id] != nil }),
+            let session = device.sessions[id]
+        else {
+            throw WireError(
+                .notFound, "there is no session \(id); ListSessions tells which there are",
+                field: "close_session.session_id")
+        }
+        guard
+            Policy.isOperator(caller.peer, ownUID: ownUID)
+                || session.clientUID == caller.peer.uid
+        else { throw notOperator("close a session of another user", caller) }
+        guard let link = device.link else { throw try await lost(device, caller) }
+        _ = try await link.call(
+            .closeSession(sessionID: id, reason: reason),
+            deadlineNanoseconds: caller.deadlineNanoseconds, "closing session \(id)")
+        _ = await device.waitForEnd(
+            of: id, Deadline.after(SupervisorLimits.closingSessionNanoseconds))
+    }
+
+    private func lost(_ device: Device, _ caller: Caller) async throws(WireError) -> WireError {
+        try await device.becomeReady(caller.deadlineNanoseconds)
+        return WireError(
+            .workerRestarted, "device \(device.name): its worker was restarted; try again",
+            device: device.name)
+    }
+
+    /// Reads the configuration again, for an operator.
+    func reload(_ caller: Caller) async throws(WireError) -> [String] {
+        try requireOperator("reload the configuration", caller)
+        return Array(try await reload().prefix(Paging.warningCount))
+    }
+
+    /// Brings a failed device up again, for an operator.
+    func retryDevice(_ name: String, _ caller: Caller) throws(WireError) {
+        try requireOperator("retry a device", caller)
+        try device(name, field: "retry_device.name").post(.retry)
+    }
+
+    /// Stops all devices in order, for an operator; afterwards nothing is taken any more.
+    func shutdown(_ caller: Caller) async throws(WireError) {
+        try requireOperator("stop the service", caller)
+        log.notice("shutting down, as user \(caller.peer.uid) wants")
+        isStopping = true
+        await forEachDevice { await $0.stop() }
+    }
+
+    private func requireOperator(_ what: String, _ caller: Caller) throws(WireError) {
+        guard Policy.isOperator(caller.peer, ownUID: ownUID) else {
+            throw notOperator(what, caller)
+        }
+    }
+
+    private func notOperator(_ what: String, _ caller: Caller) -> WireError {
+        WireError(
+            .permissionDenied,
+            "user \(caller.peer.uid) may not \(what): only root and user \(ownUID) may")
+    }
+
+    // MARK: Helpers
+
+    /// The next session id.
+    func nextSessionID() -> UInt64 {
+        let highest = devices.values.lazy.compactMap { $0.sessions.keys.max() }.max() ?? 0
+        lastSessionID = max(lastSessionID, highest) &+ 1
+        return lastSessionID
+    }
+
+    /// The named device.
+    func device(_ name: String, field: String) throws(WireError) -> Device {
+        if let device = devices[name] { return device }
+        let byAddress = devices.values.first {
+            if case .pci(let address) = $0.config.transport { return address == name }
+            return false
+        }
+        if let byAddress { return byAddress }
+        throw WireError(
+            .notFound, "there is no device \(name); ListDevices tells which there are",
+            device: name, field: field)
+    }
+
+    func unknownDisk(_ name: String, field: String) -> WireError {
+        WireError(
+            .notFound, "there is no disk \(name); ListDisks tells which there are", disk: name,
+            field: field)
+    }
+
+    /// Runs `body` for all devices at once and waits for all.
+    func forEachDevice(_ body: @escaping @Control (Device) async -> Void) async {
+        await Self.inParallel(sortedDevices, body)
+    }
+
+    /// Runs `body` for all of `devices` at once and waits for all.
+    static func inParallel(
+        _ devices: [Device], _ body: @escaping @Control (Device) async -> Void
+    ) async {
+        let tasks = devices.map { device in
+            EventLoop.current.task { await body(device) }
+        }
+        for task in tasks {
+            await withTaskCancellationHandler {
+                await task.value
+            } onCancel: {
+                task.cancel()
+            }
+        }
+    }
+}
+
+/// What parallel tasks on the loop gathered.
+@Control
+final class Gathered<Entry> {
+    var all: [Entry] = []
+}
+
+extension String {
+    /// The order of names on the wire: bytewise.
+    func sortsBefore(_ other: String) -> Bool { utf8.lexicographicallyPrecedes(other.utf8) }
+}

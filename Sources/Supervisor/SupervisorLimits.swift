@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bounds of the supervisor, each with its reason.
+
+/// Bounds of the supervisor.
+enum SupervisorLimits {
+    /// Connected clients; a client costs a descriptor and some KiB.
+    static let clients = 4096
+    /// Requests of one client that are being worked on; a client with more is not read meanwhile.
+    static let requestsPerClient = 64
+    /// Bad messages that are answered before the connection is closed.
+    static let rejectionsPerClient = 16
+    /// Messages taken from one client in one turn of the loop, so that others get theirs.
+    static let messagesPerTurn = 16
+    /// Connections accepted in one turn of the loop.
+    static let acceptsPerTurn = 64
+    /// Bytes of replies that wait for a client that does not read: a few full pages.
+    static let outgoingByteCount = 256 << 10
+    /// Requests that wait for one worker, answered late ones included.
+    static let requestsPerWorker = 1024
+    /// Operations that wait for their turn at one device: every client may want the same disk.
+    static let waitersPerDevice = 2 * clients
+    /// Sessions of one device that the supervisor keeps track of: more than fit an fd store.
+    static let sessionsPerDevice = 4096
+    /// Pages of one list that are asked for: sessions and inspection of one worker have an end.
+    static let pagesPerList = 64
+    /// Entries of the inspection tree that one reply may be cut from.
+    static let inspectEntries = 1 << 16
+
+    /// A request without a deadline of its own.
+    static let requestNanoseconds: UInt64 = 30_000_000_000
+    /// Bringing a device up, which no client waits for longer than its own deadline: CAP.TO may
+    /// be 127 s, and the worker bounds its own steps below that.
+    static let loadNanoseconds: UInt64 = 150_000_000_000
+    /// How long an inspection waits for each worker.
+    static let inspectNanoseconds: UInt64 = 1_000_000_000
+    /// The orderly end of one worker: CC.SHN may take seconds.
+    static let shutdownNanoseconds: UInt64 = 15_000_000_000
+    /// How long an exclusive open waits for a session that its client has just closed.
+    static let closingSessionNanoseconds: UInt64 = 100_000_000
+    /// How long accepting pauses when the descriptor table is full.
+    static let acceptPauseNanoseconds: UInt64 = 100_000_000
+}
