@@ -3,7 +3,7 @@
 #
 #   make run            installs what is missing, builds, and shows a disk served end to end
 #   make test           format lint, build, house rules, unit and process tests
-#   make bench          benchmarks, one JSON object a line
+#   make bench          benchmarks, one JSON object a line; ARGS= goes to nvmed-bench
 #   make soak           random load and faults for SECONDS= (default 60), replayed by SEED=
 #   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
 #   make fmt            formats the Swift code
@@ -34,16 +34,16 @@ test:
 bench:
 	@.ci/bootstrap test
 	@.ci/build
-	@.ci/bench
+	@.ci/bench $(ARGS)
 
 soak:
 	@.ci/bootstrap run
 	@.ci/build
-	@.ci/soak "$(SECONDS)" "$(SEED)"
+	@.ci/random-tests soak "$(SECONDS)" "$(SEED)"
 
 fuzz:
 	@.ci/bootstrap run
-	@.ci/fuzz "$(SECONDS)" "$(SEED)"
+	@.ci/random-tests fuzz "$(SECONDS)" "$(SEED)"
 
 build:
 	@.ci/bootstrap run

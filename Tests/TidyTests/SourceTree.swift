@@ -80,12 +80,13 @@ enum SourceTree {
 
     /// Runs a program at the top of the repository to its end.
     static func run(
-        _ program: String, _ arguments: [String]
+        _ program: String, _ arguments: [String], path: String? = nil
     ) throws -> (status: Int32, output: String) {
         let process = Process()
         process.executableURL = URL(filePath: "/usr/bin/env")
         process.arguments = [program] + arguments
         process.currentDirectoryURL = root
+        if let path { process.environment = ["PATH": path] }
         let pipe = Pipe()
         process.standardOutput = pipe
         process.standardError = pipe

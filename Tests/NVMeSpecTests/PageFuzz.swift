@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages that were valid once, with bytes flipped and ends cut: part of `make fuzz`.
+
+import Glibc
+import NVMeSpec
+import Testing
+
+/// A number from the environment, as .ci/random-tests sets it.
+private func environment(_ name: String) -> UInt64? {
+    // SAFETY: the tests do not change their environment.
+    guard let text = unsafe getenv(name) else { return nil }
+    return UInt64(unsafe String(cString: text))
+}
+
+@Suite("PageFuzz", .enabled(if: environment("NVMED_FUZZ_SECONDS") != nil))
+struct PageFuzz {
+    /// A page as a controller would return it, then damaged as the seed says.
+    private func damaged(_ page: some Page, seed: UInt64) -> [UInt8] {
+        var bytes = page.encode()
+        let dice = randomBytes(count: 64, seed: seed)
+        for flip in 0..<Int(dice[0] & 7) {
+            let place = (Int(dice[1 + flip * 3]) << 8 | Int(dice[2 + flip * 3])) % bytes.count
+            bytes[place] = dice[3 + flip * 3]
+        }
+        let isCut = dice[60] & 3 == 0
+        let kept = (Int(dice[61]) << 8 | Int(dice[62])) % bytes.count
+        return isCut ? Array(bytes.prefix(kept)) : bytes
+    }
+
+    /// What parses has to survive being encoded and parsed again.
+    private func check<P: Page>(_ page: P, seed: UInt64) throws {
+        guard let parsed = try? P(parsing: damaged(page, seed: seed)) else { return }
+        let again = try P(parsing: parsed.encode())
+        #expect(again == parsed, "seed \(seed)")
+    }
+
+    @Test("damaged pages are refused or survive a round trip")
+    func pages() throws {
+        let seconds = environment("NVMED_FUZZ_SECONDS") ?? 1
+        var seed = environment("NVMED_SEED") ?? 1
+        let end = ContinuousClock.now + .seconds(Int64(clamping: seconds))
+        var names = NamespaceDescriptors()
+        names.nguid = Array(1...16)
+        names.uuid = Array(17...32)
+        names.csi = 0
+        repeat {
+            try check(IdentifyController(), seed: seed)
+            try check(IdentifyNamespace(), seed: seed)
+            try check(NamespaceList(1...2000), seed: seed)
+            try check(names, seed: seed)
+            try check(ErrorInformation(), seed: seed)
+            try check(SmartHealth(), seed: seed)
+            try check(FirmwareSlots(), seed: seed)
+            seed &+= 1
+        } while ContinuousClock.now < end
+    }
+}
