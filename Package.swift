@@ -96,7 +96,10 @@ let package = Package(
             ]),
         program(
             "nvmed-bench",
-            ["NVMeClient", "NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Linux", "CLinux"]),
+            [
+                "NVMeClient", "NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Linux", "CLinux",
+                "CMemory",
+            ]),
 
         // Tests, and the programs they start.
         .executableTarget(

@@ -37,41 +37,86 @@ struct CommandSlot {
     static let flagDeallocate: UInt8 = 4
 
     var lba: UInt64 = 0
-    var blockCount: UInt32 = 0
-    var region: UInt32 = 0
+    private var blocksAndRegion: UInt64 = 0
     var offset: UInt64 = 0
     var token: UInt64 = 0
-    var session: UInt32 = 0
-    var request: UInt32 = noRequest
-    var firstPage: UInt32 = 0
-    var pageCount: UInt16 = 0
-    var opcode: UInt8 = 0
-    var flags: UInt8 = 0
+    private var sessionAndRequest = UInt64(noRequest) << 32
+    private var pagesAndOpcode: UInt64 = 0
     var namespaceID: UInt32 = 0
 
     @inline(__always)
     init() {}
 
+    /// The command of a request that is one command: the words are the request's own (`IORequest`).
+    @inline(__always)
+    init(_ request: UnsafePointer<IORequest>) {
+        let words = unsafe UnsafeRawPointer(request)
+        unsafe lba = nv_load64(words)
+        unsafe blocksAndRegion = nv_load64(words + 8)
+        unsafe offset = nv_load64(words + 16)
+        unsafe token = nv_load64(words + 24)
+        unsafe sessionAndRequest = UInt64(nv_load32(words + 32)) | UInt64(Self.noRequest) << 32
+        unsafe pagesAndOpcode = nv_load64(words + 40)
+        unsafe namespaceID = nv_load32(words + 36)
+    }
+
+    @inline(__always)
+    var blockCount: UInt32 {
+        get { UInt32(truncatingIfNeeded: blocksAndRegion) }
+        set { blocksAndRegion = blocksAndRegion & ~0xFFFF_FFFF | UInt64(newValue) }
+    }
+    @inline(__always)
+    var region: UInt32 {
+        get { UInt32(truncatingIfNeeded: blocksAndRegion >> 32) }
+        set { blocksAndRegion = blocksAndRegion & 0xFFFF_FFFF | UInt64(newValue) << 32 }
+    }
+    @inline(__always)
+    var session: UInt32 {
+        get { UInt32(truncatingIfNeeded: sessionAndRequest) }
+        set { sessionAndRequest = sessionAndRequest & ~0xFFFF_FFFF | UInt64(newValue) }
+    }
+    @inline(__always)
+    var request: UInt32 {
+        get { UInt32(truncatingIfNeeded: sessionAndRequest >> 32) }
+        set { sessionAndRequest = sessionAndRequest & 0xFFFF_FFFF | UInt64(newValue) << 32 }
+    }
+    @inline(__always)
+    var firstPage: UInt32 {
+        get { UInt32(truncatingIfNeeded: pagesAndOpcode) }
+        set { pagesAndOpcode = pagesAndOpcode & ~0xFFFF_FFFF | UInt64(newValue) }
+    }
+    @inline(__always)
+    var pageCount: UInt16 {
+        get { UInt16(truncatingIfNeeded: pagesAndOpcode >> 32) }
+        set { pagesAndOpcode = pagesAndOpcode & ~(0xFFFF << 32) | UInt64(newValue) << 32 }
+    }
+    @inline(__always)
+    var opcode: UInt8 {
+        get { UInt8(truncatingIfNeeded: pagesAndOpcode >> 48) }
+        set { pagesAndOpcode = pagesAndOpcode & ~(0xFF << 48) | UInt64(newValue) << 48 }
+    }
+    @inline(__always)
+    var flags: UInt8 {
+        get { UInt8(truncatingIfNeeded: pagesAndOpcode >> 56) }
+        set { pagesAndOpcode = pagesAndOpcode & ~(0xFF << 56) | UInt64(newValue) << 56 }
+    }
+
     /// Writes words 0-6 and then, last, the STAGED state.
     @inline(__always)
     func stage(at slot: UnsafeMutableRawPointer, key: UInt32, sequence: UInt64) {
-        let word1 = UInt64(blockCount) | UInt64(region) << 32
-        let word4 = UInt64(session) | UInt64(request) << 32
-        let word5 =
-            UInt64(firstPage) | UInt64(pageCount) << 32 | UInt64(opcode) << 48 | UInt64(flags) << 56
         unsafe nv_store64(slot, lba)
-        unsafe nv_store64(slot + 8, word1)
+        unsafe nv_store64(slot + 8, blocksAndRegion)
         unsafe nv_store64(slot + 16, offset)
         unsafe nv_store64(slot + 24, token)
-        unsafe nv_store64(slot + 32, word4)
-        unsafe nv_store64(slot + 40, word5)
-        var crc = nv_crc32c_64(key, lba)
-        crc = nv_crc32c_64(crc, word1)
-        crc = nv_crc32c_64(crc, offset)
-        crc = nv_crc32c_64(crc, token)
-        crc = nv_crc32c_64(crc, word4)
-        crc = nv_crc32c_64(crc, word5)
-        let word6 = UInt64(namespaceID) | UInt64(crc) << 32
+        unsafe nv_store64(slot + 32, sessionAndRequest)
+        unsafe nv_store64(slot + 40, pagesAndOpcode)
+        var crc = nv_crc32c_step(UInt64(key), lba)
+        crc = nv_crc32c_step(crc, blocksAndRegion)
+        crc = nv_crc32c_step(crc, offset)
+        crc = nv_crc32c_step(crc, token)
+        crc = nv_crc32c_step(crc, sessionAndRequest)
+        crc = nv_crc32c_step(crc, pagesAndOpcode)
+        let word6 = UInt64(namespaceID) | crc << 32
         unsafe nv_store64(slot + 48, word6)
         // The state after the content, for whoever maps this area later.
         nv_dma_wmb()
@@ -84,28 +129,20 @@ struct CommandSlot {
     static func setState(
         at slot: UnsafeMutableRawPointer, word6: UInt64, key: UInt32, low: UInt64
     ) {
-        let crc = nv_crc32c_64(nv_crc32c_64(key, word6), low)
-        unsafe nv_store64(slot + 56, low | UInt64(crc) << 32)
+        let crc = nv_crc32c_step(nv_crc32c_step(UInt64(key), word6), low)
+        unsafe nv_store64(slot + 56, low | crc << 32)
     }
 
     /// Reads words 0-6 back.
     @inline(__always)
     init(at slot: UnsafeMutableRawPointer) {
         unsafe lba = nv_load64(slot)
-        let word1 = unsafe nv_load64(slot + 8)
-        blockCount = UInt32(truncatingIfNeeded: word1)
-        region = UInt32(truncatingIfNeeded: word1 >> 32)
+        unsafe blocksAndRegion = nv_load64(slot + 8)
         unsafe offset = nv_load64(slot + 16)
         unsafe token = nv_load64(slot + 24)
-        let word4 = unsafe nv_load64(slot + 32)
-        session = UInt32(truncatingIfNeeded: word4)
-        request = UInt32(truncatingIfNeeded: word4 >> 32)
-        let word5 = unsafe nv_load64(slot + 40)
-        firstPage = UInt32(truncatingIfNeeded: word5)
-        pageCount = UInt16(truncatingIfNeeded: word5 >> 32)
-        opcode = UInt8(truncatingIfNeeded: word5 >> 48)
-        flags = UInt8(truncatingIfNeeded: word5 >> 56)
-        namespaceID = UInt32(truncatingIfNeeded: unsafe nv_load64(slot + 48))
+        unsafe sessionAndRequest = nv_load64(slot + 32)
+        unsafe pagesAndOpcode = nv_load64(slot + 40)
+        unsafe namespaceID = nv_load32(slot + 48)
     }
 
     /// Whether both checksums of a slot hold: what an adopter asks before it believes one.
@@ -127,7 +164,7 @@ struct CommandSlot {
 enum SealedWord {
     @inline(__always)
     static func seal(_ value: UInt32, key: UInt32) -> UInt64 {
-        UInt64(value) | UInt64(nv_crc32c_64(key, UInt64(value))) << 32
+        UInt64(value) | nv_crc32c_step(UInt64(key), UInt64(value)) << 32
     }
 
     /// The value, or nil when the checksum does not hold.

@@ -10,7 +10,7 @@ extension Engine {
     @inline(never)
     mutating func submitOther(_ request: UnsafePointer<IORequest>, _ slot: UInt32) -> SubmitResult {
         let operation = unsafe request.pointee.operation
-        var command = unsafe Self.command(request)
+        var command = unsafe CommandSlot(request)
         if operation == IOOperation.flush {
             command.blockCount = 0
             queue.push(slot, command, prp1: 0, prp2: 0, dword10And11: 0, dword12And13: 0)
@@ -127,9 +127,10 @@ extension Engine {
     /// A command of a larger request was answered. True when the request is complete, and `completion` filled.
     @inline(never)
     mutating func childEnded(
-        _ command: CommandSlot, _ status: UInt16,
-        _ completion: UnsafeMutablePointer<IOCompletion>
+        _ answer: QueuePair.Answer, _ completion: UnsafeMutablePointer<IOCompletion>
     ) -> Bool {
+        let command = unsafe CommandSlot(at: queue.slots + Int(answer.slot) * 64)
+        let status = answer.status
         let index = command.request & (RequestRecords.capacity - 1)
         if command.flags & CommandSlot.flagBounced != 0 { endBounce(command, status, index) }
         requests.childEnded(index, status: status)
@@ -137,7 +138,7 @@ extension Engine {
         let isIssued = record.issued >= record.command.blockCount || record.status != 0
         guard isIssued, record.children == 0 else { return false }
         requests.markDone(index)
-        unsafe Self.fill(completion, record.command, record.status, 0)
+        unsafe Self.fill(completion, record.command, record.status)
         if record.status != 0 { countFailed() }
         return true
     }
@@ -210,12 +211,12 @@ extension Engine {
         for index in 0..<RequestRecords.capacity {
             let record = requests.load(index)
             guard record.state == RequestRecords.stateActive else { continue }
-            unsafe Self.fill(&completion, record.command, status, 0)
+            unsafe Self.fill(&completion, record.command, status)
             deliver(completion)
         }
         queue.forEachInFlight { _, command in
             guard command.request == CommandSlot.noRequest else { return }
-            unsafe Self.fill(&completion, command, status, 0)
+            unsafe Self.fill(&completion, command, status)
             deliver(completion)
         }
     }

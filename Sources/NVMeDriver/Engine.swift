@@ -85,7 +85,7 @@ public struct Engine: ~Copyable {
             session: request.pointee.session)
         guard address != 0, blocks != 0 else { return .invalid }
         unsafe pushData(
-            slot, Self.command(request), address: address, byteCount: byteCount)
+            slot, CommandSlot(request), address: address, byteCount: byteCount)
         submitted = submitted &+ 1
         return .accepted
     }
@@ -95,26 +95,6 @@ public struct Engine: ~Copyable {
     static func movesData(_ operation: UInt8) -> Bool {
         operation == IOOperation.read || operation == IOOperation.write
             || operation == IOOperation.compare
-    }
-
-    @inline(__always)
-    static func command(_ request: UnsafePointer<IORequest>) -> CommandSlot {
-        var command = CommandSlot()
-        command.lba = unsafe request.pointee.lba
-        command.blockCount = unsafe request.pointee.blockCount
-        command.region = unsafe request.pointee.region
-        command.offset = unsafe request.pointee.offset
-        command.token = unsafe request.pointee.token
-        command.session = unsafe request.pointee.session
-        command.firstPage = unsafe request.pointee.firstPage
-        command.pageCount = unsafe request.pointee.pageCount
-        command.opcode = unsafe request.pointee.operation
-        if unsafe request.pointee.forceUnitAccess {
-            command.flags |= CommandSlot.flagForceUnitAccess
-        }
-        if unsafe request.pointee.mayDeallocate { command.flags |= CommandSlot.flagDeallocate }
-        command.namespaceID = unsafe request.pointee.namespaceID
-        return command
     }
 
     /// Pushes Read, Write or Compare of bytes that are contiguous for the device.
@@ -130,13 +110,13 @@ public struct Engine: ~Copyable {
             dword12And13: Self.dword12(command))
     }
 
-    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2).
+    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2). The flags of a slot are such
+    /// that one shift puts each there.
     @inline(__always)
     static func dword12(_ command: CommandSlot) -> UInt64 {
-        var dword = UInt64((command.blockCount &- 1) & 0xFFFF)
-        if command.flags & CommandSlot.flagForceUnitAccess != 0 { dword |= 1 << 30 }
-        if command.flags & CommandSlot.flagDeallocate != 0 { dword |= 1 << 25 }
-        return dword
+        let fua = UInt64(command.flags & CommandSlot.flagForceUnitAccess) << 29
+        let deallocate = UInt64(command.flags & CommandSlot.flagDeallocate) << 23
+        return UInt64((command.blockCount &- 1) & 0xFFFF) | fua | deallocate
     }
 
     /// Tells the device about everything submitted since the last call.
@@ -152,13 +132,18 @@ public struct Engine: ~Copyable {
     ) -> Int {
         var count = 0
         while count < capacity, let answer = queue.next() {
-            let command = unsafe CommandSlot(
-                at: queue.slots + Int(answer.slot) &* 64)
-            if command.request == CommandSlot.noRequest {
-                unsafe Self.fill(completions + count, command, answer.status, answer.result)
+            let slot = unsafe queue.slots + Int(answer.slot) &* 64
+            let sessionAndRequest = unsafe nv_load64(slot + 32)
+            if sessionAndRequest >> 32 == UInt64(CommandSlot.noRequest) {
+                let out = unsafe UnsafeMutableRawPointer(completions + count)
+                unsafe nv_store64(out, nv_load64(slot + 24))
+                unsafe nv_store64(
+                    out + 8, sessionAndRequest & 0xFFFF_FFFF | UInt64(answer.result) << 32)
+                unsafe nv_store64(out + 16, nv_load64(slot + 40))
+                unsafe nv_store16(out + 24, answer.status)
                 if answer.status != 0 { failed = failed &+ 1 }
                 count = count &+ 1
-            } else if unsafe childEnded(command, answer.status, completions + count) {
+            } else if unsafe childEnded(answer, completions + count) {
                 count = count &+ 1
             }
         }
@@ -166,18 +151,17 @@ public struct Engine: ~Copyable {
         return count
     }
 
-    @inline(__always)
     static func fill(
-        _ completion: UnsafeMutablePointer<IOCompletion>, _ command: CommandSlot, _ status: UInt16,
-        _ result: UInt32
+        _ completion: UnsafeMutablePointer<IOCompletion>, _ command: CommandSlot, _ status: UInt16
     ) {
         unsafe completion.pointee.token = command.token
         unsafe completion.pointee.session = command.session
         unsafe completion.pointee.firstPage = command.firstPage
         unsafe completion.pointee.pageCount = command.pageCount
         unsafe completion.pointee.status = status
-        unsafe completion.pointee.result = result
+        unsafe completion.pointee.result = 0
         unsafe completion.pointee.operation = command.opcode
+        unsafe completion.pointee.flags = command.flags
     }
 
     /// Frees what the delivered completions held, and goes on with requests of several commands. Rings the doorbells.

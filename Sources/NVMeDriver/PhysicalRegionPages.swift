@@ -35,7 +35,9 @@ struct PhysicalRegionPages {
         return listIOVA
     }
 
-    /// Writes `count` entries; a full page's last entry points to the next page.
+    /// Writes `count` entries; a full page's last entry points to the next page. Not inlined: small transfers need no list, and
+    /// its registers are better used for them.
+    @inline(never)
     static func write(
         _ first: UInt64, count: UInt64, list: UnsafeMutableRawPointer, listIOVA: UInt64
     ) {

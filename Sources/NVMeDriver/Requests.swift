@@ -20,42 +20,39 @@ public enum IOOperation {
 }
 
 /// One request to the engine.
+///
+/// The order of the fields is that of a command slot's words, so that taking a request is copying words; a test holds it.
 public struct IORequest: Sendable {
-    /// An opcode of `IOOperation`.
-    public var operation: UInt8
-    /// Force Unit Access, for Write and Write Zeroes.
-    public var forceUnitAccess: Bool
-    /// Let Write Zeroes deallocate.
-    public var mayDeallocate: Bool
-    /// Bytes of a block as a power of two.
-    public var blockShift: UInt8
-    /// The namespace.
-    public var namespaceID: UInt32
-    /// Who asks; given back with the completion and logged with the command.
-    public var session: UInt32
-    /// What the asker calls it; given back with the completion.
-    public var token: UInt64
     /// The first block.
     public var lba: UInt64
     /// How many blocks; 0 for Flush.
     public var blockCount: UInt32
-    /// The most blocks one command may have.
-    public var maxBlocksPerCommand: UInt32
     /// Where the data is: an index of the region table.
     public var region: UInt32
     /// Bytes from the start of the region.
     public var offset: UInt64
+    /// What the asker calls it; given back with the completion.
+    public var token: UInt64
+    /// Who asks; given back with the completion and logged with the command.
+    public var session: UInt32
+    /// The namespace.
+    public var namespaceID: UInt32
     /// The first pool page this request owns.
     public var firstPage: UInt32
     /// How many pool pages this request owns; they stay logged with its commands and come back with the completion.
     public var pageCount: UInt16
+    /// An opcode of `IOOperation`.
+    public var operation: UInt8
+    var flags: UInt8
+    /// The most blocks one command may have.
+    public var maxBlocksPerCommand: UInt32
+    /// Bytes of a block as a power of two.
+    public var blockShift: UInt8
 
     /// A request without data.
-    @inlinable
     public init(operation: UInt8, namespaceID: UInt32, session: UInt32, token: UInt64) {
         self.operation = operation
-        forceUnitAccess = false
-        mayDeallocate = false
+        flags = 0
         blockShift = 9
         self.namespaceID = namespaceID
         self.session = session
@@ -68,34 +65,52 @@ public struct IORequest: Sendable {
         firstPage = 0
         pageCount = 0
     }
+
+    /// Force Unit Access, for Write and Write Zeroes.
+    public var forceUnitAccess: Bool {
+        get { flags & CommandSlot.flagForceUnitAccess != 0 }
+        set { set(CommandSlot.flagForceUnitAccess, newValue) }
+    }
+
+    /// Let Write Zeroes deallocate.
+    public var mayDeallocate: Bool {
+        get { flags & CommandSlot.flagDeallocate != 0 }
+        set { set(CommandSlot.flagDeallocate, newValue) }
+    }
+
+    private mutating func set(_ flag: UInt8, _ on: Bool) {
+        flags = on ? flags | flag : flags & ~flag
+    }
 }
 
-/// The end of a request.
+/// The end of a request. Like a request, laid out in the order of a slot's words.
 public struct IOCompletion: Sendable {
     /// What the asker called it.
     public var token: UInt64
     /// Who asked.
     public var session: UInt32
+    /// Dword 0 of the completion entry.
+    public var result: UInt32
     /// The first pool page the request owned.
     public var firstPage: UInt32
     /// How many; the receiver releases them after `retire`.
     public var pageCount: UInt16
-    /// The NVMe status without the phase bit; 0 is success. For a request of several commands, that of the first that failed.
-    public var status: UInt16
-    /// Dword 0 of the completion entry.
-    public var result: UInt32
     /// The operation that ended.
     public var operation: UInt8
+    var flags: UInt8
+    /// The NVMe status without the phase bit; 0 is success. For a request of several commands, that of the first that failed.
+    public var status: UInt16
 
     /// An empty completion, to fill arrays with.
     public init() {
         token = 0
         session = 0
+        result = 0
         firstPage = 0
         pageCount = 0
-        status = 0
-        result = 0
         operation = 0
+        flags = 0
+        status = 0
     }
 }
 
