@@ -375,6 +375,8 @@ int nv_spawn(const struct nv_spawn *spec, int *pidfd) {
     return result;
 }
 
+char **nv_environment(void) { return environ; }
+
 int nv_same_open_file(int first, int second) {
     pid_t self = getpid();
     // KCMP_FILE; the header is linux/kcmp.h.

@@ -186,6 +186,7 @@ public enum UnixSocket {
 }
 
 /// Two connected sockets.
+@frozen
 public struct SocketPair: ~Copyable, Sendable {
     /// One end.
     public var first: OwnedFD

@@ -6,6 +6,7 @@ internal import Glibc
 public import Linux
 
 /// A descriptor with the name it was handed over under.
+@frozen
 public struct NamedFD: ~Copyable, Sendable {
     /// The name: `FileDescriptorName=` of a socket, or what it was stored under.
     public let name: String

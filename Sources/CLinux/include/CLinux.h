@@ -100,6 +100,8 @@ int nv_spawn(const struct nv_spawn *_Nonnull spec, int *_Nonnull pidfd);
 static inline int nv_spawn_process(const struct nv_spawn *_Nonnull spec, int *_Nonnull pidfd) {
     return nv_spawn(spec, pidfd);
 }
+// The variables of this process, `NAME=value` each, ended by NULL.
+char *_Nullable *_Nonnull nv_environment(void);
 // 1 when both descriptors of this process are the same open file (kcmp), 0 when not; -errno where kcmp is forbidden.
 int nv_same_open_file(int first, int second);
 int nv_pidfd_open(int32_t pid);

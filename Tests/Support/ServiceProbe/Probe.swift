@@ -3,6 +3,7 @@
 
 import Glibc
 import Linux
+import ServiceManager
 import Systemd
 
 /// The modes by name.
@@ -12,6 +13,10 @@ enum SwiftProbe {
             switch arguments.dropFirst().first {
             case "threads": exit(try threads())
             case "signal": exit(try signal())
+            case "service": exit(try run { try ProbeService($0) })
+            case "supervisor": exit(try run { try ProbeSupervisor($0) })
+            case "manager": exit(manager(arguments))
+            case "fail": exit(1)
             case "signal-wait":
                 while true { pause() }
             default:
@@ -22,6 +27,31 @@ enum SwiftProbe {
             print("ServiceProbe: \(error)")
             exit(70)
         }
+    }
+
+    /// Runs the loop with an object that lives as long.
+    static func run(_ make: @Control (EventLoop) throws -> some AnyObject) throws -> Int32 {
+        let loop = try EventLoop.main()
+        return try Control.assumeIsolated {
+            let service = try make(loop)
+            defer { withExtendedLifetime(service) {} }
+            return try loop.run()
+        }
+    }
+
+    /// `manager <directory>`: a manager with a supervisor and workers, all of them this program.
+    static func manager(_ arguments: [String]) -> Int32 {
+        guard arguments.count == 3 else { return 64 }
+        var supervisor = ServiceTemplate(
+            name: "nvmed", path: arguments[0], arguments: ["supervisor"], socket: "nvmed.sock")
+        supervisor.isPlain = true
+        supervisor.restart = .onFailure
+        let worker = ServiceTemplate(
+            name: "nvmed-worker", path: arguments[0], arguments: ["service", "%i"],
+            socket: "worker-%i.sock")
+        return ServiceManagerMain.run(
+            ServiceManagerMain.Options(
+                runtimeDirectory: arguments[2], templates: [supervisor, worker]))
     }
 
     /// How many threads this process has.
