@@ -107,6 +107,9 @@ let package = Package(
             dependencies: ["ServiceManager", "Systemd", "Linux", "CLinux"],
             path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
         tests("SystemdTests", ["ServiceProbe", "Systemd", "Linux", "CLinux"]),
+        tests(
+            "ServiceManagerTests",
+            ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
         tests("DMATests", ["DMA", "Linux"]),
         tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),

@@ -169,7 +169,11 @@ public final class Timer: Source {
 // MARK: - Adding sources
 
 extension EventLoop {
-    /// Calls `handler` when a condition of `fd` holds. The descriptor must outlive the source.
+    /// Calls `handler` when a condition of `fd` holds.
+    ///
+    /// The source has a descriptor of its own for the same open file, because epoll goes on
+    /// reporting a file that was closed before it was unregistered while any process has it, and
+    /// sd-event then aborts. So a connection is closed when both the descriptor and the source are.
     ///
     /// Without any event only hang-up and error are reported. Throws EPERM for a file that cannot
     /// be polled (a regular file, a memory file).
@@ -182,16 +186,19 @@ extension EventLoop {
             if case .io(let events) = trigger { handler(events) }
         }
         var raw: OpaquePointer?
+        let own = try fd.duplicate()
         try checked(
             "sd_event_add_io",
             unsafe sd_event_add_io(
-                event, &raw, fd.raw, events.rawValue,
+                event, &raw, own.raw, events.rawValue,
                 { _, _, events, userdata in
                     Control.assumeIsolated {
                         unsafe Source.from(userdata)?.fire(.io(Events(rawValue: events)))
                     }
                     return 0
                 }, source.userdata))
+        unsafe sd_event_source_set_io_fd_own(raw, 1)
+        _ = own.release()
         try unsafe source.attach(raw, priority)
         return source
     }
@@ -267,15 +274,18 @@ extension EventLoop {
             if case .child(let exit) = trigger { handler(exit) }
         }
         var raw: OpaquePointer?
+        let own = try pidfd.duplicate()
         try checked(
             "sd_event_add_child_pidfd",
             unsafe sd_event_add_child_pidfd(
-                event, &raw, pidfd.raw, Int32(WEXITED),
+                event, &raw, own.raw, Int32(WEXITED),
                 { _, info, userdata in
                     let exit = unsafe info.map { unsafe ChildExit($0.pointee) } ?? .exited(code: 0)
                     Control.assumeIsolated { unsafe Source.from(userdata)?.fireOnce(.child(exit)) }
                     return 0
                 }, source.userdata))
+        unsafe sd_event_source_set_child_pidfd_own(raw, 1)
+        _ = own.release()
         try unsafe source.attach(raw, priority)
         return source
     }

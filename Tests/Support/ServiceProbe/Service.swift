@@ -14,6 +14,7 @@ final class ProbeService {
     private let inheritedNames: [String]
     private let store: FDStore
     private var inherited: [NamedFDBox] = []
+    private var isStubborn = false
     private var made: [String: NamedFDBox] = [:]
     private var sources: [Source] = []
     private var connections: [NamedFDBox] = []
@@ -30,7 +31,10 @@ final class ProbeService {
                     self?.accept(listener)
                 })
         }
-        sources.append(try loop.onSignal(SIGTERM) { loop.exit(0) })
+        sources.append(
+            try loop.onSignal(SIGTERM) { [weak self] in
+                if self?.isStubborn != true { loop.exit(0) }
+            })
         if let timer = try loop.pingWatchdog(while: { true }) { sources.append(timer) }
         try notifier.ready(status: "serving")
     }
@@ -107,7 +111,7 @@ final class ProbeService {
         case "exit": exit(Int32(words[1]) ?? 1)
         case "trigger": try notifier.triggerWatchdog()
         case "hang": while true { pause() }
-        case "stubborn": sources.append(try loop.onSignal(SIGTERM) {})
+        case "stubborn": isStubborn = true
         default: return "unknown"
         }
         guard try notifier.barrier(timeoutMicroseconds: 10_000_000) else { return "no manager" }
