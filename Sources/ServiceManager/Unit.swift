@@ -146,15 +146,20 @@ extension Unit {
         activation?.setEnabled(false)
         statusText = ""
         startedAt = MonotonicClock.nowNanoseconds
-        do {
+        do throws(SystemCallError) {
             let started = Running(try spawn())
-            child = try EventLoop.current.onChild(started.process.pidfd) { [weak self] exit in
-                self?.ended(exit)
+            do throws(SystemCallError) {
+                child = try EventLoop.current.onChild(started.process.pidfd) { [weak self] exit in
+                    self?.ended(exit)
+                }
+            } catch {
+                // Nobody would notice its end.
+                try? started.process.signal(SIGKILL)
+                throw error
             }
             running = started
         } catch {
             log.error("\(name): cannot be started: \(error); trying again")
-            child = nil
             return startLater()
         }
         state = .starting

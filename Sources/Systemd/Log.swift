@@ -55,6 +55,8 @@ public struct MessageID: Sendable, Hashable {
                     (0x30...0x39).contains($0) || (0x61...0x66).contains($0)
                 }, "a message id is 32 lower-case hexadecimal digits")
     }
+
+    init(unchecked text: String) { self.text = text }
 }
 
 /// A log with fields bound to it: `Log(device: "nvme0").error("timed out", queue: 3)`.

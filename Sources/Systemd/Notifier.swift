@@ -71,16 +71,11 @@ public struct Notifier: Sendable {
     @Control
     @discardableResult
     public func barrier(timeoutNanoseconds: UInt64) async throws -> Bool {
-        var ends: [CInt] = [-1, -1]
-        try checked("pipe", unsafe pipe(&ends) < 0 ? -EMFILE : 0)
-        let read = OwnedFD(adopting: ends[0])
-        var write: OwnedFD? = OwnedFD(adopting: ends[1])
-        guard try send("BARRIER=1", fds: [ends[1]]) else { return false }
-        _ = write.take()
+        guard let ours = try sendBarrier() else { return false }
         // The manager closes its copy of the writing end when it gets to the message.
         let loop = EventLoop.current
         let processed = OneShot<Void>()
-        let source = try loop.watch(read, []) { _ in processed.succeed(()) }
+        let source = try loop.watch(ours, []) { _ in processed.succeed(()) }
         let timer = try loop.after(nanoseconds: timeoutNanoseconds) {
             processed.fail(SystemCallError("notify barrier", errno: ETIMEDOUT))
         }
@@ -90,6 +85,13 @@ public struct Notifier: Sendable {
         }
         try await processed.value()
         return true
+    }
+
+    /// The end that hangs up when the manager has closed the other one; nil without a manager.
+    private func sendBarrier() throws(SystemCallError) -> OwnedFD? {
+        let pair = try UnixSocket.pair()
+        guard try send("BARRIER=1", fds: [pair.second.raw]) else { return nil }
+        return pair.first
     }
 
     /// Sends any assignments, one a line, with descriptors.

@@ -16,6 +16,9 @@ enum SwiftProbe {
             case "service": exit(try run { try ProbeService($0) })
             case "supervisor": exit(try run { try ProbeSupervisor($0) })
             case "manager": exit(manager(arguments))
+            case "notify": exit(try notify())
+            case "barrier": exit(try barrier())
+            case "listen-fds", "listen-fds-other": exit(try listenFDs())
             case "fail": exit(1)
             case "signal-wait":
                 while true { pause() }
@@ -27,6 +30,68 @@ enum SwiftProbe {
             print("ServiceProbe: \(error)")
             exit(70)
         }
+    }
+
+    /// Sends one of each notification.
+    static func notify() throws -> Int32 {
+        let loop = try EventLoop.main()
+        let notifier = Notifier()
+        return try Control.assumeIsolated {
+            try notifier.ready(status: "one\n\u{1}line")
+            try notifier.watchdog()
+            try notifier.triggerWatchdog()
+            let store = FDStore()
+            let event = try EventFD()
+            try store.store("pool", event.fd)
+            try store.store("s-1", event.fd, poll: true)
+            try store.remove("pool")
+            try notifier.stopping()
+            loop.task {
+                let done = try? await notifier.barrier(timeoutNanoseconds: 10_000_000_000)
+                print("barrier: \(done ?? false)")
+                loop.exit(0)
+            }
+            return try loop.run()
+        }
+    }
+
+    /// Waits for barriers that nobody answers.
+    static func barrier() throws -> Int32 {
+        let loop = try EventLoop.main()
+        loop.task {
+            for isAsync in [false, true] {
+                do {
+                    if isAsync {
+                        try await Notifier().barrier(timeoutNanoseconds: 1_000_000)
+                    } else {
+                        try Notifier().barrier(timeoutMicroseconds: 1000)
+                    }
+                    print("answered")
+                } catch let error as SystemCallError {
+                    print(unsafe String(cString: strerror(error.errno)))
+                } catch {
+                    print("\(error)")
+                }
+            }
+            loop.exit(0)
+        }
+        return try loop.run()
+    }
+
+    /// Takes what was handed over and says what it is.
+    static func listenFDs() throws -> Int32 {
+        var fds = try ListenFDs.receive()
+        print(fds.names.joined(separator: ","))
+        if fds.isEmpty { return 0 }
+        for name in ["pool", "listen"] {
+            guard let fd = fds.take(name) else { return 1 }
+            let flags = fcntl(fd.raw, F_GETFD)
+            print(name, fd.raw, flags & FD_CLOEXEC != 0 ? "cloexec" : "inherited")
+            if name == "pool" { print(fds.names.joined(separator: ",")) }
+        }
+        print(unsafe getenv("LISTEN_FDS") == nil ? "unset" : "set")
+        print("again:", try ListenFDs.receive().names.count)
+        return 0
     }
 
     /// Runs the loop with an object that lives as long.
