@@ -63,7 +63,7 @@ let package = Package(
 
         // Leaves.
         module("NVMeSpec"),
-        module("Linux", ["CLinux"]),
+        module("Linux", ["CLinux", "CVersion"]),
 
         // The device side.
         module("VFIO", ["Linux", "CLinux", "CMemory"]),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Admin commands: queues, Abort, Doorbell Buffer Config. NVM Express Base Specification 2.0, section 5.
+// Admin commands: queues, Abort, Doorbell Buffer Config. NVM Express Base Specification 2.0,
+// section 5.
 
 internal import NVMeSpec
 
@@ -134,7 +135,8 @@ extension Controller {
 
     // MARK: Abort
 
-    /// Aborts a held command; every other is either done or not yet fetched, and is not aborted (dword 0, bit 0).
+    /// Aborts a held command; every other is either done or not yet fetched, and is not aborted
+    /// (dword 0, bit 0).
     private func abort(_ entry: SubmissionEntry) -> Outcome {
         let match = held.firstIndex {
             $0.submissionQueue == entry.abortQueueID && $0.commandID == entry.abortCommandID

@@ -52,7 +52,7 @@ struct ControllerLog {
 }
 
 extension Controller {
-    /// Events waiting for a request; more are dropped, as the specification allows for the same type.
+    /// Events waiting for a request; more are dropped: a host that does not listen misses some.
     static let maxPendingEvents = 16
 
     /// Reports an event: to a waiting request, or as soon as there is one.

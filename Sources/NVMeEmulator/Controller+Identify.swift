@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pages of Identify. NVM Express Base Specification 2.0, section 5.17; NVM Command Set Specification 1.0,
-// section 4.1.5.
+// The pages of Identify. NVM Express Base Specification 2.0, section 5.17; NVM Command Set
+// Specification 1.0, section 4.1.5.
 
 internal import NVMeSpec
 

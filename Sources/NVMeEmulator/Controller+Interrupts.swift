@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // When to raise an interrupt, and when the host is awake anyway.
 //
-// An interrupt costs a system call here and a wake-up there. It is raised at once when the host had taken everything
-// before (it may be asleep), and held back as a debt while it is visibly taking entries. A debt ends when the host
-// has taken everything, or with the interrupt when it gets too old, or when the emulator is about to sleep: none is
-// lost. A host that takes entries faster than an interrupt could wake it is polling; such a host is given a few
-// microseconds before it is interrupted at all.
+// An interrupt costs a system call here and a wake-up there. It is raised at once when the host had
+// taken everything before (it may be asleep), and held back as a debt while it is visibly taking
+// entries. A debt ends when the host has taken everything, or with the interrupt when it gets too
+// old, or when the emulator is about to sleep: none is lost. A host that takes entries faster than
+// an interrupt could wake it is polling; such a host is given a few microseconds before it is
+// interrupted at all.
 
 internal import CMemory
 internal import Linux

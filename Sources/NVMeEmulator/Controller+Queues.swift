@@ -15,7 +15,8 @@ enum Outcome {
 }
 
 extension Controller {
-    /// Commands taken from one queue before the next has its turn: round robin with a bounded burst.
+    /// Commands taken from one queue before the next has its turn: round robin with a bounded
+    /// burst.
     static let batch = 32
 
     // MARK: Passes
@@ -79,8 +80,9 @@ extension Controller {
             return
         }
         counters.tailsFromShadow &+= 1
-        // Keeps the event index behind the tail, where the host does not pass it: it rings only when it moves from
-        // at or before the event index to beyond it. Rewritten each half lap, not each time: the host reads it.
+        // Keeps the event index behind the tail, where the host does not pass it: it rings only
+        // when it moves from at or before the event index to beyond it. Rewritten each half lap,
+        // not each time: the host reads it.
         let size = submission[index].entryCount
         let armed = submission[index].armedAt
         let distance = tail >= armed ? tail &- armed : tail &+ size &- armed
@@ -90,7 +92,8 @@ extension Controller {
         }
     }
 
-    /// Whether a completion can be posted. Looks at the host's head only when the queue seems nearly full.
+    /// Whether a completion can be posted. Looks at the host's head only when the queue seems
+    /// nearly full.
     @inline(__always)
     private func hasRoom(_ index: Int) -> Bool {
         // One more than needed: a fault may post twice.
@@ -103,7 +106,8 @@ extension Controller {
         guard let source = unsafe completion[index].source else { return }
         let head = unsafe nv_load32(source)
         guard head != completion[index].head, !completion[index].isBroken else { return }
-        // The host can give back only what was posted: the new head lies between the old one and the tail.
+        // The host can give back only what was posted: the new head lies between the old one and
+        // the tail.
         let size = completion[index].entryCount
         let old = completion[index].head
         let tail = completion[index].tail
@@ -232,7 +236,8 @@ extension Controller {
 
     // MARK: Memory of queues
 
-    /// Takes pointers to the queues' memory and doorbells anew, after anything about them has changed.
+    /// Takes pointers to the queues' memory and doorbells anew, after anything about them has
+    /// changed.
     func rebindQueues() {
         queueGeneration = memory.generation
         for index in 0..<submission.count where submission[index].isActive {
@@ -267,8 +272,9 @@ extension Controller {
         }
     }
 
-    /// Where a queue's shadow word is. The admin queue has none: hosts differ in whether they use it, but all of
-    /// them ring its doorbell as long as its event index stays at the last value seen, which is where it begins.
+    /// Where a queue's shadow word is. The admin queue has none: hosts differ in whether they use
+    /// it, but all of them ring its doorbell as long as its event index stays at the last value
+    /// seen, which is where it begins.
     private func shadow(
         _ index: Int, _ base: UInt64, _ place: Int, write: Bool
     ) -> UnsafeMutableRawPointer? {
@@ -280,13 +286,15 @@ extension Controller {
 
     /// Prepares for waiting on the sockets. False when there is work after all.
     ///
-    /// No wake-up is lost. For each queue the host stores its new tail, executes a full fence, then loads the event
-    /// index and rings when it passes it. Here the event index is set to the last tail seen, a full fence is
-    /// executed, then the tail is loaded again. Fences order both sides' store before their load, so of two
-    /// concurrent updates at least one side sees the other's: either the tail is new here and we do not sleep, or
-    /// the event index is new there and the host's message ends the sleep (a message that arrives between here
-    /// and the wait is in the socket, and the wait returns at once). The same holds for the head of a completion
-    /// queue that has no room. Interrupts that were held back are raised first, because nobody would later.
+    /// No wake-up is lost. For each queue the host stores its new tail, executes a full fence, then
+    /// loads the event index and rings when it passes it. Here the event index is set to the last
+    /// tail seen, a full fence is executed, then the tail is loaded again. Fences order both sides'
+    /// store before their load, so of two concurrent updates at least one side sees the other's:
+    /// either the tail is new here and we do not sleep, or the event index is new there and the
+    /// host's message ends the sleep (a message that arrives between here and the wait is in the
+    /// socket, and the wait returns at once). The same holds for the head of a completion queue
+    /// that has no room. Interrupts that were held back are raised first, because nobody would
+    /// later.
     func prepareToSleep() -> Bool {
         guard isRunning else { return true }
         settleBeforeSleep()
@@ -310,7 +318,8 @@ extension Controller {
             unsafe nv_store32(eventIndex, submission[index].tail)
             armHead(Int(submission[index].completionQueue), isBlocked: false)
         }
-        // Heads matter only while commands wait for room; a second turn, because queues share completion queues.
+        // Heads matter only while commands wait for room; a second turn, because queues share
+        // completion queues.
         for id in activeQueues where submission[Int(id)].head != submission[Int(id)].tail {
             armHead(Int(submission[Int(id)].completionQueue), isBlocked: true)
         }
@@ -352,7 +361,8 @@ extension SubmissionEntry {
 }
 
 extension Controller {
-    /// Whether work can appear without a message: there are queues whose tails are read from shared memory.
+    /// Whether work can appear without a message: there are queues whose tails are read from shared
+    /// memory.
     var canBePolled: Bool {
         guard isRunning else { return false }
         if options.doorbells == .mapped { return true }

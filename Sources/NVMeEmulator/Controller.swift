@@ -9,8 +9,8 @@ internal import NVMeSpec
 
 /// An NVMe controller over an address space, without any transport.
 ///
-/// Whoever owns it writes registers, calls `pass` as long as there is work, and asks `prepareToSleep` before waiting.
-/// One thread only.
+/// Whoever owns it writes registers, calls `pass` as long as there is work, and asks
+/// `prepareToSleep` before waiting. One thread only.
 @safe
 final class Controller {
     /// Asynchronous Event Requests that may be outstanding (AERL + 1).

@@ -19,8 +19,9 @@ enum Transfer {
 extension Controller {
     /// Transfers `byteCount` bytes between `buffer` and the memory a command points to.
     ///
-    /// Every page but the first begins at offset zero; a list that is longer than its page is continued by the page
-    /// its last entry names. The length bounds the walk: each list page holds at least one data entry.
+    /// Every page but the first begins at offset zero; a list that is longer than its page is
+    /// continued by the page its last entry names. The length bounds the walk: each list page holds
+    /// at least one data entry.
     func transfer(
         _ entry: SubmissionEntry, _ buffer: UnsafeMutableRawPointer, _ byteCount: Int,
         _ kind: Transfer
@@ -67,7 +68,8 @@ extension Controller {
         }
     }
 
-    /// The entries of a list within one page: in place, or copied when they are reached by messages.
+    /// The entries of a list within one page: in place, or copied when they are reached by
+    /// messages.
     private func listEntries(_ address: UInt64, _ count: Int) -> UnsafeRawPointer? {
         if let table = unsafe memory.direct(address, count &* 8, write: false) {
             return UnsafeRawPointer(table)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The event loop: one thread that serves queues from mapped memory while there is work, and sleeps when there is none.
+// The event loop: one thread that serves queues from mapped memory while there is work, and sleeps
+// when there is none.
 
 internal import CLinux
 internal import CMemory
@@ -11,7 +12,8 @@ var sigbusCount: UInt64 { nv_sigbus_count() }
 /// The emulator as a whole: a controller, the sockets it is reached by, and the loop.
 @safe
 public final class Emulator {
-    /// Passes with work between two looks at the sockets: admin traffic waits some tens of microseconds at most.
+    /// Passes with work between two looks at the sockets: admin traffic waits some tens of
+    /// microseconds at most.
     private static let passesPerLook: UInt32 = 16
     /// Idle passes between two looks at the client's socket while spinning.
     private static let spinsPerLook: UInt32 = 8
@@ -217,7 +219,8 @@ private final class SharedFD {
     init(_ fd: consuming OwnedFD) { self.fd = fd }
 }
 
-/// Tells the service manager (`$NOTIFY_SOCKET`) something, as `READY=1`; nothing happens without one.
+/// Tells the service manager (`$NOTIFY_SOCKET`) something, as `READY=1`; nothing happens without
+/// one.
 public func notifyServiceManager(_ message: String) throws(SystemCallError) {
     try checked("notify", unsafe nv_notify_plain(message))
 }

@@ -8,7 +8,8 @@ extension FaultRule {
     public static let vocabulary = """
         POINT:ACTION[=VALUE][,MATCH=VALUE]...
           register    never-ready | ready-delay=MS | fatal-at-enable | gone |
-                      mqes= | cqr= | to= | dstrd= | css= | mpsmin= | mpsmax= | crms= | vs= | crto= | csts=
+                      mqes= | cqr= | to= | dstrd= | css= | mpsmin= | mpsmax= | crms= |
+                      vs= | crto= | csts=
           command     status=SCT/SC[/dnr] | delay=MS | hang | drop | fatal | gone | disconnect
           completion  wrong-phase | cid=N|invented | duplicate | sqid=N | sqhd=N | dw0=N
           identify    truncated=BYTES | zeroed | garbage | bytes=OFFSET/WIDTH/VALUE |

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Misbehaviour on demand: rules of point × match × action.
 //
-// The fault model in prose. A controller may lie in any register, in any byte of any page it returns and in any
-// field of a completion; it may answer late, twice, or never; it may interrupt too often or not at all; it may fail
-// (CSTS.CFS), vanish (all-ones reads) or drop its connection at any command. Each rule says where (the point), for
-// which commands (the match) and what happens (the action). Rules are tried in order; the first that matches acts.
+// The fault model in prose. A controller may lie in any register, in any byte of any page it
+// returns and in any field of a completion; it may answer late, twice, or never; it may interrupt
+// too often or not at all; it may fail (CSTS.CFS), vanish (all-ones reads) or drop its connection
+// at any command. Each rule says where (the point), for which commands (the match) and what happens
+// (the action). Rules are tried in order; the first that matches acts.
 
 internal import NVMeSpec
 
@@ -153,7 +154,8 @@ public struct FaultRule: Sendable, Equatable {
 
 /// All rules of a controller.
 public struct FaultPlan: Sendable {
-    /// More rules than a test needs; a bound on what a control client can make the hot path look at.
+    /// More rules than a test needs; a bound on what a control client can make the hot path look
+    /// at.
     public static let maxRules = 64
 
     /// The rules, in the order they are tried.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Interrupt delivery: vectors bound to the client's eventfds, masks, and the one level-triggered pin.
+// Interrupt delivery: vectors bound to the client's eventfds, masks, and the one level-triggered
+// pin.
 
 internal import CLinux
 internal import Linux

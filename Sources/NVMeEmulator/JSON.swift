@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The little JSON that is needed: a tolerant, bounded reader for capabilities and a writer for statistics.
+// The little JSON that is needed: a tolerant, bounded reader for capabilities and a writer for
+// statistics.
 
 /// A JSON value.
 enum JSONValue: Equatable {

@@ -3,7 +3,8 @@
 
 internal import CMemory
 
-/// A stretch of memory with checked, volatile access. It owns nothing: whoever made it keeps the memory alive.
+/// A stretch of memory with checked, volatile access. It owns nothing: whoever made it keeps the
+/// memory alive.
 @safe
 struct MemoryWindow {
     let base: UnsafeMutableRawPointer
@@ -46,7 +47,8 @@ struct MemoryWindow {
     func zero() { unsafe base.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount) }
 }
 
-/// A fixed number of elements that live as long as the process, without copies and reference counts.
+/// A fixed number of elements that live as long as the process, without copies and reference
+/// counts.
 @safe
 struct Table<Element> {
     private let base: UnsafeMutablePointer<Element>

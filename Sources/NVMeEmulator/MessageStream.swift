@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whole messages over a stream socket: framing, descriptors, replies that wait for room or for their time.
+// Whole messages over a stream socket: framing, descriptors, replies that wait for room or for
+// their time.
 
 internal import CLinux
 internal import Linux
@@ -49,8 +50,9 @@ private struct OutgoingMessage {
 
 /// One client's socket.
 ///
-/// Headers and bodies are received by their exact size: so descriptors, which the kernel attaches to the first byte
-/// they were sent with and at which a receive stops, always belong to the message being received.
+/// Headers and bodies are received by their exact size: so descriptors, which the kernel attaches
+/// to the first byte they were sent with and at which a receive stops, always belong to the message
+/// being received.
 @safe
 final class MessageStream {
     /// Replies that wait for the client to read; beyond it nothing more is received.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The PCI configuration space of the function: header, power management, PCI Express and MSI-X capabilities.
-// PCI Local Bus 3.0, chapter 6; PCI Express Base 5.0, section 7.5.
+// The PCI configuration space of the function: header, power management, PCI Express and MSI-X
+// capabilities. PCI Local Bus 3.0, chapter 6; PCI Express Base 5.0, section 7.5.
 
 /// 4 KiB of configuration space with a mask of what can be written.
 struct PCIConfigSpace {

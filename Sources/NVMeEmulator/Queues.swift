@@ -5,7 +5,7 @@
 @safe
 struct SubmissionQueue {
     var isActive = false
-    /// A tail beyond the queue was written: nothing more is fetched until the queue is created anew.
+    /// A tail beyond the queue was written: nothing is fetched until the queue is created anew.
     var isBroken = false
     var entryCount: UInt32 = 0
     var address: UInt64 = 0
@@ -47,7 +47,7 @@ struct CompletionQueue {
     var isDirty = false
     /// The host had taken everything when the first entry of this pass was posted: it may be asleep.
     var hadCaughtUp = false
-    /// Entries were posted after the last interrupt and the host has not been seen to take them.
+    /// Entries were posted after the last interrupt, and the host was not seen to take them.
     var owesInterrupt = false
     /// When the debt began.
     var owedSinceNanoseconds: UInt64 = 0

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The PCI function as vfio-user regions: BAR0 (registers), BAR4 (MSI-X table and pending bits), configuration space.
+// The PCI function as vfio-user regions: BAR0 (registers), BAR4 (MSI-X table and pending bits),
+// configuration space.
 
 internal import Glibc
 internal import Linux

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The numbers and layouts of the vfio-user protocol (version 0.1 of the public vfio-user specification) and of
-// <linux/vfio.h>, which it carries.
+// The numbers and layouts of the vfio-user protocol (version 0.1 of the public vfio-user
+// specification) and of <linux/vfio.h>, which it carries.
 
 /// Commands.
 enum VFIOUserCommand: UInt16 {

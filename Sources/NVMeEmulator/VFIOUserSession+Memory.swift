@@ -43,7 +43,8 @@ extension VFIOUserSession {
             device.controller.memory.removeAll()
         default: throw CommandError(ENOTSUP)
         }
-        // Queues and shadow doorbells let go of their pointers before the client hears that it may reuse them.
+        // Queues and shadow doorbells let go of their pointers before the client hears that it may
+        // reuse them.
         device.controller.rebindQueues()
         return CommandResult(body: Array(body.bytes.prefix(24)))
     }
@@ -63,7 +64,8 @@ extension VFIOUserSession {
             index < VFIOUser.irqCount
         else { throw CommandError(EINVAL) }
         let count = vectorCount(index)
-        // EVENTFD; the pin is MASKABLE and AUTOMASKED as well; MSI-X vectors may come one by one, so no NORESIZE.
+        // EVENTFD; the pin is MASKABLE and AUTOMASKED as well; MSI-X vectors may come one by one,
+        // so no NORESIZE.
         let flags: UInt32 =
             count == 0 ? 0 : index == VFIOUser.irqPin ? 7 : index == VFIOUser.irqMSIX ? 3 : 1
         var writer = ByteWriter()

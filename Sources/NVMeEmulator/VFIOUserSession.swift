@@ -28,7 +28,8 @@ private struct DeferredMessage: ~Copyable {
 /// One connection.
 @safe
 final class VFIOUserSession {
-    /// Messages that may arrive while a DMA reply is being waited for; a sane client has one command outstanding.
+    /// Messages that may arrive while a DMA reply is being waited for; a sane client has one
+    /// command outstanding.
     static let maxDeferred = 256
     /// How long a client may take to answer DMA_READ and DMA_WRITE.
     static let dmaReplyMilliseconds: UInt64 = 5_000
@@ -41,7 +42,8 @@ final class VFIOUserSession {
     private var peerTransferByteCount = VFIOUser.maxTransferByteCount
     private var deferred: [UniqueBox<DeferredMessage>] = []
     private var nextCommandID: UInt16 = 0
-    /// Set when a nested exchange finds the connection unusable; ends the session at the next chance.
+    /// Set when a nested exchange finds the connection unusable; ends the session at the next
+    /// chance.
     private var nestedEnd: StreamEnd?
 
     private var controller: Controller { device.controller }
@@ -307,7 +309,8 @@ final class VFIOUserSession {
         return true
     }
 
-    /// Sends a command to the client and waits for its reply, while taking in whatever else arrives.
+    /// Sends a command to the client and waits for its reply, while taking in whatever else
+    /// arrives.
     private func exchange(
         _ command: VFIOUserCommand, _ address: UInt64, _ count: Int, payload: [UInt8],
         reply accept: (ByteReader) -> Bool
@@ -356,8 +359,8 @@ final class VFIOUserSession {
         }
     }
 
-    /// A command in the middle of another: doorbells and register reads are harmless, the rest has to wait, and
-    /// everything after it, to keep the order.
+    /// A command in the middle of another: doorbells and register reads are harmless, the rest has
+    /// to wait, and everything after it, to keep the order.
     private func takeIn(
         _ header: MessageHeader, _ body: ArraySlice<UInt8>, _ fds: inout IncomingFDs
     ) throws(StreamEnd) {

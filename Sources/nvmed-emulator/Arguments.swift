@@ -172,13 +172,9 @@ struct ListeningSockets: ~Copyable {
 
     /// Descriptor 3 when LISTEN_FDS is 1 and, where given, LISTEN_PID is ours (sd_listen_fds(3)).
     private static func passedFD() -> OwnedFD? {
-        guard let count = unsafe getenv("LISTEN_FDS"), unsafe String(cString: count) == "1" else {
-            return nil
-        }
-        if let pid = unsafe getenv("LISTEN_PID"), unsafe String(cString: pid) != "\(getpid())" {
-            return nil
-        }
-        _ = unsafe unsetenv("LISTEN_FDS")
+        guard Program.environment("LISTEN_FDS") == "1" else { return nil }
+        if let pid = Program.environment("LISTEN_PID"), pid != "\(getpid())" { return nil }
+        Program.removeEnvironment("LISTEN_FDS")
         return OwnedFD(adopting: 3)
     }
 }

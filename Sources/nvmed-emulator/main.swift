@@ -1,22 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // nvmed-emulator: an NVMe controller in software behind the vfio-user protocol.
 
-import CVersion
 import Glibc
 import Linux
 import NVMeEmulator
 
 /// Writes a line to the standard error.
-func say(_ text: String) {
-    let line = Array("nvmed-emulator: \(text)\n".utf8)
-    _ = unsafe line.withUnsafeBytes { unsafe write(2, $0.baseAddress, $0.count) }
-}
-
-/// Writes text to the standard output.
-func show(_ text: String) {
-    let line = Array("\(text)\n".utf8)
-    _ = unsafe line.withUnsafeBytes { unsafe write(1, $0.baseAddress, $0.count) }
-}
+func say(_ text: String) { Program.complain("nvmed-emulator: \(text)") }
 
 /// Listens, announces itself and serves.
 func serve(_ arguments: Arguments) throws {
@@ -28,16 +18,16 @@ func serve(_ arguments: Arguments) throws {
     try notifyServiceManager("READY=1")
     try emulator.run()
     try notifyServiceManager("STOPPING=1")
-    if arguments.showsStatistics { show(emulator.statistics) }
+    if arguments.showsStatistics { Program.show(emulator.statistics) }
     for path in [arguments.socketPath, arguments.controlPath] {
-        if let path { _ = unsafe unlink(path) }
+        if let path { Program.removeFile(path) }
     }
 }
 
 do {
     switch try Arguments.parse(Array(CommandLine.arguments.dropFirst())) {
-    case .help: show(Arguments.help)
-    case .version: show("nvmed-emulator \(unsafe String(cString: nv_version_commit()))")
+    case .help: Program.show(Arguments.help)
+    case .version: Program.show("nvmed-emulator \(Program.commit)")
     case .run(let arguments): try serve(arguments)
     }
 } catch let error as OptionError {
