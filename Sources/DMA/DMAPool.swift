@@ -27,7 +27,8 @@ public struct PoolLayout: Sendable {
         Self.reserve(&readOnly, byteCount)
     }
 
-    /// Reserves whole pages that the device reads and writes. The offset is counted within its zone.
+    /// Reserves whole pages that the device reads and writes. The offset is counted within its
+    /// zone.
     public mutating func reserveDeviceWrites(_ byteCount: Int) -> PoolSlice {
         Self.reserve(&readWrite, byteCount)
     }
@@ -45,10 +46,11 @@ public struct PoolLayout: Sendable {
     }
 }
 
-/// The memory of a device: queues, PRP lists, bounce pages. Zeroed when made, left out of core dumps.
+/// The memory of a device: queues, PRP lists, bounce pages. Zeroed when made, left out of core
+/// dumps.
 ///
-/// Submission queues and PRP lists are mapped read-only for the device, so that a device that writes where it should
-/// not cannot change a command after it was checked.
+/// Submission queues and PRP lists are mapped read-only for the device, so that a device that
+/// writes where it should not cannot change a command after it was checked.
 @safe
 public struct DMAPool: ~Copyable {
     /// The memory file.
@@ -109,12 +111,14 @@ public struct DMAPool: ~Copyable {
     /// The size in bytes.
     public var byteCount: Int { memory.byteCount }
 
-    /// Where a slice of the zone that the device only reads is in this process. Valid while the pool lives.
+    /// Where a slice of the zone that the device only reads is in this process. Valid while the
+    /// pool lives.
     public func deviceReadsAddress(_ slice: PoolSlice) -> UnsafeMutableRawPointer {
         unsafe memory.base + slice.offset
     }
 
-    /// Where a slice of the zone that the device also writes is in this process. Valid while the pool lives.
+    /// Where a slice of the zone that the device also writes is in this process. Valid while the
+    /// pool lives.
     public func deviceWritesAddress(_ slice: PoolSlice) -> UnsafeMutableRawPointer {
         unsafe memory.base + (deviceReadsByteCount + slice.offset)
     }

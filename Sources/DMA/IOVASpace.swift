@@ -3,7 +3,8 @@
 
 /// Hands out I/O virtual addresses, page by page, first fit; free neighbours merge by construction.
 ///
-/// A value: the addresses in use are a sorted list, so that the space can be rebuilt from a table of regions.
+/// A value: the addresses in use are a sorted list, so that the space can be rebuilt from a table
+/// of regions.
 public struct IOVASpace: Sendable {
     /// The granularity of every address and length.
     public static let pageByteCount: UInt64 = 4096
@@ -21,7 +22,8 @@ public struct IOVASpace: Sendable {
     /// The bytes in use.
     public var usedByteCount: UInt64 { used.reduce(0) { $0 + UInt64($1.count) } }
 
-    /// Takes the first gap of `byteCount` bytes at a multiple of `alignment` (a power of two); nil when none fits.
+    /// Takes the first gap of `byteCount` bytes at a multiple of `alignment` (a power of two); nil
+    /// when none fits.
     public mutating func allocate(byteCount: UInt64, alignment: UInt64 = pageByteCount) -> UInt64? {
         guard byteCount > 0, byteCount <= end - first else { return nil }
         let length = Self.roundUp(byteCount, Self.pageByteCount)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which files make up one entry: its main file and its drop-ins, as systemd does it.
 //
-// The main file is the one of the highest directory; an empty one masks the entry. Drop-ins of all directories are
-// read after it in the order of their names, and a name in a higher directory replaces the same one in a lower.
+// The main file is the one of the highest directory; an empty one masks the entry. Drop-ins of all
+// directories are read after it in the order of their names, and a name in a higher directory
+// replaces the same one in a lower.
 
 /// The kind of an entry, from the file's name.
 enum ConfigKind: Sendable, Hashable {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The syntax of configuration files: systemd.syntax(7) as far as it is used here.
 
-/// Bounds of configuration, each far above any honest use and small enough to refuse a wrong file fast.
+/// Bounds of configuration, each far above any honest use and small enough to refuse a wrong file
+/// fast.
 public enum ConfigLimits {
     /// The most bytes of a file.
     public static let fileByteCount = 1 << 20

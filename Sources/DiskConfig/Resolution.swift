@@ -53,7 +53,8 @@ public enum Resolution: Sendable, Hashable {
 
 /// Finds the namespaces of disks.
 public enum Resolver {
-    /// Where a disk is, given the devices. Device and id are taken by word; everything else is searched.
+    /// Where a disk is, given the devices. Device and id are taken by word; everything else is
+    /// searched.
     public static func resolve(_ disk: ConfiguredDisk, devices: [KnownDevice]) -> Resolution {
         let candidates = devices.filter { disk.device == nil || $0.name == disk.device }
         guard !candidates.isEmpty else {

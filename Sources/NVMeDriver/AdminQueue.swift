@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The admin queue pair: commands with an answer that is waited for, and those whose answer comes some day.
+// The admin queue pair: commands with an answer that is waited for, and those whose answer comes
+// some day.
 
 internal import CMemory
 internal import Linux
@@ -20,7 +21,8 @@ struct AdminAnswer {
 struct AdminQueue: ~Copyable {
     /// Tokens of commands that somebody waits for have this bit.
     private static let waitedFor: UInt64 = 1 << 63
-    /// How long a wait lasts at most before the completion queue is looked at again: what a lost interrupt costs.
+    /// How long a wait lasts at most before the completion queue is looked at again: what a lost
+    /// interrupt costs.
     private static let pollMilliseconds = 10
     /// Answers that nobody took yet; more than the queue has slots cannot be.
     private static let maxAnswers = 64
@@ -57,7 +59,8 @@ struct AdminQueue: ~Copyable {
         try queue.writePendingDoorbells(device)
     }
 
-    /// Submits a command and waits for its answer. Answers to other commands are kept for `takeAnswers`.
+    /// Submits a command and waits for its answer. Answers to other commands are kept for
+    /// `takeAnswers`.
     mutating func execute(
         _ entry: SubmissionEntry, operation: String, device: any DeviceBacking,
         timeoutMilliseconds: Int

@@ -64,9 +64,11 @@ public struct ControllerOptions: Sendable, Equatable {
     public var deviceName: String
     /// I/O queue pairs wanted, 1…64; the controller may grant fewer.
     public var queueCount = 1
-    /// Entries of each I/O queue, 4…1024, rounded down to a power of two; the controller may allow fewer.
+    /// Entries of each I/O queue, 4…1024, rounded down to a power of two; the controller may
+    /// allow fewer.
     public var queueDepth = 256
-    /// The most bytes of one command, a multiple of 4096 up to 32 MiB; the controller may allow fewer (MDTS).
+    /// The most bytes of one command, a multiple of 4096 up to 32 MiB; the controller may allow
+    /// fewer (MDTS).
     public var maxTransferByteCount = 8 << 20
     /// Bytes for inline and bounced data, of all queues.
     public var bouncePoolByteCount = 16 << 20

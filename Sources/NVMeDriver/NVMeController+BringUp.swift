@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bring-up: NVM Express Base Specification 2.0, 3.5.1 "Memory-based Controller Initialization (PCIe)".
+// Bring-up: NVM Express Base Specification 2.0, 3.5.1 "Memory-based Controller Initialization
+// (PCIe)".
 
 internal import CMemory
 internal import DMA
@@ -17,8 +18,9 @@ extension NVMeController {
 
     /// Brings the controller up from any state: reset, enable, identify, queues.
     ///
-    /// Blocks, but no longer than the controller's own bounds and the admin timeout for each command. On an error nothing is
-    /// left running: the controller was asked to stop, as far as it still listens.
+    /// Blocks, but no longer than the controller's own bounds and the admin timeout for each
+    /// command. On an error nothing is left running: the controller was asked to stop, as far as it
+    /// still listens.
     public func start() throws(DriverError) {
         let begin = MonotonicClock.nowNanoseconds
         do throws(DriverError) {
@@ -76,7 +78,8 @@ extension NVMeController {
         try stopController()
     }
 
-    /// A doorbell stride that puts the last queue's doorbells behind the end of any BAR is nonsense.
+    /// A doorbell stride that puts the last queue's doorbells behind the end of any BAR is
+    /// nonsense.
     private func checkDoorbellsFit() throws(DriverError) {
         guard capabilities.dstrd <= 8 else {
             throw .unusable(
@@ -101,13 +104,15 @@ extension NVMeController {
 
     private func enable() throws(DriverError) {
         var configuration = ControllerConfiguration(enabled: true, mps: 0)
-        // 110b: all I/O command sets the controller has. Only the NVM command set's namespaces are used.
+        // 110b: all I/O command sets the controller has. Only the NVM command set's namespaces are
+        // used.
         if !capabilities.supportsNVMCommandSet { configuration.css = 6 }
         try write(RegisterOffset.cc, 4, UInt64(configuration.rawValue))
         try waitReady(true, during: "enabling")
     }
 
-    /// Waits for CSTS.RDY, no longer than CAP.TO or, where the controller has it, CRTO.CRWMT (3.1.4.21).
+    /// Waits for CSTS.RDY, no longer than CAP.TO or, where the controller has it, CRTO.CRWMT
+    /// (3.1.4.21).
     private func waitReady(_ ready: Bool, during: String) throws(DriverError) {
         var bound = max(capabilities.timeoutMilliseconds, Self.leastReadyMilliseconds)
         if ready, capabilities.supportsReadyWithMedia {
@@ -174,7 +179,8 @@ extension NVMeController {
         admin = AdminQueue(queue: pair, interrupt: EventFD(adopting: try duplicateInterrupt(0)))
     }
 
-    /// One eventfd for each vector that will be used: the admin queue has vector 0 and shares it when there are few.
+    /// One eventfd for each vector that will be used: the admin queue has vector 0 and shares it
+    /// when there are few.
     private func connectInterrupts() throws(DriverError) {
         guard device.vectorCount > 0 else {
             throw .unusable(field: "MSI-X vectors", value: 0, rule: "at least one is needed")
@@ -374,7 +380,8 @@ extension NVMeController {
         return min(wanted, Int(min(answer.submissionQueues, answer.completionQueues)))
     }
 
-    /// Shadow doorbells where the controller has them (OACS bit 8) and one page holds all that are used.
+    /// Shadow doorbells where the controller has them (OACS bit 8) and one page holds all that are
+    /// used.
     private func configureShadowDoorbells(_ queues: Int) throws(DriverError) {
         let stride = Doorbell.strideByteCount(dstrd: capabilities.dstrd)
         guard identify.optionalAdminCommands.contains(.doorbellBufferConfig),
@@ -424,7 +431,8 @@ extension NVMeController {
 
     // MARK: Namespaces and events
 
-    /// Reads the list of active namespaces and identifies each: at bring-up, and when the controller says that they changed.
+    /// Reads the list of active namespaces and identifies each: at bring-up, and when the
+    /// controller says that they changed.
     public func refreshNamespaces() throws(DriverError) {
         var found: [UInt32: NamespaceInfo] = [:]
         var after: UInt32 = 0

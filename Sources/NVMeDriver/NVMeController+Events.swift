@@ -11,7 +11,8 @@ public enum AdminEvent: Sendable, Equatable {
     case health(AsynchronousEvent)
     /// An error event, or one that this driver does not know.
     case other(AsynchronousEvent)
-    /// An Abort ended. `aborted` is false when the controller did not abort the command, which may still complete.
+    /// An Abort ended. `aborted` is false when the controller did not abort the command, which may
+    /// still complete.
     case abortFinished(queue: Int, commandID: UInt16, aborted: Bool)
     /// The controller refused an event request: no more events will come.
     case eventsEnded(Status)
@@ -45,7 +46,8 @@ extension NVMeController {
     private func takeEvent(_ answer: AdminAnswer) throws(DriverError) -> AdminEvent {
         guard answer.status.isSuccess else { return .eventsEnded(answer.status) }
         let event = AsynchronousEvent(rawValue: answer.result)
-        // Reading the log page that the event names is what lets the controller report the next of its kind (5.2).
+        // Reading the log page that the event names is what lets the controller report the next of
+        // its kind (5.2).
         try readLog(event.logPage)
         try postEventRequests()
         if event == .namespaceAttributeChanged { return .namespacesChanged }

@@ -5,7 +5,8 @@ internal import DMA
 public import Linux
 internal import VFIO
 
-/// A client's memory as it is mapped here and for the device. The pages stay as long as the device may use them.
+/// A client's memory as it is mapped here and for the device. The pages stay as long as the device
+/// may use them.
 @safe
 struct ClientMapping {
     var iova: UInt64
@@ -16,8 +17,8 @@ struct ClientMapping {
 extension NVMeController {
     /// Makes a memory file reachable for the device and returns its region.
     ///
-    /// The caller has checked the seals: the file cannot shrink. `byteCount` is a multiple of 4096. With `readOnly` the device
-    /// is not allowed to write, so that reads into the region fail.
+    /// The caller has checked the seals: the file cannot shrink. `byteCount` is a multiple of 4096.
+    /// With `readOnly` the device is not allowed to write, so that reads into the region fail.
     public func registerMemory(
         _ fd: borrowing OwnedFD, byteCount: Int, session: UInt32, readOnly: Bool
     ) throws(DriverError) -> UInt32 {
@@ -60,7 +61,8 @@ extension NVMeController {
         try unmap(mapping)
     }
 
-    /// When the device does not confirm, it may still write there: the memory and its address are then never used again.
+    /// When the device does not confirm, it may still write there: the memory and its address are
+    /// then never used again.
     private func unmap(_ mapping: ClientMapping) throws(DriverError) {
         do throws(VFIOError) {
             try device.unmap(iova: mapping.iova, byteCount: mapping.byteCount)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Taking a controller down: NVM Express Base Specification 2.0, 3.6.1 "Memory-based Controller Shutdown (PCIe)".
+// Taking a controller down: NVM Express Base Specification 2.0, 3.6.1 "Memory-based Controller
+// Shutdown (PCIe)".
 
 internal import CMemory
 internal import DMA
@@ -8,15 +9,18 @@ public import NVMeSpec
 internal import VFIO
 
 extension NVMeController {
-    /// The bound on shutdown processing when the controller does not say (RTD3E = 0), and the most it may ask for.
+    /// The bound on shutdown processing when the controller does not say (RTD3E = 0), and the most
+    /// it may ask for.
     private static let shutdownMilliseconds: UInt32 = 5_000
     private static let maxShutdownMilliseconds: UInt32 = 60_000
-    /// The bound on the reset in `disable`: a device that needs more is left to the closing of its carrier.
+    /// The bound on the reset in `disable`: a device that needs more is left to the closing of its
+    /// carrier.
     private static let disableMilliseconds: UInt64 = 2_000
 
     /// Takes the controller down in order: flush, delete the queues, CC.SHN, wait for CSTS.SHST.
     ///
-    /// Nothing may be in flight. Every step is tried even when one before it failed; the first error is thrown at the end.
+    /// Nothing may be in flight. Every step is tried even when one before it failed; the first
+    /// error is thrown at the end.
     public func stop() throws(DriverError) {
         var first: DriverError?
         func attempt(_ step: () throws(DriverError) -> Void) {
@@ -107,7 +111,8 @@ extension NVMeController {
         }
     }
 
-    /// CC.EN to 0 so that the device stops touching memory. Best effort and bounded; returns whether the device confirmed.
+    /// CC.EN to 0 so that the device stops touching memory. Best effort and bounded; returns
+    /// whether the device confirmed.
     @discardableResult
     public func disable() -> Bool {
         guard let raw = try? read32(RegisterOffset.cc, "CC"), raw != .max else { return false }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// An NVMe controller: what it is, its queues, its memory. How it is brought up and taken down is in the extensions.
+// An NVMe controller: what it is, its queues, its memory. How it is brought up and taken down is in
+// the extensions.
 //
-// Failure model. The device may answer anything or nothing at any time, and may be gone. So every wait is bounded, every
-// register and identify field is checked before it is used, and a completion that cannot be right ends the trust in the device
-// (`QueueFault`). The worst outcome of all of this is a `DriverError`: the owner then calls `disable`, which asks the controller
-// to stop, and ends all requests. Memory that a device might still write is not reused: it stays mapped until the device's
-// carrier is closed.
+// Failure model. The device may answer anything or nothing at any time, and may be gone. So every
+// wait is bounded, every register and identify field is checked before it is used, and a completion
+// that cannot be right ends the trust in the device (`QueueFault`). The worst outcome of all of
+// this is a `DriverError`: the owner then calls `disable`, which asks the controller to stop, and
+// ends all requests. Memory that a device might still write is not reused: it stays mapped until
+// the device's carrier is closed.
 
 internal import CMemory
 internal import DMA
@@ -57,7 +59,8 @@ public final class NVMeController {
     var scratch: [UInt] = []
     var clientMappings: [UInt32: ClientMapping] = [:]
 
-    /// A controller that is not started. The state area must have been made for these options (`options.stateLayout`).
+    /// A controller that is not started. The state area must have been made for these options
+    /// (`options.stateLayout`).
     public init(
         device: any DeviceBacking, options: ControllerOptions, state: consuming StateArea
     ) throws(DriverError) {
@@ -81,7 +84,8 @@ public final class NVMeController {
 
     // MARK: The data path
 
-    /// The engine of an I/O queue pair, 0…`queueCount` - 1. Valid until the controller is stopped.
+    /// The engine of an I/O queue pair, 0…`queueCount` - 1. Valid until the controller is
+    /// stopped.
     public func engine(_ index: Int) -> UnsafeMutablePointer<Engine> {
         precondition(index >= 0 && index < queueCount, "no such queue")
         return unsafe engines + index
@@ -107,7 +111,8 @@ public final class NVMeController {
         interrupts.isEmpty ? 0 : queueID % interrupts.count
     }
 
-    /// Writes doorbells by message where they are not mapped. To be called after `ring` and `retire`.
+    /// Writes doorbells by message where they are not mapped. To be called after `ring` and
+    /// `retire`.
     public func writePendingDoorbells(_ index: Int) throws(DriverError) {
         try unsafe engine(index).pointee.queue.writePendingDoorbells(device)
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the driver knows of a namespace (NVM Express Base Specification 2.0, 5.17.2; NVM Command Set 1.0, 4.1.5).
+// What the driver knows of a namespace (NVM Express Base Specification 2.0, 5.17.2; NVM Command Set
+// 1.0, 4.1.5).
 
 public import NVMeSpec
 
@@ -51,7 +52,8 @@ public struct NamespaceInfo: Sendable, Equatable {
     /// Bytes of a block.
     public var blockByteCount: UInt32 { 1 << UInt32(blockShift) }
 
-    /// Reads the identify pages. Nothing in them is trusted: what cannot be served gives a `refusal`.
+    /// Reads the identify pages. Nothing in them is trusted: what cannot be served gives a
+    /// `refusal`.
     init(
         namespaceID: UInt32, identify: IdentifyNamespace, descriptors: NamespaceDescriptors,
         controller: ControllerLimits

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that commands may point at: the bounce pages, and what clients registered. Read by the hot path.
+// Memory that commands may point at: the bounce pages, and what clients registered. Read by the hot
+// path.
 
 internal import CMemory
 public import Linux
@@ -11,7 +12,8 @@ public import Linux
 public struct RegionTable: ~Copyable, @unchecked Sendable {
     /// The region of the bounce pages.
     public static let bounceRegion: UInt32 = 0
-    /// The session that owns the bounce pages: any session's request may use pages of it that were taken for it.
+    /// The session that owns the bounce pages: any session's request may use pages of it that were
+    /// taken for it.
     static let anySession: UInt32 = .max
     private static let entryByteCount = 32
 
@@ -24,7 +26,8 @@ public struct RegionTable: ~Copyable, @unchecked Sendable {
         memory = try Mapping(anonymous: StateLayout.regionCapacity * Self.entryByteCount)
     }
 
-    /// Enters memory that this process has at `base` and the device at `iova`; nil when the table is full.
+    /// Enters memory that this process has at `base` and the device at `iova`; nil when the table
+    /// is full.
     public mutating func insert(
         session: UInt32, iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer
     ) -> UInt32? {
@@ -78,8 +81,8 @@ struct RegionView {
         self.capacity = capacity
     }
 
-    /// The device's address of bytes in a region, or 0 when they are not all within a region of that session. (No region
-    /// starts at address 0.)
+    /// The device's address of bytes in a region, or 0 when they are not all within a region of
+    /// that session. (No region starts at address 0.)
     @inline(__always)
     func deviceAddress(
         region: UInt32, offset: UInt64, byteCount: UInt64, session: UInt32

@@ -12,8 +12,8 @@
 //   6  blocks issued (32) | first error status (16) | block shift (8) | state (8)
 //   7  most blocks of a command (32) | CRC-32C of words 0-6, keyed (32)
 //
-// Word 6 changes with every command issued; the children in flight are counted in private memory and recounted from the slots
-// by a successor.
+// Word 6 changes with every command issued; the children in flight are counted in private memory
+// and recounted from the slots by a successor.
 
 internal import CMemory
 internal import Linux

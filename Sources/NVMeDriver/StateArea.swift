@@ -30,7 +30,8 @@ public enum StateAreaError: Error, Sendable, Equatable, CustomStringConvertible 
 /// The memory file that outlives a worker. Never mapped for the device.
 @safe
 public struct StateArea: ~Copyable {
-    /// The memory file. The lock belongs to the file and this process: closing any other descriptor of it drops the lock.
+    /// The memory file. The lock belongs to the file and this process: closing any other descriptor
+    /// of it drops the lock.
     public let fd: OwnedFD
     /// Where things are.
     public let layout: StateLayout
@@ -89,13 +90,15 @@ public struct StateArea: ~Copyable {
         self.epoch = epoch
     }
 
-    /// A new device epoch: nothing that was in flight before counts any more. Written before the controller is reset.
+    /// A new device epoch: nothing that was in flight before counts any more. Written before the
+    /// controller is reset.
     public mutating func beginEpoch() {
         epoch &+= 1
         writeHeader()
     }
 
-    /// The device configuration that a predecessor got from the supervisor; nil when there is none or it is damaged.
+    /// The device configuration that a predecessor got from the supervisor; nil when there is none
+    /// or it is damaged.
     public func configuration() -> [UInt8]? {
         let header = unsafe memory.base
         let count = unsafe Int(nv_load32(header + 40))

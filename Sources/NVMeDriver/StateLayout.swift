@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where everything is in the state area: the memory file that outlives a worker and judges its device.
+// Where everything is in the state area: the memory file that outlives a worker and judges its
+// device.
 //
-// All numbers are little-endian; there are no pointers, enums or padding that a compiler chose. Every record carries a
-// CRC-32C keyed by what it is, its index and the device epoch, so that a record in the wrong place, or one from before a
-// controller reset, does not pass for a valid one.
+// All numbers are little-endian; there are no pointers, enums or padding that a compiler chose.
+// Every record carries a CRC-32C keyed by what it is, its index and the device epoch, so that a
+// record in the wrong place, or one from before a controller reset, does not pass for a valid one.
 
 /// The offsets of the state area for a number of queues and slots.
 ///
@@ -78,7 +79,8 @@ enum Checksum {
     static let sessionKind: UInt32 = 0x5345_5353
     static let regionKind: UInt32 = 0x5245_474E
 
-    /// The seed for records of one kind in one queue in one epoch; the record's index is added to it.
+    /// The seed for records of one kind in one queue in one epoch; the record's index is added to
+    /// it.
     @inline(__always)
     static func key(_ kind: UInt32, queue: UInt32, epoch: UInt32) -> UInt32 {
         kind ^ (queue &* 0x9E37_79B1) ^ (epoch &* 0x85EB_CA77)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page of a namespace that no I/O command set owns, CNS 08h. NVM Express Base Specification 2.0,
-// section 5.17.2.8.
+// The page of a namespace that no I/O command set owns, CNS 08h. NVM Express Base Specification
+// 2.0, section 5.17.2.8.
 
 /// I/O Command Set Independent Identify Namespace.
 public struct IdentifyIndependentNamespace: Page {

@@ -8,7 +8,8 @@ internal import Glibc
 public import Linux
 internal import Synchronization
 
-/// The loop of the control thread: sources of sd-event and jobs of Swift Concurrency, in one thread.
+/// The loop of the control thread: sources of sd-event and jobs of Swift Concurrency, in one
+/// thread.
 ///
 /// A program calls ``main()`` on its first thread, sets up its sources and then ``run()``. Timers,
 /// signals, children and descriptors all come from here; `Task.sleep`, detached tasks and

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The hardware boundary: what the driver asks of whatever carries its PCI device.
 //
-// Two backings exist or are planned: the vfio-user client (a server in another process) and kernel VFIO. Everything
-// here is slow and rare; the queues and, where the backing allows it, the doorbells are plain memory.
+// Two backings exist or are planned: the vfio-user client (a server in another process) and kernel
+// VFIO. Everything here is slow and rare; the queues and, where the backing allows it, the
+// doorbells are plain memory.
 
 public import Linux
 
@@ -51,8 +52,9 @@ public protocol DeviceBacking: AnyObject {
     /// Writes 4 or 8 bytes of BAR0.
     func writeRegister(offset: Int, byteCount: Int, value: UInt64) throws(VFIOError)
 
-    /// A pointer through which doorbells can be written as memory: the address of `offset` in BAR0 when all
-    /// `byteCount` bytes from there are mapped, or nil when a doorbell needs `writeDoorbell`.
+    /// A pointer through which doorbells can be written as memory: the address of `offset` in BAR0
+    /// when all `byteCount` bytes from there are mapped, or nil when a doorbell needs
+    /// `writeDoorbell`.
     func mappedRegisters(offset: Int, byteCount: Int) -> UnsafeMutableRawPointer?
 
     /// Writes a doorbell of a device whose doorbells are not mapped. Does not wait for an answer.
@@ -73,14 +75,14 @@ public protocol DeviceBacking: AnyObject {
     /// Resets the function.
     func resetDevice() throws(VFIOError)
 
-    /// A descriptor to watch while the device is in use, on which the other side speaks first (a vfio-user server that
-    /// asks for DMA by message, or dies); nil when there is none.
+    /// A descriptor to watch while the device is in use, on which the other side speaks first (a
+    /// vfio-user server that asks for DMA by message, or dies); nil when there is none.
     var eventDescriptor: CInt? { get }
 
     /// Handles what waits on `eventDescriptor`, without blocking. Throws `gone` when the device is.
     func handleEvents() throws(VFIOError)
 
-    /// Waits until one of the device's interrupts was raised on `interrupt`, the backing itself had something to do,
-    /// or the time is up. Returns at the latest after `milliseconds`.
+    /// Waits until one of the device's interrupts was raised on `interrupt`, the backing itself had
+    /// something to do, or the time is up. Returns at the latest after `milliseconds`.
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError)
 }

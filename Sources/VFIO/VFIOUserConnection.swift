@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stream socket to a vfio-user server: whole messages out and in, with a deadline on everything.
+// The stream socket to a vfio-user server: whole messages out and in, with a deadline on
+// everything.
 
 internal import Glibc
 internal import Linux
@@ -38,8 +39,8 @@ struct VFIOUserConnection: ~Copyable {
 
     /// Sends a whole message, waiting for room until the deadline (CLOCK_MONOTONIC ns).
     ///
-    /// The descriptors travel with the first byte. A message that was sent in part when the deadline passes has broken
-    /// the stream for good, hence `gone`.
+    /// The descriptors travel with the first byte. A message that was sent in part when the
+    /// deadline passes has broken the stream for good, hence `gone`.
     func send(
         _ message: [UInt8], fds: [CInt], deadline: UInt64, operation: String
     ) throws(VFIOError) {

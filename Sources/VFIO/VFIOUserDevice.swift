@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vfio-user client: a PCI device that another process serves over a Unix socket (vfio-user specification 0.9.2).
+// The vfio-user client: a PCI device that another process serves over a Unix socket (vfio-user
+// specification 0.9.2).
 
 internal import Glibc
 public import Linux
@@ -11,7 +12,8 @@ public final class VFIOUserDevice: DeviceBacking {
     public static let answerMilliseconds = 5_000
     /// Messages of the server that are handled in one go, so that a flood starves nobody.
     private static let messagesPerTurn = 64
-    /// Registers and doorbells beyond this are never mapped: 2 × 65536 queues × 4 bytes and the registers.
+    /// Registers and doorbells beyond this are never mapped: 2 × 65536 queues × 4 bytes and the
+    /// registers.
     private static let maxMappableByteCount: UInt64 = 1 << 20
     /// Windows a device may have at one time.
     private static let maxWindows = 4096
@@ -107,7 +109,8 @@ public final class VFIOUserDevice: DeviceBacking {
         }
     }
 
-    /// The areas of a sparse mmap capability, nil when there is none. At most 64, a chain of at most 16 capabilities.
+    /// The areas of a sparse mmap capability, nil when there is none. At most 64, a chain of at
+    /// most 16 capabilities.
     private static func sparseAreas(_ body: [UInt8], flags: UInt32) -> [(UInt64, UInt64)]? {
         let reader = ByteReader(body)
         guard flags & VFIOUser.regionFlagCaps != 0, var at = reader.u32(12) else { return nil }
@@ -132,8 +135,8 @@ public final class VFIOUserDevice: DeviceBacking {
         return nil
     }
 
-    /// Maps the whole pages of one area; an area that is not page aligned is used as far as whole pages go, and one that
-    /// cannot be mapped is read and written by message.
+    /// Maps the whole pages of one area; an area that is not page aligned is used as far as whole
+    /// pages go, and one that cannot be mapped is read and written by message.
     private func mapArea(
         _ fd: borrowing OwnedFD, regionOffset: UInt64, _ areaOffset: UInt64, _ areaSize: UInt64
     ) {
@@ -212,7 +215,8 @@ public final class VFIOUserDevice: DeviceBacking {
         _ = try request(VFIOUserCommand.regionWrite, body.bytes)
     }
 
-    /// Sets memory space enable, bus master enable and interrupt disable in the command register (PCI Local Bus 3.0, 6.2.2).
+    /// Sets memory space enable, bus master enable and interrupt disable in the command register
+    /// (PCI Local Bus 3.0, 6.2.2).
     public func enableBusMaster() throws(VFIOError) {
         let command = try readRegion(VFIOUser.regionConfig, offset: 4, byteCount: 4)
         let wanted = (command & 0xFFFF) | 0x2 | 0x4 | 0x400
@@ -235,7 +239,8 @@ public final class VFIOUserDevice: DeviceBacking {
         body.u64(offset)
         body.u64(window.iova)
         body.u64(window.byteCount)
-        // Known before the server may use it, so that a DMA_READ that overtakes the answer finds it.
+        // Known before the server may use it, so that a DMA_READ that overtakes the answer finds
+        // it.
         windows.append(window)
         do throws(VFIOError) {
             _ = try request(VFIOUserCommand.dmaMap, body.bytes, fds: [fd.raw])
@@ -256,7 +261,8 @@ public final class VFIOUserDevice: DeviceBacking {
         windows.removeAll { $0.iova == iova }
     }
 
-    /// Hands an eventfd for each vector 0… to the server, one message each (servers bound the descriptors of a message).
+    /// Hands an eventfd for each vector 0… to the server, one message each (servers bound the
+    /// descriptors of a message).
     public func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {
         for (vector, fd) in eventFDs.enumerated() {
             var body = ByteWriter()
@@ -354,7 +360,8 @@ public final class VFIOUserDevice: DeviceBacking {
             }
             return message
         }
-        // The answer may still come and would be taken for another's: the connection is of no more use.
+        // The answer may still come and would be taken for another's: the connection is of no more
+        // use.
         throw fail(.timedOut(operation: operation, milliseconds: Self.answerMilliseconds))
     }
 
@@ -373,7 +380,8 @@ public final class VFIOUserDevice: DeviceBacking {
     }
 
     private func handle(_ message: borrowing VFIOUserMessage) throws(VFIOError) {
-        // A reply that nobody waits for: of a posted write, refused. The device's state tells the rest.
+        // A reply that nobody waits for: of a posted write, refused. The device's state tells the
+        // rest.
         guard !message.isReply else { return }
         switch message.command {
         case VFIOUserCommand.dmaRead: try serveDMA(message, deviceWrites: false)
@@ -392,7 +400,8 @@ public final class VFIOUserDevice: DeviceBacking {
         try transmit(head, body, operation: VFIOUserCommand.name(message.command))
     }
 
-    /// DMA by message: the server reads or writes a window through us. It reaches the windows and nothing else.
+    /// DMA by message: the server reads or writes a window through us. It reaches the windows and
+    /// nothing else.
     private func serveDMA(
         _ message: borrowing VFIOUserMessage, deviceWrites: Bool
     ) throws(VFIOError) {
@@ -432,7 +441,8 @@ public final class VFIOUserDevice: DeviceBacking {
         MonotonicClock.nowNanoseconds + UInt64(answerMilliseconds) * 1_000_000
     }
 
-    /// The unsigned number that follows a key in JSON text: all we need of the server's capabilities.
+    /// The unsigned number that follows a key in JSON text: all we need of the server's
+    /// capabilities.
     private static func number(after key: String, in text: ArraySlice<UInt8>) -> Int? {
         let pattern = Array(key.utf8)
         guard text.count > pattern.count else { return nil }

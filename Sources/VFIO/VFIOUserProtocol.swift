@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vfio-user protocol's numbers and message layouts (vfio-user specification 0.9.2, "Message sizes and formats").
+// The vfio-user protocol's numbers and message layouts (vfio-user specification 0.9.2, "Message
+// sizes and formats").
 
 /// Commands of the vfio-user protocol.
 enum VFIOUserCommand {
@@ -49,7 +50,8 @@ enum VFIOUser {
     static let regionFlagMmap: UInt32 = 1 << 2
     static let regionFlagCaps: UInt32 = 1 << 3
     static let capabilitySparseMmap: UInt16 = 1
-    /// A message larger than this is refused: requests are small, and what we ask for is at most this long.
+    /// A message larger than this is refused: requests are small, and what we ask for is at most
+    /// this long.
     static let maxMessageByteCount = 1 << 21
     /// What the specification demands when the server does not say: 1 MiB for one transfer.
     static let defaultMaxTransfer = 1 << 20

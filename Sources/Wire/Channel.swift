@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A connection that carries messages of one protocol.
 //
-// A server's loop (worker, supervisor), one channel per connection, all on one thread and sharing one
-// MessageBuffer:
+// A server's loop (worker, supervisor), one channel per connection, all on one thread and sharing
+// one MessageBuffer:
 //
 //     readable:  loop (bounded):
 //                  if channel.isCongested { stop watching for input until flush() relieved it }
@@ -15,7 +15,8 @@
 //     reply:     channel.send(reply: .read, to: id, payload: bytes)
 //     writable:  channel.flush();  watch for output while channel.wantsWrite
 //
-// A client's: `request(...)` gives the id; `receive()` or `receive(deadline)` gives replies and events.
+// A client's: `request(...)` gives the id; `receive()` or `receive(deadline)` gives replies and
+// events.
 
 public import Linux
 
@@ -105,8 +106,8 @@ public enum ChannelRole: Sendable {
 
 /// A SOCK_SEQPACKET connection with messages of protocol `P`. Not thread-safe: one owner.
 public final class Channel<P: WireProtocol> {
-    /// The most bytes that wait for a peer that does not read: 32 replies with full payloads, which is
-    /// what an honest client may have in flight.
+    /// The most bytes that wait for a peer that does not read: 32 replies with full payloads, which
+    /// is what an honest client may have in flight.
     public static var outgoingByteLimit: Int { 32 * WireLimits.messageByteCount }
     /// Above this many waiting bytes a server should not take more requests.
     public static var congestedByteCount: Int { 4 * WireLimits.messageByteCount }
@@ -344,7 +345,8 @@ public final class Channel<P: WireProtocol> {
         }
     }
 
-    /// Waits until everything is sent, until `deadlineNanoseconds` (CLOCK_MONOTONIC; nil: for ever).
+    /// Waits until everything is sent, until `deadlineNanoseconds` (CLOCK_MONOTONIC; nil: for
+    /// ever).
     public func flush(deadlineNanoseconds: UInt64?) throws(ChannelError) {
         while true {
             try flush()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads fields out of what protobuf-c decoded, with the checks that every field of their kind needs.
+// Reads fields out of what protobuf-c decoded, with the checks that every field of their kind
+// needs.
 
 internal import CProtobufC
 internal import CWire

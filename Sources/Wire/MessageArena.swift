@@ -3,7 +3,8 @@
 
 internal import CProtobufC
 
-/// Memory for decoding one message at a time. Everything decoded in it is copied out before the next.
+/// Memory for decoding one message at a time. Everything decoded in it is copied out before the
+/// next.
 @safe
 public final class MessageArena {
     @safe

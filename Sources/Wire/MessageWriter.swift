@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Encodes protobuf fields. Decoding is protobuf-c's; that the two agree is what the round-trip tests hold.
+// Encodes protobuf fields. Decoding is protobuf-c's; that the two agree is what the round-trip
+// tests hold.
 
 /// Bytes of a message being written, fields in rising order of their numbers.
 ///

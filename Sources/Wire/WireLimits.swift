@@ -5,7 +5,8 @@
 public enum WireLimits {
     /// The protocol version spoken here.
     public static let version: UInt32 = 1
-    /// The most inline data of one message, in bytes: what a default socket buffer passes in one piece.
+    /// The most inline data of one message, in bytes: what a default socket buffer passes in one
+    /// piece.
     public static let payloadByteCount = 128 << 10
     /// The most bytes of a message beside its payload; requests need tens, lists come in pages.
     public static let headByteCount = 16 << 10
@@ -13,8 +14,8 @@ public enum WireLimits {
     public static let messageByteCount = payloadByteCount + headByteCount
     /// The most descriptors of one message.
     public static let fdCount = 4
-    /// Memory that decoding one message may use, in bytes: 24 times the head, since the C form of the
-    /// smallest nested message is that much larger than its bytes in the worst honest message.
+    /// Memory that decoding one message may use, in bytes: 24 times the head, since the C form of
+    /// the smallest nested message is that much larger than its bytes in the worst honest message.
     public static let decodeBudgetByteCount = 24 * headByteCount
     /// The most bytes of a name (disk, device): a file name of Linux.
     public static let nameByteCount = 255

@@ -63,7 +63,8 @@ struct RulesTests {
     @Test("columns and lines above the limit")
     func sizes() {
         let wide = String(repeating: "x", count: 101)
-        #expect(Rules.longLines(file("short\n\(wide)"), limit: 100).map(\.line) == [2])
+        let row = "/// | \(wide) |"
+        #expect(Rules.longLines(file("\(row)\n\(wide)"), limit: 100).map(\.line) == [2])
         #expect(Rules.longFile(file(String(repeating: "\n", count: 700))).count == 1)
     }
 
