@@ -103,7 +103,8 @@ public enum ConfigValue {
             && text.utf8.allSatisfy { (48...57).contains($0) || (97...102).contains($0) }
     }
 
-    /// Whether a name can be the name of a device or disk: letters, digits, `_ . : -`, no leading dot.
+    /// Whether a name can be the name of a device or disk: letters, digits, `_ . : -`, no leading
+    /// dot.
     public static func isName(_ text: String) -> Bool {
         guard !text.isEmpty, text.utf8.count <= ConfigLimits.nameByteCount, !text.hasPrefix(".")
         else { return false }

@@ -315,7 +315,8 @@ struct ConfigurationReader {
         return configuration
     }
 
-    /// Two disks of one namespace: exclusive opens of the two exclude each other only at the worker.
+    /// Two disks of one namespace: exclusive opens of the two exclude each other only at the
+    /// worker.
     private mutating func warnAboutSharedNamespaces() {
         struct Key: Hashable {
             var device: String?

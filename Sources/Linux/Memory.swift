@@ -44,7 +44,8 @@ public enum MemFD {
         Int(try checked("fstat", nv_file_size(fd.raw)))
     }
 
-    /// Whether the file lives in ordinary shared memory (tmpfs), as a memory file without huge pages does.
+    /// Whether the file lives in ordinary shared memory (tmpfs), as a memory file without huge
+    /// pages does.
     public static func isShmem(_ fd: borrowing OwnedFD) throws(SystemCallError) -> Bool {
         try checked("fstatfs", nv_is_shmem(fd.raw)) == 1
     }

@@ -47,7 +47,8 @@ public struct OwnedFD: ~Copyable, Sendable {
         try checked("poll", nv_poll1(raw, NV_POLLOUT, timeoutMilliseconds)) > 0
     }
 
-    /// Waits until the descriptor is readable or writable; false when `timeoutMilliseconds` passed first.
+    /// Waits until the descriptor is readable or writable; false when `timeoutMilliseconds` passed
+    /// first.
     public borrowing func waitReadableOrWritable(
         timeoutMilliseconds: Int32
     ) throws(SystemCallError) -> Bool {

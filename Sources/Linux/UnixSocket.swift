@@ -80,7 +80,8 @@ public struct ReceivedMessage: ~Copyable, Sendable {
 
 /// Operations on Unix sockets. All sockets are close-on-exec, and SIGPIPE is never raised.
 public enum UnixSocket {
-    /// Binds and listens; replaces the file of a dead listener. The listening socket does not block.
+    /// Binds and listens; replaces the file of a dead listener. The listening socket does not
+    /// block.
     public static func listen(
         _ path: String, kind: SocketKind, mode: UInt32, backlog: Int32 = 1024
     ) throws(SystemCallError) -> OwnedFD {
@@ -160,7 +161,8 @@ public enum UnixSocket {
         return try checked("sendmsg", sent)
     }
 
-    /// Receives (or with `peek` only looks at) the next message; nil when `nonblocking` and none waits.
+    /// Receives (or with `peek` only looks at) the next message; nil when `nonblocking` and none
+    /// waits.
     public static func receive(
         _ fd: borrowing OwnedFD, into buffer: UnsafeMutableRawBufferPointer,
         peek: Bool = false, nonblocking: Bool = false

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A command slot: the driver's only record of a command in flight, and at the same time the log that a successor reads.
+// A command slot: the driver's only record of a command in flight, and at the same time the log
+// that a successor reads.
 //
 // One cache line of eight 64-bit words in the state area:
 //
@@ -10,10 +11,12 @@
 //   4  session (32) | request record, or `noRequest` (32)
 //   5  first owned pool page (32) | owned pages (16) | opcode (8) | flags (8)
 //   6  namespace id (32) | CRC-32C of words 0-5, keyed (32)
-//   7  state (8) | sequence (8) | status (16) | CRC-32C of word 6 and the low half of this word (32)
+//   7  state (8) | sequence (8) | status (16) |
+//      CRC-32C of word 6 and of the low half of this word (32)
 //
-// Word 7 is written last and by one store, so that a slot is always the old one or the new one. The CRC is split so that a
-// change of state costs two CRC steps and no reading of words 0-5; any changed bit in the line is still seen.
+// Word 7 is written last and by one store, so that a slot is always the old one or the new one. The
+// CRC is split so that a change of state costs two CRC steps and no reading of words 0-5; any
+// changed bit in the line is still seen.
 
 internal import CMemory
 
@@ -31,7 +34,8 @@ enum SlotState {
 struct CommandSlot {
     /// No request record: the command is the whole request.
     static let noRequest: UInt32 = .max
-    /// Flags: the request's pages are bounce pages of this one command, filled or emptied by the engine.
+    /// Flags: the request's pages are bounce pages of this one command, filled or emptied by the
+    /// engine.
     static let flagBounced: UInt8 = 1
     static let flagForceUnitAccess: UInt8 = 2
     static let flagDeallocate: UInt8 = 4
@@ -160,7 +164,8 @@ struct CommandSlot {
     }
 }
 
-/// A 32-bit value that vouches for itself: the value in the low half, its keyed CRC-32C in the high half.
+/// A 32-bit value that vouches for itself: the value in the low half, its keyed CRC-32C in the high
+/// half.
 enum SealedWord {
     @inline(__always)
     static func seal(_ value: UInt32, key: UInt32) -> UInt64 {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The less common requests: without data, larger than a command, or at an address that PRP entries cannot express.
+// The less common requests: without data, larger than a command, or at an address that PRP entries
+// cannot express.
 
 internal import CMemory
 internal import DMA
@@ -49,7 +50,8 @@ extension Engine {
                 session: command.session)
             guard address != 0 else { return .invalid }
             if command.offset & 3 != 0 {
-                // PRP entries are dword aligned (Base Specification 2.0, 4.1.1): such data takes a detour.
+                // PRP entries are dword aligned (Base Specification 2.0, 4.1.1): such data takes a
+                // detour.
                 command.flags |= CommandSlot.flagBounced
                 maxBlocks = min(maxBlocks, UInt32(Self.maxBounceByteCount >> UInt64(shift)))
             }
@@ -103,7 +105,8 @@ extension Engine {
         return true
     }
 
-    /// Takes bounce pages for a command and fills them when the device will read them; nil when none are free.
+    /// Takes bounce pages for a command and fills them when the device will read them; nil when
+    /// none are free.
     private mutating func bounce(_ command: inout CommandSlot, _ byteCount: UInt64) -> UInt64? {
         let pages = Int((byteCount + 4095) / 4096)
         guard let first = takePages(pages) else { return nil }
@@ -124,7 +127,8 @@ extension Engine {
             session: RegionTable.anySession)
     }
 
-    /// A command of a larger request was answered. True when the request is complete, and `completion` filled.
+    /// A command of a larger request was answered. True when the request is complete, and
+    /// `completion` filled.
     @inline(never)
     mutating func childEnded(
         _ answer: QueuePair.Answer, _ completion: UnsafeMutablePointer<IOCompletion>
@@ -156,7 +160,8 @@ extension Engine {
         releasePages(first: Int(command.firstPage), count: Int(command.pageCount))
     }
 
-    /// Write Zeroes, Verify, and Deallocate of one range (NVM Command Set 1.0, 3.2.3: the range list in PRP1).
+    /// Write Zeroes, Verify, and Deallocate of one range (NVM Command Set 1.0, 3.2.3: the range
+    /// list in PRP1).
     private mutating func pushRange(_ slot: UInt32, _ command: CommandSlot) {
         guard command.opcode == IOOperation.deallocate else {
             queue.push(
@@ -176,8 +181,8 @@ extension Engine {
 
     // MARK: Pages of inline transfers
 
-    /// Takes pool pages for a transfer whose data comes or goes in a message. Returns the first page's index; its bytes are
-    /// at that index × 4096 in region 0.
+    /// Takes pool pages for a transfer whose data comes or goes in a message. Returns the first
+    /// page's index; its bytes are at that index × 4096 in region 0.
     public mutating func takePages(byteCount: Int) -> Int? {
         takePages((byteCount + 4095) / 4096)
     }
@@ -204,8 +209,8 @@ extension Engine {
             region: RegionTable.bounceRegion, offset: UInt64(first) * 4096)
     }
 
-    /// Ends everything in flight without the device: each request once, with `status`. For a device that was reset or is
-    /// gone; nothing may be in flight there any more.
+    /// Ends everything in flight without the device: each request once, with `status`. For a device
+    /// that was reset or is gone; nothing may be in flight there any more.
     public mutating func abandon(status: UInt16, _ deliver: (IOCompletion) -> Void) {
         var completion = IOCompletion()
         for index in 0..<RequestRecords.capacity {

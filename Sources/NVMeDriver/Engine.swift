@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine of one I/O queue pair: requests in, commands out, completions back.
 //
-// A request of one command is the command: its slot names the asker, and nothing else is written. A request of several has
-// one request record; its commands are issued as slots become free, several requests in turn, so that a large one does not
-// shut out the others.
+// A request of one command is the command: its slot names the asker, and nothing else is written. A
+// request of several has one request record; its commands are issued as slots become free, several
+// requests in turn, so that a large one does not shut out the others.
 
 internal import CMemory
 internal import DMA
 
 /// The data path of one queue pair. One owner, one thread.
 ///
-/// The order of calls: `submit` any number of times, `ring`; `reap`, deliver the completions, `retire`. After each `ring` and
-/// `retire`, `pendingDoorbells` says whether the owner must write a doorbell by message.
+/// The order of calls: `submit` any number of times, `ring`; `reap`, deliver the completions,
+/// `retire`. After each `ring` and `retire`, `pendingDoorbells` says whether the owner must write a
+/// doorbell by message.
 @safe
 public struct Engine: ~Copyable {
     /// Commands of one request that may be in flight at one time.
@@ -23,7 +24,8 @@ public struct Engine: ~Copyable {
     let regions: RegionView
     var requests: RequestRecords
     var bouncePages: PageAllocator
-    /// Where this engine's share of the bounce pages starts; page numbers are those of the whole pool everywhere else.
+    /// Where this engine's share of the bounce pages starts; page numbers are those of the whole
+    /// pool everywhere else.
     let firstBouncePage: Int
     /// Requests accepted since the engine was made.
     public private(set) var submitted: UInt64 = 0
@@ -45,7 +47,8 @@ public struct Engine: ~Copyable {
 
     // MARK: Down
 
-    /// Takes requests in order until one is not accepted. Returns how many were; `result` says why it stopped.
+    /// Takes requests in order until one is not accepted. Returns how many were; `result` says why
+    /// it stopped.
     public mutating func submit(
         batch: UnsafeBufferPointer<IORequest>, result: inout SubmitResult
     ) -> Int {
@@ -110,8 +113,8 @@ public struct Engine: ~Copyable {
             dword12And13: Self.dword12(command))
     }
 
-    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2). The flags of a slot are such
-    /// that one shift puts each there.
+    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2).
+    /// The flags of a slot are such that one shift puts each there.
     @inline(__always)
     static func dword12(_ command: CommandSlot) -> UInt64 {
         let fua = UInt64(command.flags & CommandSlot.flagForceUnitAccess) << 29
@@ -124,9 +127,11 @@ public struct Engine: ~Copyable {
 
     // MARK: Up
 
-    /// Takes answers of the device until none is left or `capacity` completions are filled. Returns their number.
+    /// Takes answers of the device until none is left or `capacity` completions are filled. Returns
+    /// their number.
     ///
-    /// Deliver them, then call `retire`. When the device broke the rules, `fault` says how, and no more answers are taken.
+    /// Deliver them, then call `retire`. When the device broke the rules, `fault` says how, and no
+    /// more answers are taken.
     public mutating func reap(
         into completions: UnsafeMutablePointer<IOCompletion>, capacity: Int
     ) -> Int {
@@ -164,7 +169,8 @@ public struct Engine: ~Copyable {
         unsafe completion.pointee.flags = command.flags
     }
 
-    /// Frees what the delivered completions held, and goes on with requests of several commands. Rings the doorbells.
+    /// Frees what the delivered completions held, and goes on with requests of several commands.
+    /// Rings the doorbells.
     public mutating func retire() {
         queue.retire()
         if requests.hasWork {

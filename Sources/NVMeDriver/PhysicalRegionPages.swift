@@ -9,18 +9,19 @@ struct PhysicalRegionPages {
     static let pageByteCount: UInt64 = 4096
     static let entriesPerPage: UInt64 = 512
 
-    /// How many bytes of list a transfer of `byteCount` bytes needs at worst, whole pages, at least one (which also serves
-    /// for the ranges of Dataset Management).
+    /// How many bytes of list a transfer of `byteCount` bytes needs at worst, whole pages, at least
+    /// one (which also serves for the ranges of Dataset Management).
     static func listByteCount(transfer byteCount: UInt64) -> UInt64 {
-        // One page more than the bytes fill, when the first starts in the middle; less the one in PRP1.
+        // One page more than the bytes fill, when the first starts in the middle; less the one in
+        // PRP1.
         let entries = (byteCount + pageByteCount - 1) / pageByteCount
         // Every page but the last gives one entry to the chain.
         let pages = (entries + entriesPerPage - 3) / (entriesPerPage - 1)
         return max(1, pages) * pageByteCount
     }
 
-    /// PRP2 for a transfer of `byteCount` bytes from `address`, after the list, if one is needed, was written at `list`, whose
-    /// device address is `listIOVA`.
+    /// PRP2 for a transfer of `byteCount` bytes from `address`, after the list, if one is needed,
+    /// was written at `list`, whose device address is `listIOVA`.
     @inline(__always)
     static func second(
         address: UInt64, byteCount: UInt64, list: UnsafeMutableRawPointer, listIOVA: UInt64
@@ -35,8 +36,8 @@ struct PhysicalRegionPages {
         return listIOVA
     }
 
-    /// Writes `count` entries; a full page's last entry points to the next page. Not inlined: small transfers need no list, and
-    /// its registers are better used for them.
+    /// Writes `count` entries; a full page's last entry points to the next page. Not inlined: small
+    /// transfers need no list, and its registers are better used for them.
     @inline(never)
     static func write(
         _ first: UInt64, count: UInt64, list: UnsafeMutableRawPointer, listIOVA: UInt64

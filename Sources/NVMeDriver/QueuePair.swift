@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// A submission queue and its completion queue (NVM Express Base Specification 2.0, 3.3), with the slots of the commands in
-// flight. The admin queue and the I/O queues are the same thing.
+// A submission queue and its completion queue (NVM Express Base Specification 2.0, 3.3), with the
+// slots of the commands in flight. The admin queue and the I/O queues are the same thing.
 //
-// Order on the way down: slot STAGED → queue entry → `sqTail` in the state area → doorbell → "doorbell written" value.
-// Order on the way up: slot COMPLETING → the client's completion, by the caller → {cqHead, phase} in the state area → slot
-// FREE → doorbell. Each step can be repeated by a successor. (DESIGN, section 5.)
+// Order on the way down: slot STAGED → queue entry → `sqTail` in the state area → doorbell
+// → "doorbell written" value. Order on the way up: slot COMPLETING → the client's completion,
+// by the caller → {cqHead, phase} in the state area → slot FREE → doorbell. Each step can be
+// repeated by a successor. (DESIGN, section 5.)
 //
-// One command id in flight is one slot, and there are two slots fewer than entries: a full queue cannot happen, the
-// completion queue cannot overflow, and an entry and an id are always left for a successor's probe.
+// One command id in flight is one slot, and there are two slots fewer than entries: a full queue
+// cannot happen, the completion queue cannot overflow, and an entry and an id are always left for a
+// successor's probe.
 
 internal import CMemory
 
@@ -21,7 +23,8 @@ struct QueueMemory {
     var prpListByteCount: UInt64
     var slots: UnsafeMutableRawPointer
     var indexLine: UnsafeMutableRawPointer
-    /// Free-slot stack, reaped list, submit ticks: `scratchByteCount(entries)` bytes of private memory.
+    /// Free-slot stack, reaped list, submit ticks: `scratchByteCount(entries)` bytes of private
+    /// memory.
     var scratch: UnsafeMutableRawPointer
     var submissionDoorbell: UnsafeMutableRawPointer
     var completionDoorbell: UnsafeMutableRawPointer
@@ -33,7 +36,8 @@ struct QueueMemory {
     static func scratchByteCount(entries: UInt32) -> Int { Int(entries) * (2 + 2 + 4) }
 }
 
-/// The four words of the Doorbell Buffer Config buffers that belong to a queue pair (Base Specification 2.0, 5.8).
+/// The four words of the Doorbell Buffer Config buffers that belong to a queue pair (Base
+/// Specification 2.0, 5.8).
 @safe
 struct ShadowDoorbells {
     var submissionTail: UnsafeMutableRawPointer
@@ -48,7 +52,8 @@ struct QueuePair: ~Copyable {
     /// Bits of the doorbells that must be written by the owner because they are not mapped.
     static let submissionDoorbellPending: UInt8 = 1
     static let completionDoorbellPending: UInt8 = 2
-    /// Ten bits of a command id are the slot, six a sequence that tells a late answer from a new one.
+    /// Ten bits of a command id are the slot, six a sequence that tells a late answer from a new
+    /// one.
     static let slotBits: UInt32 = 10
     static let slotMask: UInt32 = 1023
     static let maxEntries: UInt32 = 1024
@@ -156,7 +161,8 @@ struct QueuePair: ~Copyable {
         unsafe prpLists + Int(slot) &* Int(truncatingIfNeeded: prpListByteCount)
     }
 
-    /// The next free slot, or nil. It is taken by `push`, so that a caller can still change its mind.
+    /// The next free slot, or nil. It is taken by `push`, so that a caller can still change its
+    /// mind.
     @inline(__always)
     func nextFreeSlot() -> UInt32? {
         guard freeCount > 0 else { return nil }
@@ -165,7 +171,8 @@ struct QueuePair: ~Copyable {
 
     /// Stages the command of a slot that `nextFreeSlot` gave and writes its queue entry.
     ///
-    /// `prp2` must be 0 or point to what is already written; `dword10And11` and `dword12` are the command's own.
+    /// `prp2` must be 0 or point to what is already written; `dword10And11` and `dword12` are the
+    /// command's own.
     @inline(__always)
     mutating func push(
         _ slotIndex: UInt32, _ command: CommandSlot, prp1: UInt64, prp2: UInt64,
@@ -200,7 +207,8 @@ struct QueuePair: ~Copyable {
     @inline(__always)
     mutating func ring() {
         guard tail != committedTail else { return }
-        // The entries are complete before the tail that covers them is published, here and to the device.
+        // The entries are complete before the tail that covers them is published, here and to the
+        // device.
         nv_dma_wmb()
         publishTail()
         nv_io_wmb()
@@ -225,7 +233,8 @@ struct QueuePair: ~Copyable {
         if !doorbellsAreMapped { pendingDoorbells |= pending }
     }
 
-    /// Base Specification 2.0, 5.8: the shadow always, the doorbell only when the move passes EventIdx.
+    /// Base Specification 2.0, 5.8: the shadow always, the doorbell only when the move passes
+    /// EventIdx.
     @inline(__always)
     private mutating func writeShadow(
         _ shadow: UnsafeMutableRawPointer, _ eventIndex: UnsafeMutableRawPointer,
@@ -233,8 +242,8 @@ struct QueuePair: ~Copyable {
     ) {
         unsafe nv_store32(shadow, new)
         shadowWrites = shadowWrites &+ 1
-        // The shadow is visible before EventIdx is read: the device writes EventIdx and then reads the shadow, so that one
-        // of the two sees the other.
+        // The shadow is visible before EventIdx is read: the device writes EventIdx and then reads
+        // the shadow, so that one of the two sees the other.
         nv_full_fence()
         let event = UInt16(truncatingIfNeeded: unsafe nv_load32(eventIndex))
         let new16 = UInt16(truncatingIfNeeded: new)
@@ -252,7 +261,8 @@ struct QueuePair: ~Copyable {
         var result: UInt32
     }
 
-    /// The next answer of the device, its slot now COMPLETING; nil when there is none or the device is at fault.
+    /// The next answer of the device, its slot now COMPLETING; nil when there is none or the device
+    /// is at fault.
     @inline(__always)
     mutating func next() -> Answer? {
         let entry = unsafe completion + Int(head) &* 16
@@ -294,7 +304,8 @@ struct QueuePair: ~Copyable {
         return nil
     }
 
-    /// Gives back the slots of all answers since the last call, and their queue entries to the device.
+    /// Gives back the slots of all answers since the last call, and their queue entries to the
+    /// device.
     @inline(__always)
     mutating func retire() {
         guard reapedCount > 0 else { return }
@@ -362,7 +373,8 @@ struct QueuePair: ~Copyable {
     /// The tail that the device was told last, for a doorbell by message.
     var committedPositions: (tail: UInt32, head: UInt32) { (committedTail, committedHead) }
 
-    /// The commands in flight whose stamp is older than `tick`, oldest irrelevant: calls `body` with slot and command id.
+    /// The commands in flight whose stamp is older than `tick`, oldest irrelevant: calls `body`
+    /// with slot and command id.
     func forEachOlder(than limit: UInt32, _ body: (UInt32, UInt16) -> Void) {
         for index in 0..<slotCount {
             let state = unsafe nv_load64(slots + Int(index) * 64 + 56)

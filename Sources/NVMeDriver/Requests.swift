@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What goes into the engine and what comes out: plain values, no references.
 
-/// Opcodes of the NVM command set that clients may ask for (NVM Command Set Specification 1.0, section 3).
+/// Opcodes of the NVM command set that clients may ask for (NVM Command Set Specification 1.0,
+/// section 3).
 public enum IOOperation {
     /// Flush: 00h.
     public static let flush: UInt8 = 0x00
@@ -21,7 +22,8 @@ public enum IOOperation {
 
 /// One request to the engine.
 ///
-/// The order of the fields is that of a command slot's words, so that taking a request is copying words; a test holds it.
+/// The order of the fields is that of a command slot's words, so that taking a request is copying
+/// words; a test holds it.
 public struct IORequest: Sendable {
     /// The first block.
     public var lba: UInt64
@@ -39,7 +41,8 @@ public struct IORequest: Sendable {
     public var namespaceID: UInt32
     /// The first pool page this request owns.
     public var firstPage: UInt32
-    /// How many pool pages this request owns; they stay logged with its commands and come back with the completion.
+    /// How many pool pages this request owns; they stay logged with its commands and come back with
+    /// the completion.
     public var pageCount: UInt16
     /// An opcode of `IOOperation`.
     public var operation: UInt8
@@ -98,7 +101,8 @@ public struct IOCompletion: Sendable {
     /// The operation that ended.
     public var operation: UInt8
     var flags: UInt8
-    /// The NVMe status without the phase bit; 0 is success. For a request of several commands, that of the first that failed.
+    /// The NVMe status without the phase bit; 0 is success. For a request of several commands, that
+    /// of the first that failed.
     public var status: UInt16
 
     /// An empty completion, to fill arrays with.
@@ -120,7 +124,8 @@ public enum SubmitResult: UInt8, Sendable {
     case accepted
     /// No slot or request record is free: try again after completions were retired.
     case full
-    /// The data does not lie within a region of that session, or the request is malformed; nothing was done.
+    /// The data does not lie within a region of that session, or the request is malformed; nothing
+    /// was done.
     case invalid
 }
 

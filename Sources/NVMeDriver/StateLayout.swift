@@ -13,7 +13,8 @@
 /// 4096             device configuration as the supervisor sent it (16 KiB)
 /// 20480            sessions: 64 B each
 ///                  regions of registered memory: 64 B each
-///                  queues: a record of 64 B and an index line of 64 B each; queue 0 is the admin queue
+///                  queues: a record of 64 B and an index line of 64 B each; queue 0 is the
+///                  admin queue
 ///                  slots: `slotsPerQueue` × 64 B for each queue
 ///                  requests: `requestsPerQueue` × 64 B for each queue
 /// ```

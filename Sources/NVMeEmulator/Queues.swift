@@ -45,7 +45,8 @@ struct CompletionQueue {
 
     /// Something was posted in this pass.
     var isDirty = false
-    /// The host had taken everything when the first entry of this pass was posted: it may be asleep.
+    /// The host had taken everything when the first entry of this pass was posted: it may be
+    /// asleep.
     var hadCaughtUp = false
     /// Entries were posted after the last interrupt, and the host was not seen to take them.
     var owesInterrupt = false

@@ -44,7 +44,8 @@ final class DriverRig {
     }
 }
 
-/// Runs `count` aligned 4 KiB reads at a depth of `depth` on the loopback device: for callgrind and allocation counts.
+/// Runs `count` aligned 4 KiB reads at a depth of `depth` on the loopback device: for callgrind and
+/// allocation counts.
 func runInstructions(count: Int, depth: Int) throws {
     let device = try LoopbackDevice()
     let rig = try DriverRig(device: device)
@@ -122,7 +123,8 @@ func runDriver(socket: String, depth: Int, seconds: Double, operation: UInt8) th
             continue
         }
         unsafe engine.pointee.retire()
-        // At depth one every latency is measured; at depth the batch shares a time stamp, which costs less than an I/O.
+        // At depth one every latency is measured; at depth the batch shares a time stamp, which
+        // costs less than an I/O.
         now = MonotonicClock.nowNanoseconds
         for index in 0..<reaped {
             guard completions[index].status == 0 else { die("status \(completions[index].status)") }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A device in the same thread that completes everything at once: what is left is the driver's own work.
+// A device in the same thread that completes everything at once: what is left is the driver's own
+// work.
 
 import CMemory
 import Glibc
@@ -7,7 +8,8 @@ import Linux
 import NVMeSpec
 import VFIO
 
-/// The smallest controller that the driver can be brought up with. Its I/O queue is served by `complete()`.
+/// The smallest controller that the driver can be brought up with. Its I/O queue is served by
+/// `complete()`.
 @safe
 final class LoopbackDevice: DeviceBacking {
     let name = "loopback"
@@ -89,7 +91,8 @@ final class LoopbackDevice: DeviceBacking {
     func handleEvents() throws(VFIOError) {}
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {}
 
-    /// Completes every command up to the doorbell. Not inlined, so that its instructions can be told from the driver's.
+    /// Completes every command up to the doorbell. Not inlined, so that its instructions can be
+    /// told from the driver's.
     @inline(never)
     func complete() {
         let tail = unsafe nv_load32(registers + 0x1008)

@@ -8,7 +8,8 @@ struct Figure {
     var name: String
     var value: Double
     var unit: String
-    /// What it is compared with, measured in the same run or a fixed budget; nil when there is nothing to compare.
+    /// What it is compared with, measured in the same run or a fixed budget; nil when there is
+    /// nothing to compare.
     var baseline: Double?
     /// How to measure it again.
     var command: String

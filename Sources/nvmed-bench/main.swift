@@ -29,7 +29,8 @@ func main() throws {
             socket: option("socket", ""), depth: number("depth", 32),
             seconds: Double(number("seconds", 2)), operation: IOOperation.read)
         print(
-            "p50_ns=\(result.p50Nanoseconds) p99_ns=\(result.p99Nanoseconds) iops=\(Int(result.iops))"
+            "p50_ns=\(result.p50Nanoseconds) p99_ns=\(result.p99Nanoseconds)",
+            "iops=\(Int(result.iops))"
         )
     default:
         print("usage: nvmed-bench instructions [--count N] [--depth N]")

@@ -8,7 +8,8 @@ import NVMeSpec
 
 @testable import NVMeDriver
 
-/// An engine whose device is the test: it reads the submission queue and writes the completion queue.
+/// An engine whose device is the test: it reads the submission queue and writes the completion
+/// queue.
 @safe
 final class EngineRig {
     static let regionIOVA: UInt64 = 0x7000_0000

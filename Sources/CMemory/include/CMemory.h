@@ -72,9 +72,9 @@ NV_INLINE void nv_pause(void) {
 #endif
 }
 
-// CRC-32C (Castagnoli) of eight bytes, one instruction. x86-64-v2 (2009) and ARMv8.1 have it; programs check
-// `nv_has_crc32c` once at start. The value stays in a 64-bit register between steps, its upper half zero: narrowing it each
-// time would cost an instruction a step.
+// CRC-32C (Castagnoli) of eight bytes, one instruction. x86-64-v2 (2009) and ARMv8.1 have it;
+// programs check `nv_has_crc32c` once at start. The value stays in a 64-bit register between steps,
+// its upper half zero: narrowing it each time would cost an instruction a step.
 NV_INLINE uint64_t nv_crc32c_step(uint64_t crc, uint64_t value) {
 #if defined(__x86_64__)
     __asm__("crc32q %1, %0" : "+r"(crc) : "r"(value));
