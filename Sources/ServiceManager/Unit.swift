@@ -27,14 +27,16 @@ protocol UnitOwner: AnyObject {
 
 /// One service.
 ///
-/// | state    | connect | READY  | exit                      | stop            | restart        | timer |
-/// |----------|---------|--------|---------------------------|-----------------|----------------|-------|
-/// | inactive | start   | –      | –                         | discard store   | start          | –     |
-/// | starting | –       | ready  | start, or failing         | SIGTERM, ending | SIGTERM, again | kill  |
-/// | ready    | –       | –      | start, or failing         | SIGTERM, ending | SIGTERM, again | –     |
-/// | ending   | –       | –      | discard store, inactive   | –               | –              | kill  |
-/// | again    | –       | –      | start                     | ending          | –              | kill  |
-/// | failing  | –       | –      | –                         | discard, inactive | start        | start |
+/// | state    | connect | READY | exit              | stop            | restart        | timer |
+/// |----------|---------|-------|-------------------|-----------------|----------------|-------|
+/// | inactive | start   | –     | –                 | discard         | start          | –     |
+/// | starting | –       | ready | start, or failing | SIGTERM, ending | SIGTERM, again | kill  |
+/// | ready    | –       | –     | start, or failing | SIGTERM, ending | SIGTERM, again | –     |
+/// | ending   | –       | –     | discard, inactive | –               | –              | kill  |
+/// | again    | –       | –     | start             | ending          | –              | kill  |
+/// | failing  | –       | –     | –                 | discard, inact. | start          | start |
+///
+/// Discard: the store is emptied. Failing: it failed fast too often, and waits.
 @Control
 final class Unit {
     enum State { case inactive, starting, ready, ending, again, failing }

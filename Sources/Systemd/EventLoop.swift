@@ -8,12 +8,17 @@ internal import Glibc
 public import Linux
 internal import Synchronization
 
-/// The loop of the control thread: sources of sd-event and jobs of Swift Concurrency, in one
-/// thread.
+/// The loop of the control thread: sources of sd-event and jobs of Swift Concurrency.
 ///
 /// A program calls ``main()`` on its first thread, sets up its sources and then ``run()``. Timers,
 /// signals, children and descriptors all come from here; `Task.sleep`, detached tasks and
 /// Dispatch would start threads and have no place in a daemon.
+///
+/// ```swift
+/// let loop = try EventLoop.main()
+/// let service = try Control.assumeIsolated { try Service(loop) }  // sources, signals, tasks
+/// exit(try loop.run())
+/// ```
 ///
 /// Handlers are `@Control` closures and run to completion one after the other. A source lives as
 /// long as its ``Source`` object.

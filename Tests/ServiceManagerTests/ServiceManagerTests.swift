@@ -231,6 +231,42 @@ struct ServiceManagerTests {
         #expect(seen.1 == "listen,pool")
     }
 
+    @Test("a stop overtakes a restart that is under way")
+    func stopDuringRestart() async throws {
+        let seen = try await withBench { bench in
+            let probe = try await bench.connect()
+            _ = try await probe.ask("store pool x")
+            let raw = Conversation(bench.loop, try bench.manager.connect())
+            // Both wait in the socket when the manager gets to them: no exit comes between.
+            try raw.send("restart w@1")
+            try raw.send("stop w@1")
+            try await bench.stopped()
+            let status = try await bench.status()
+            let started = bench.log.events.filter { event in
+                if case .started = event { return true }
+                return false
+            }
+            return (status, started.count)
+        }
+        #expect(seen.0.state == .inactive)
+        #expect(seen.0.stored == 0)
+        #expect(seen.1 == 1)
+    }
+
+    @Test("a program that is not there fails as a service, and the manager goes on")
+    func noProgram() async throws {
+        let seen = try await withBench({ $0.path = "/nonexistent/program" }) { bench in
+            _ = try await bench.connect()
+            return (try await bench.ended(), try await bench.client.list().count)
+        }
+        guard case .exited(_, _, let code) = seen.0 else {
+            Issue.record("not exited: \(seen.0)")
+            return
+        }
+        #expect(code == 127)
+        #expect(seen.1 == 1)
+    }
+
     @Test("a service that ignores SIGTERM is killed when its time is over")
     func stubborn() async throws {
         let event = try await withBench({ $0.stopTimeoutMilliseconds = 100 }) { bench in

@@ -87,7 +87,8 @@ struct ServiceContractTests {
         ).finish()
         #expect(
             result.text
-                == "listen,pool,s-1\npool 4 cloexec\nlisten,s-1\nlisten 3 cloexec\nunset\nagain: 0\n"
+                == "listen,pool,s-1\npool 4 cloexec\nlisten,s-1\nlisten 3 cloexec\nunset\n"
+                + "again: 0\n"
         )
     }
 
