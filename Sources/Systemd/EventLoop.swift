@@ -11,7 +11,7 @@ internal import Synchronization
 /// The loop of the control thread: sources of sd-event and jobs of Swift Concurrency.
 ///
 /// A program calls ``main()`` on its first thread, sets up its sources and then ``run()``. Timers,
-/// signals, children and descriptors all come from here; `Task.sleep`, detached tasks and
+/// signals, children and descriptors all come from here; `Task.sleep` and
 /// Dispatch would start threads and have no place in a daemon.
 ///
 /// ```swift
