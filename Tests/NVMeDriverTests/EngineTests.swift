@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine against a device that is the test: commands, splitting, bouncing, the log, and completions that lie.
+// The engine against a device that is the test: commands, splitting, bouncing, the log, and
+// completions that lie.
 
 import CMemory
 import NVMeSpec
@@ -87,7 +88,8 @@ struct EngineTests {
 
     @Test("the pages for PRP lists suffice for the largest transfer at the worst offset")
     func listPagesSuffice() {
-        // 1 page: 512 entries; with PRP1 that is 513 pages of data, one of them lost to a start in the middle.
+        // 1 page: 512 entries; with PRP1 that is 513 pages of data, one of them lost to a start in
+        // the middle.
         #expect(PhysicalRegionPages.listByteCount(transfer: 4096) == 4096)
         #expect(PhysicalRegionPages.listByteCount(transfer: 512 * 4096) == 4096)
         #expect(PhysicalRegionPages.listByteCount(transfer: 513 * 4096) == 2 * 4096)

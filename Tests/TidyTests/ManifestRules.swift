@@ -61,8 +61,13 @@ extension Rules {
         "Worker", "NVMeClient", "nvmed-bench",
     ]
 
-    /// Files of other modules that may: the one door of their module to the system.
-    static let filesAllowedUnsafe: Set = ["Sources/DiskConfig/ConfigLoader.swift"]
+    /// Files of other modules that may.
+    static let filesAllowedUnsafe: Set = [
+        // The one door of its module to the file system.
+        "Sources/DiskConfig/ConfigLoader.swift",
+        // Both only leave out the payload of `Channel.send`, whose default is a pointer.
+        "Sources/Supervisor/Client.swift", "Sources/Supervisor/WorkerLink.swift",
+    ]
 
     static func dependencyViolations(_ manifest: Manifest) -> [String] {
         manifest.dependencies.sorted { $0.key < $1.key }.flatMap { name, dependencies in
