@@ -14,6 +14,7 @@ private final class ManagerProcess {
     let directory: String
     let process: SpawnedProcess
     let exit = OneShot<ChildExit>()
+    private let ended = OneShot<Void>()
     private var source: Source?
 
     init(_ loop: EventLoop) throws {
@@ -24,7 +25,11 @@ private final class ManagerProcess {
             environment: ["NVMED_LOG=plain", "NVMED_LOG_LEVEL=critical"]
         ).start()
         let exit = exit
-        source = try loop.onChild(process.pidfd) { exit.succeed($0) }
+        let ended = ended
+        source = try loop.onChild(process.pidfd) {
+            exit.succeed($0)
+            ended.succeed(())
+        }
     }
 
     /// Connects to the supervisor, which may not listen yet.
@@ -40,6 +45,16 @@ private final class ManagerProcess {
     /// Waits until a process is gone.
     func gone(_ pid: Int32) async throws {
         while isAlive(pid) { try await loop.sleep(nanoseconds: 1_000_000) }
+    }
+
+    /// Kills what is left, and removes what that could not.
+    func remove() async {
+        try? process.signal(SIGKILL)
+        _ = try? await ended.value()
+        for name in ["manager.lock", "notify.sock", "nvmed.sock", "worker-a.sock"] {
+            unsafe unlink("\(directory)/\(name)")
+        }
+        unsafe rmdir(directory)
     }
 
     func files() -> Int {
@@ -58,9 +73,15 @@ private func withManager<Value: Sendable>(
     let loop = EventLoop.current
     return try await loop.task {
         let manager = try ManagerProcess(loop)
-        defer { try? manager.process.signal(SIGKILL) }
-        return try await loop.withTimeout(nanoseconds: 30_000_000_000, "the test") {
-            try await body(manager)
+        do {
+            let value = try await loop.withTimeout(nanoseconds: 30_000_000_000, "the test") {
+                try await body(manager)
+            }
+            await manager.remove()
+            return value
+        } catch {
+            await manager.remove()
+            throw error
         }
     }.value
 }
@@ -76,7 +97,6 @@ struct ManagerProcessTests {
             try manager.process.signal(SIGTERM)
             let exit = try await manager.exit.value()
             let files = manager.files()
-            unsafe rmdir(manager.directory)
             return (exit, isAlive(Int32(worker) ?? 0), files)
         }
         #expect(seen.0 == .exited(code: 0))

@@ -65,7 +65,7 @@ final class Bench {
     /// Stops everything and removes the directory, whose emptiness is part of the contract.
     func end() async throws {
         await manager.shutDown()
-        try checked("rmdir \(directory)", -(unsafe rmdir(directory)) * EEXIST)
+        try checked("rmdir \(directory)", unsafe rmdir(directory) * ENOTEMPTY)
     }
 
     /// Listens for an instance and connects to it, which starts it.
