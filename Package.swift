@@ -113,6 +113,8 @@ let package = Package(
         tests("NVMeSpecTests", ["NVMeSpec"]),
         tests("DMATests", ["DMA", "Linux"]),
         tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),
+        tests("WireTests", ["Wire", "Linux"]),
+        tests("DiskConfigTests", ["DiskConfig"]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],

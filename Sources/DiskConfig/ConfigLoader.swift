@@ -1,107 +1,95 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads configuration files; the only part of this module that touches the file system.
+// Finds the configuration files in a list of directories. How files are read is the caller's.
 
-internal import Glibc
+/// Access to files; the supervisor gives the real one, tests give their own.
+public struct ConfigFileAccess {
+    /// What became of reading.
+    public enum Outcome<Value> {
+        /// It was read.
+        case read(Value)
+        /// There is no such file or directory.
+        case missing
+        /// It failed; why, in words.
+        case failed(String)
+    }
+
+    /// The names in a directory, sorted, without hidden ones; at most one more than the limit.
+    public var list: (_ directory: String, _ limit: Int) -> Outcome<[String]>
+    /// The bytes of a file; at most one more than the limit.
+    public var read: (_ path: String, _ limit: Int) -> Outcome<[UInt8]>
+
+    /// Reads with two functions.
+    public init(
+        list: @escaping (_ directory: String, _ limit: Int) -> Outcome<[String]>,
+        read: @escaping (_ path: String, _ limit: Int) -> Outcome<[UInt8]>
+    ) {
+        self.list = list
+        self.read = read
+    }
+}
 
 /// Loads the files of configuration directories.
-public enum ConfigLoader {
+public struct ConfigLoader {
     /// The directories in rising precedence.
     public static let standardDirectories = ["/usr/lib/nvmed", "/run/nvmed", "/etc/nvmed"]
 
-    /// The configuration files of `directories`, which rise in precedence. Missing ones are skipped;
-    /// what cannot be read becomes a problem.
-    public static func load(
-        _ directories: [String]
-    ) -> (files: [ConfigSourceFile], problems: [ConfigProblem]) {
-        var files: [ConfigSourceFile] = []
-        var problems: [ConfigProblem] = []
-        for (rank, directory) in directories.enumerated() {
-            for name in list(directory, &problems) {
-                if ConfigUnit.identify(name) != nil {
-                    read(rank, directory, name, &files, &problems)
-                } else if name.hasSuffix(".d"),
-                    ConfigUnit.identify(String(name.dropLast(2))) != nil
-                {
-                    let dropIns = list("\(directory)/\(name)", &problems)
-                    for dropIn in dropIns where dropIn.hasSuffix(".conf") {
-                        read(rank, directory, "\(name)/\(dropIn)", &files, &problems)
-                    }
-                }
-            }
-        }
-        return (files, problems)
-    }
+    private let access: ConfigFileAccess
+    private var files: [ConfigSourceFile] = []
+    private var problems: [ConfigProblem] = []
 
-    /// Loads and parses.
+    private init(_ access: ConfigFileAccess) { self.access = access }
+
+    /// Loads and parses the files of `directories`, which rise in precedence. Missing ones are
+    /// skipped; what cannot be read becomes a problem.
     public static func configuration(
-        _ directories: [String] = standardDirectories, lookup: NameLookup
+        _ directories: [String] = standardDirectories, access: ConfigFileAccess,
+        lookup: NameLookup
     ) -> Configuration {
-        let (files, problems) = load(directories)
-        var configuration = Configuration.parse(files, lookup: lookup)
-        configuration.problems.insert(contentsOf: problems, at: 0)
+        var loader = ConfigLoader(access)
+        for (rank, directory) in directories.enumerated() { loader.load(directory, rank) }
+        var configuration = Configuration.parse(loader.files, lookup: lookup)
+        configuration.problems.insert(contentsOf: loader.problems, at: 0)
         return configuration
     }
 
-    private static func complain(
-        _ path: String, _ message: String, _ problems: inout [ConfigProblem]
-    ) {
-        problems.append(
-            ConfigProblem(.error, ConfigLocation(file: path, line: 0), message))
+    private mutating func load(_ directory: String, _ rank: Int) {
+        for name in list(directory) {
+            if ConfigUnit.identify(name) != nil {
+                read(rank, directory, name)
+            } else if name.hasSuffix(".d"), ConfigUnit.identify(String(name.dropLast(2))) != nil {
+                for dropIn in list("\(directory)/\(name)") where dropIn.hasSuffix(".conf") {
+                    read(rank, directory, "\(name)/\(dropIn)")
+                }
+            }
+        }
     }
 
-    /// The names in a directory, sorted, without those that begin with a dot.
-    private static func list(_ path: String, _ problems: inout [ConfigProblem]) -> [String] {
-        guard let directory = unsafe opendir(path) else {
-            let error = errno
-            if error != ENOENT && error != ENOTDIR {
-                complain(
-                    path, "cannot be listed: \(unsafe String(cString: strerror(error)))", &problems)
-            }
+    private mutating func complain(_ path: String, _ message: String) {
+        guard problems.count < ConfigLimits.problemCount else { return }
+        problems.append(ConfigProblem(.error, ConfigLocation(file: path, line: 0), message))
+    }
+
+    private mutating func list(_ path: String) -> [String] {
+        switch access.list(path, ConfigLimits.fileCount) {
+        case .missing: return []
+        case .failed(let reason):
+            complain(path, "cannot be listed (\(reason)); its files are ignored")
             return []
+        case .read(let names):
+            guard names.count > ConfigLimits.fileCount else { return names }
+            complain(path, "has more than \(ConfigLimits.fileCount) files; some are ignored")
+            return Array(names.prefix(ConfigLimits.fileCount))
         }
-        defer { _ = unsafe closedir(directory) }
-        var names: [String] = []
-        while let entry = unsafe readdir(directory) {
-            let name = unsafe withUnsafeBytes(of: &entry.pointee.d_name) {
-                unsafe String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
-            }
-            if name.hasPrefix(".") { continue }
-            guard names.count < ConfigLimits.fileCount else {
-                complain(
-                    path, "has more than \(ConfigLimits.fileCount) files; the rest is ignored",
-                    &problems)
-                break
-            }
-            names.append(name)
-        }
-        return names.sorted()
     }
 
-    private static func read(
-        _ rank: Int, _ directory: String, _ name: String, _ files: inout [ConfigSourceFile],
-        _ problems: inout [ConfigProblem]
-    ) {
+    private mutating func read(_ rank: Int, _ directory: String, _ name: String) {
         let path = "\(directory)/\(name)"
-        // Not blocking: a FIFO in the directory must not hang the supervisor.
-        let fd = unsafe open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
-        guard fd >= 0 else {
-            return complain(
-                path, "cannot be opened: \(unsafe String(cString: strerror(errno)))", &problems)
+        switch access.read(path, ConfigLimits.fileByteCount) {
+        case .missing: break
+        case .failed(let reason): complain(path, "cannot be read (\(reason)); it is ignored")
+        case .read(let bytes):
+            files.append(
+                ConfigSourceFile(directory: rank, relativePath: name, path: path, bytes: bytes))
         }
-        defer { _ = close(fd) }
-        var bytes: [UInt8] = []
-        var chunk = [UInt8](repeating: 0, count: 16384)
-        while bytes.count <= ConfigLimits.fileByteCount {
-            let count = unsafe Glibc.read(fd, &chunk, chunk.count)
-            if count < 0 && errno == EINTR { continue }
-            guard count >= 0 else {
-                return complain(
-                    path, "cannot be read: \(unsafe String(cString: strerror(errno)))", &problems)
-            }
-            if count == 0 { break }
-            bytes += chunk.prefix(count)
-        }
-        files.append(
-            ConfigSourceFile(directory: rank, relativePath: name, path: path, bytes: bytes))
     }
 }

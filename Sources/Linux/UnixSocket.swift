@@ -23,6 +23,14 @@ public struct PeerCredentials: Sendable, Equatable {
     public let gid: UInt32
     /// The supplementary group ids at connect time (at most 256 are read).
     public let groups: [UInt32]
+
+    /// Credentials as given; the kernel's are those of `UnixSocket.peer`.
+    public init(pid: Int32, uid: UInt32, gid: UInt32, groups: [UInt32]) {
+        self.pid = pid
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+    }
 }
 
 /// Descriptors that came with a message; those not taken are closed.

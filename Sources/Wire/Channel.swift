@@ -244,13 +244,21 @@ public final class Channel<P: WireProtocol> {
 
     // MARK: Sending
 
-    /// Sends a request and returns its id, which is above every earlier one of this channel.
-    ///
-    /// Descriptors stay open here. `payload` is copied only when the socket is full.
+    /// Sends a request without payload and returns its id, which is above every earlier one of
+    /// this channel. Descriptors stay open here. Never blocks.
     @discardableResult
     public func send(
-        request: P.Request, deadlineNanoseconds: UInt64? = nil,
-        payload: UnsafeRawBufferPointer = unsafe UnsafeRawBufferPointer(start: nil, count: 0),
+        request: P.Request, deadlineNanoseconds: UInt64? = nil, fds: [CInt] = []
+    ) throws(ChannelError) -> UInt64 {
+        try unsafe send(
+            request: request, deadlineNanoseconds: deadlineNanoseconds, payload: Self.noPayload,
+            fds: fds)
+    }
+
+    /// Sends a request with a payload, which is copied only when the socket is full.
+    @discardableResult
+    public func send(
+        request: P.Request, deadlineNanoseconds: UInt64? = nil, payload: UnsafeRawBufferPointer,
         fds: [CInt] = []
     ) throws(ChannelError) -> UInt64 {
         let id = lastRequestID &+ 1
@@ -262,31 +270,39 @@ public final class Channel<P: WireProtocol> {
         return id
     }
 
-    /// Answers a request. Descriptors stay open here.
+    /// Answers a request without payload. Descriptors stay open here. Never blocks.
     public func send(
-        reply: P.Reply, to requestID: UInt64,
-        payload: UnsafeRawBufferPointer = unsafe UnsafeRawBufferPointer(start: nil, count: 0),
-        fds: [CInt] = []
+        reply: P.Reply, to requestID: UInt64, fds: [CInt] = []
+    ) throws(ChannelError) {
+        try send(Envelope(requestID: requestID, content: .reply(reply)), fds: fds)
+    }
+
+    /// Answers a request with a payload, which is copied only when the socket is full.
+    public func send(
+        reply: P.Reply, to requestID: UInt64, payload: UnsafeRawBufferPointer
     ) throws(ChannelError) {
         try unsafe send(
-            Envelope(requestID: requestID, content: .reply(reply)), payload: payload, fds: fds)
+            Envelope(requestID: requestID, content: .reply(reply)), payload: payload, fds: [])
     }
 
     /// Answers that a request failed.
     public func send(error: WireError, to requestID: UInt64) throws(ChannelError) {
-        try unsafe send(Envelope(requestID: requestID, content: .failure(error)))
+        try send(Envelope(requestID: requestID, content: .failure(error)))
     }
 
     /// Tells the client something.
     public func send(event: P.Event, fds: [CInt] = []) throws(ChannelError) {
-        try unsafe send(Envelope(requestID: 0, content: .event(event)), fds: fds)
+        try send(Envelope(requestID: 0, content: .event(event)), fds: fds)
+    }
+
+    /// Sends a message without payload, or queues it when the socket is full; never blocks.
+    public func send(_ envelope: Envelope<P>, fds: [CInt] = []) throws(ChannelError) {
+        try unsafe send(envelope, payload: Self.noPayload, fds: fds)
     }
 
     /// Sends a message, or queues it when the socket is full; never blocks.
     public func send(
-        _ envelope: Envelope<P>,
-        payload: UnsafeRawBufferPointer = unsafe UnsafeRawBufferPointer(start: nil, count: 0),
-        fds: [CInt] = []
+        _ envelope: Envelope<P>, payload: UnsafeRawBufferPointer, fds: [CInt]
     ) throws(ChannelError) {
         do throws(WireError) {
             try Codec.encode(
@@ -301,6 +317,10 @@ public final class Channel<P: WireProtocol> {
         do { try unsafe outgoing.append(buffer.writer.bytes, payload, fds) } catch {
             throw ChannelError(error)
         }
+    }
+
+    private static var noPayload: UnsafeRawBufferPointer {
+        unsafe UnsafeRawBufferPointer(start: nil, count: 0)
     }
 
     private func sendNow(
@@ -337,8 +357,7 @@ public final class Channel<P: WireProtocol> {
         while let next = outgoing.first {
             let sent = try Self.sent { () throws(SystemCallError) in
                 try unsafe UnixSocket.sendParts(
-                    fd, next.bytes, unsafe UnsafeRawBufferPointer(start: nil, count: 0),
-                    next.rawFDs)
+                    fd, next.bytes, Self.noPayload, next.rawFDs)
             }
             guard sent else { return }
             outgoing.removeFirst()

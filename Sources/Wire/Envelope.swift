@@ -67,6 +67,11 @@ public struct Rejection: Error, Sendable, Hashable {
     /// The peer does not speak the protocol: answer, then close the connection.
     public var endsConnection: Bool { error.code == .malformedMessage }
 
+    /// Rejects a request.
+    public init(requestID: UInt64, error: WireError) {
+        self.init(requestID, error)
+    }
+
     init(_ requestID: UInt64, _ error: WireError) {
         self.requestID = requestID
         self.error = error
