@@ -63,7 +63,11 @@ struct ConfigUnit {
         }
         var names = Set(mains.keys)
         if dropIns["nvmed.conf"] != nil { names.insert("nvmed.conf") }
-        return names.sorted().compactMap { unit($0, mains[$0], dropIns[$0] ?? [:], &problems) }
+        // Disks last: they name devices.
+        let order = names.sorted {
+            ($0.hasSuffix(".disk") ? 1 : 0, $0) < ($1.hasSuffix(".disk") ? 1 : 0, $1)
+        }
+        return order.compactMap { unit($0, mains[$0], dropIns[$0] ?? [:], &problems) }
     }
 
     private static func unit(

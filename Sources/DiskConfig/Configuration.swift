@@ -31,6 +31,13 @@ public struct ConfiguredDevice: Sendable, Hashable {
     public var ioTimeoutMilliseconds: UInt32?
     /// `AdminTimeoutSec=`.
     public var adminTimeoutMilliseconds: UInt32?
+
+    /// A device with the worker's defaults.
+    public init(name: String, location: ConfigLocation, transport: DeviceTransport) {
+        self.name = name
+        self.location = location
+        self.transport = transport
+    }
 }
 
 /// How a disk names its namespace.
@@ -73,6 +80,22 @@ public struct ConfiguredDisk: Sendable, Hashable {
     public var users: [UInt32]
     /// `Group=`: members of which groups may open it.
     public var groups: [UInt32]
+
+    /// A read-write, exclusive disk for root alone.
+    public init(
+        name: String, location: ConfigLocation, device: String?, selector: NamespaceSelector,
+        access: DiskAccess = .readWrite, shared: Bool = false, users: [UInt32] = [],
+        groups: [UInt32] = []
+    ) {
+        self.name = name
+        self.location = location
+        self.device = device
+        self.selector = selector
+        self.access = access
+        self.shared = shared
+        self.users = users
+        self.groups = groups
+    }
 }
 
 /// `[Supervisor]` of `nvmed.conf`. nil: the program's default.

@@ -117,7 +117,7 @@ final class Client {
         guard onEnd != nil else { return }
         do throws(ChannelError) {
             do throws(ChannelError) {
-                try unsafe channel.send(
+                try channel.send(
                     Envelope(requestID: id, content: content), fds: fd?.raw.map { [$0] } ?? [])
             } catch .tooLarge(let error) {
                 try channel.send(error: error, to: id)

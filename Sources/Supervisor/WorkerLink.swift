@@ -80,7 +80,7 @@ final class WorkerLink {
         }
         let answer = OneShot<WorkerAnswer>()
         do {
-            let id = try unsafe channel.send(
+            let id = try channel.send(
                 request: request, deadlineNanoseconds: deadlineNanoseconds)
             pending[id] = answer
             try watchOutput()

@@ -264,7 +264,8 @@ public final class Channel<P: WireProtocol> {
         let id = lastRequestID &+ 1
         try unsafe send(
             Envelope(
-                requestID: id, deadlineNanoseconds: deadlineNanoseconds, content: .request(request)),
+                requestID: id, deadlineNanoseconds: deadlineNanoseconds,
+                content: .request(request)),
             payload: payload, fds: fds)
         lastRequestID = id
         return id
