@@ -70,12 +70,18 @@ enum SourceTree {
     /// What git keeps at the top, or what lies there if this is no repository.
     static func topLevelNames() throws -> Set<String> {
         if FileManager.default.fileExists(atPath: root.appending(path: ".git").path) {
+            // Git refuses repositories of somebody else; then what lies there counts.
             let listing = try run("git", ["ls-files", "--cached"])
+            guard listing.status == 0 else { return try directoryNames() }
             return Set(
                 listing.output.split(separator: "\n").compactMap { $0.split(separator: "/").first }
                     .map(String.init))
         }
-        return Set(try FileManager.default.contentsOfDirectory(atPath: root.path))
+        return try directoryNames()
+    }
+
+    private static func directoryNames() throws -> Set<String> {
+        Set(try FileManager.default.contentsOfDirectory(atPath: root.path))
     }
 
     /// Runs a program at the top of the repository to its end.
