@@ -112,6 +112,9 @@ let package = Package(
             ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
         tests("DMATests", ["DMA", "Linux"]),
+        tests(
+            "NVMeEmulatorTests",
+            ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),
         tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),
         tests("WireTests", ["Wire", "Linux"]),
         tests("DiskConfigTests", ["DiskConfig"]),

@@ -92,7 +92,10 @@ extension Controller {
         switch page {
         case .errorInformation: maskedEventTypes &= ~1
         case .smartHealth: maskedEventTypes &= ~2
-        case .changedNamespaceList: maskedEventTypes &= ~4
+        case .changedNamespaceList:
+            // The page told of everything that happened so far.
+            pendingEvents.removeAll { $0 == .namespaceAttributeChanged }
+            maskedEventTypes &= ~4
         default: break
         }
         deliverEvents()

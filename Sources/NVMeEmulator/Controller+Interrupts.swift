@@ -14,6 +14,8 @@ internal import Linux
 extension Controller {
     /// How long a debt may stand while the host is taking entries, or polls.
     static let maxDebtNanoseconds: UInt64 = 20_000
+    /// The longest proof of polling that is asked for.
+    static let maxDistrust: UInt32 = 4096
     /// An eventfd never wakes a waiter faster than this: a host that reacts sooner was looking.
     static let pollingNanoseconds: UInt64 = 3_000
 
@@ -45,7 +47,7 @@ extension Controller {
     private func settleNew(_ index: Int) {
         // The admin queue is rare: no reason to be clever.
         if index == 0 { return raise(index) }
-        if completion[index].hadCaughtUp && !completion[index].hostPolls {
+        if completion[index].hadCaughtUp && !isBelievedToPoll(index) {
             raise(index)
             completion[index].raisedNanoseconds = nowNanoseconds
             watch(index)
@@ -54,6 +56,24 @@ extension Controller {
             completion[index].owedSinceNanoseconds = nowNanoseconds
             watch(index)
         }
+    }
+
+    /// Whether to wait for the host a little before interrupting it.
+    private func isBelievedToPoll(_ index: Int) -> Bool {
+        guard completion[index].hostPolls else { return false }
+        guard completion[index].distrust == 0 else {
+            completion[index].distrust &-= 1
+            return false
+        }
+        return true
+    }
+
+    /// The host slept although it had seemed to poll: it has to prove itself for longer each time.
+    private func disappointed(_ index: Int) {
+        completion[index].hostPolls = false
+        completion[index].distrust = completion[index].nextDistrust
+        completion[index].nextDistrust = min(
+            completion[index].nextDistrust &* 2, Self.maxDistrust)
     }
 
     private func watch(_ index: Int) {
@@ -82,11 +102,12 @@ extension Controller {
             if hasCaughtUp {
                 completion[index].owesInterrupt = false
                 completion[index].hostPolls = true
+                completion[index].nextDistrust = 16
                 counters.interruptsSuppressed &+= 1
             } else if nowNanoseconds &- completion[index].owedSinceNanoseconds
                 > Self.maxDebtNanoseconds
             {
-                completion[index].hostPolls = false
+                disappointed(index)
                 raise(index)
             }
         }
@@ -107,7 +128,7 @@ extension Controller {
             let index = Int(id)
             completion[index].raisedNanoseconds = 0
             guard completion[index].owesInterrupt else { continue }
-            completion[index].hostPolls = false
+            disappointed(index)
             raise(index)
         }
         watched.removeAll(keepingCapacity: true)

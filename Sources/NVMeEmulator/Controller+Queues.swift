@@ -306,6 +306,8 @@ extension Controller {
             guard refreshTail(index), !submission[index].isBroken else { continue }
             if hasRoom(Int(submission[index].completionQueue)) { return false }
         }
+        // A broken doorbell found just now was reported, and that report is still to be announced.
+        guard dirtyCount == 0 else { return false }
         counters.sleeps &+= 1
         return true
     }

@@ -54,6 +54,10 @@ struct CompletionQueue {
     var owedSinceNanoseconds: UInt64 = 0
     /// The host took entries faster than an interrupt could have woken it: it polls.
     var hostPolls = false
+    /// How many interrupts are raised at once before the host is believed to poll again.
+    var distrust: UInt32 = 0
+    /// What `distrust` begins with after the next disappointment; doubles each time.
+    var nextDistrust: UInt32 = 16
     /// When an interrupt was raised whose effect is still being watched; 0 when none is.
     var raisedNanoseconds: UInt64 = 0
 
