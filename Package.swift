@@ -86,7 +86,7 @@ let package = Package(
         program(
             "nvmed",
             ["Supervisor", "ServiceManager", "DiskConfig", "Systemd", "Linux", "CVersion"]),
-        program("nvmed-worker", ["Worker", "Systemd", "Linux", "CVersion"]),
+        program("nvmed-worker", ["Worker", "Linux"]),
         program("nvmed-emulator", ["NVMeEmulator", "Linux", "CVersion"]),
         program(
             "nvmectl",

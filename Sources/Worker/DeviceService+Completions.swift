@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+// The way up: completions are taken, delivered, and their slots given back.
+
+internal import Linux
+internal import NVMeDriver
+internal import NVMeSpec
+internal import Systemd
+internal import Wire
+
+extension DeviceService {
+    /// Takes what a queue has, as far as one turn goes.
+    func reap(_ queue: Int) {
+        guard let controller, failure == nil, queue < controller.queueCount else { return }
+        let engine = unsafe controller.engine(queue)
+        var rounds = 0
+        var total = 0
+        while rounds < WorkerLimits.reapsPerTurn {
+            rounds += 1
+            let count = unsafe engine.pointee.reap(
+                into: completions, capacity: WorkerLimits.completionsPerReap)
+            for index in 0..<count {
+                unsafe complete(completions[index], failure: nil, queue: queue)
+            }
+            unsafe engine.pointee.retire()
+            for index in 0..<count {
+                let completion = unsafe completions[index]
+                unsafe engine.pointee.releasePages(
+                    first: Int(completion.firstPage), count: Int(completion.pageCount))
+            }
+            writeDoorbells(queue, controller)
+            total += count
+            let fault = unsafe engine.pointee.fault
+            if fault != .none {
+                return note(
+                    .queueFault(
+                        queue: UInt16(clamping: queue + 1), fault: fault,
+                        entry: unsafe engine.pointee.faultyEntry))
+            }
+            // Looked at once more after the slots were given back, so that nothing is left behind unseen.
+            guard unsafe engine.pointee.hasAnswer else { break }
+        }
+        if unsafe engine.pointee.hasAnswer { soon { [weak self] in self?.reap(queue) } }
+        if total > 0 { drainProgressed() }
+        resumeNext(queue)
+    }
+
+    /// Delivers one completion. With `failure` the request ends with that, whatever the status.
+    func complete(_ completion: IOCompletion, failure: WireError?, queue: Int) {
+        requestsInFlight = max(0, requestsInFlight - 1)
+        guard let session = session(completion.session),
+            var pending = session.pending[completion.token]
+        else { return }
+        session.partsInFlight -= 1
+        if session.hasEnded, session.partsInFlight == 0 { scheduleSettling() }
+        pending.parts -= 1
+        if pending.status == 0 { pending.status = completion.status }
+        session.pending[completion.token] = pending
+        if pending.parts > 0 || !(pending.isIssued || failure != nil) {
+            // Parts of it are still to be given out, or to end.
+            return letGoOn(session)
+        }
+        var payload: UnsafeRawBufferPointer?
+        if pending.isInlineRead, pending.status == 0, let controller,
+            let address = unsafe controller.engine(queue).pointee.pageAddress(
+                Int(completion.firstPage))
+        {
+            unsafe payload = UnsafeRawBufferPointer(start: address, count: pending.byteCount)
+        }
+        unsafe finishRequest(
+            session, completion.token, pending, payload: payload, failure: failure)
+        letGoOn(session)
+    }
+
+    /// A session that waited for an end of its own requests goes on.
+    private func letGoOn(_ session: Session) {
+        if session.waits == .own, !session.hasEnded { resume(session) }
+    }
+
+    /// Answers a request whose last part has ended.
+    func finishRequest(
+        _ session: Session, _ id: UInt64, _ pending: PendingRequest,
+        payload: UnsafeRawBufferPointer?, failure: WireError?
+    ) {
+        session.pending[id] = nil
+        if pending.isInlineRead { session.inlineReadBytes -= pending.byteCount }
+        count(session, pending, failed: failure != nil || pending.status != 0)
+        if let client = session.client, !session.hasEnded {
+            if let failure {
+                client.send(error: failure, to: id)
+            } else if pending.status != 0 {
+                client.send(
+                    error: CommandStatus.error(
+                        pending.status, device: name, disk: session.opening.disk), to: id)
+            } else if pending.operation == IOOperation.read {
+                unsafe client.send(
+                    reply: .read, to: id, payload: payload ?? .init(start: nil, count: 0))
+            } else {
+                unsafe client.send(reply: .done, to: id, payload: .init(start: nil, count: 0))
+            }
+        }
+        if let regionID = pending.regionID { releaseRegion(session, regionID) }
+    }
+
+    private func count(_ session: Session, _ pending: PendingRequest, failed: Bool) {
+        guard !failed else {
+            session.counters.errors += 1
+            return
+        }
+        switch pending.operation {
+        case IOOperation.read:
+            session.counters.reads += 1
+            session.counters.readBytes &+= UInt64(pending.byteCount)
+        case IOOperation.write:
+            session.counters.writes += 1
+            session.counters.writtenBytes &+= UInt64(pending.byteCount)
+        default: session.counters.others += 1
+        }
+    }
+
+    // MARK: The tick
+
+    private var tickMilliseconds: UInt32 {
+        min(WorkerLimits.tickMilliseconds, max(ioTimeoutMilliseconds / 4, 5))
+    }
+
+    /// Looks after what is with the device as long as something is.
+    func armTick() {
+        guard !tickIsArmed, requestsInFlight > 0 else { return }
+        if tickTimer == nil {
+            tickTimer = try? loop.timer(priority: .low) { [weak self] in self?.tick() }
+        }
+        tickIsArmed = tickTimer != nil
+        tickTimer?.arm(after: UInt64(tickMilliseconds) * 1_000_000)
+    }
+
+    private func tick() {
+        tickIsArmed = false
+        guard let controller, failure == nil else { return }
+        for queue in 0..<controller.queueCount {
+            lookForLostInterrupt(queue, controller)
+            climb(queue, controller)
+        }
+        if requestsInFlight > 0 { checkHealth(controller) }
+        armTick()
+    }
+
+    /// An answer without an interrupt: looked at again after the loop had a turn to deliver one that is on its way.
+    private func lookForLostInterrupt(_ queue: Int, _ controller: NVMeController) {
+        guard unsafe controller.engine(queue).pointee.hasAnswer else { return }
+        let completed = unsafe controller.engine(queue).pointee.completed
+        soon { [weak self] in
+            guard let self, let controller = usableController, queue < controller.queueCount,
+                unsafe controller.engine(queue).pointee.hasAnswer,
+                unsafe controller.engine(queue).pointee.completed == completed
+            else { return }
+            counters.missedInterrupts += 1
+            log.warning(
+                "a completion came without an interrupt; continuing",
+                id: LogMessage.missedInterrupt, queue: UInt16(clamping: queue + 1))
+            reap(queue)
+        }
+    }
+
+    /// A command that does not answer climbs a ladder: look at the queue, Abort, give the device up.
+    private func climb(_ queue: Int, _ controller: NVMeController) {
+        let engine = unsafe controller.engine(queue)
+        let limit = coarseClock &- ioTimeoutMilliseconds
+        let late = unsafe engine.pointee.commandIDs(olderThan: limit)
+        guard !late.isEmpty else { return aborts[queue].removeAll() }
+        if unsafe engine.pointee.hasAnswer { return reap(queue) }
+        let now = MonotonicClock.nowNanoseconds
+        aborts[queue] = aborts[queue].filter { late.contains($0.key) }
+        if aborts[queue].values.contains(where: { $0 <= now }) {
+            return note(
+                .commandTimedOut(
+                    operation: "an I/O command on queue \(queue + 1), Abort included",
+                    milliseconds: Int(ioTimeoutMilliseconds)))
+        }
+        for commandID in late.prefix(WorkerLimits.abortsPerQueue)
+        where aborts[queue][commandID] == nil {
+            abort(queue, commandID, controller, now)
+        }
+    }
+
+    private func abort(
+        _ queue: Int, _ commandID: UInt16, _ controller: NVMeController, _ now: UInt64
+    ) {
+        counters.aborts += 1
+        log.warning(
+            "command \(commandID) has not been answered for \(ioTimeoutMilliseconds) ms: aborting",
+            id: LogMessage.abort, queue: UInt16(clamping: queue + 1))
+        let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
+        do throws(DriverError) {
+            try controller.abort(queue: queue, commandID: commandID)
+            aborts[queue][commandID] = now &+ bound
+        } catch {
+            // A full admin queue is tried again with the next tick; the bound counts from here all the same.
+            aborts[queue][commandID] = now &+ bound
+            note(error)
+        }
+    }
+
+    /// CSTS, when nothing has been heard of the device for a while.
+    private func checkHealth(_ controller: NVMeController) {
+        let limit = coarseClock &- min(1000, ioTimeoutMilliseconds)
+        let isQuiet = (0..<controller.queueCount).contains {
+            unsafe !controller.engine($0).pointee.commandIDs(olderThan: limit).isEmpty
+        }
+        guard isQuiet, failure == nil else { return }
+        do throws(DriverError) {
+            try controller.checkStatus()
+        } catch {
+            note(error)
+        }
+    }
+
+    // MARK: Admin events
+
+    /// An admin command waits by reading the eventfd, so that interrupts may have been swallowed: everything is looked at.
+    func afterAdminCommand() {
+        soon { [weak self] in
+            guard let self, let controller = usableController else { return }
+            takeAdminEvents()
+            for queue in 0..<controller.queueCount { reap(queue) }
+        }
+    }
+
+    /// Takes what the controller has said unasked.
+    func takeAdminEvents() {
+        guard let controller, failure == nil else { return }
+        do throws(DriverError) {
+            let events = try controller.pollAdmin()
+            for event in events { act(on: event, controller) }
+            if !events.isEmpty { afterAdminCommand() }
+        } catch {
+            note(error)
+            if !error.isFatal { log.warning("an event was not understood: \(error); ignoring") }
+        }
+    }
+
+    private func act(on event: AdminEvent, _ controller: NVMeController) {
+        switch event {
+        case .namespacesChanged: refreshNamespaces(controller)
+        case .health(let event):
+            log.warning("the controller reports about its health: \(event)")
+            var health = Health()
+            // Asynchronous Event Information of SMART events (Base Specification 2.0, figure 148): reliability,
+            // temperature, spare; as the Critical Warning bits of the log page.
+            let bits: [UInt32] = [1 << 2, 1 << 1, 1 << 0]
+            let index = Int(event.information)
+            health.criticalWarning = bits.indices.contains(index) ? bits[index] : 0
+            observer?.tell(.health(health))
+        case .other(let event): log.notice("the controller reports: \(event)")
+        case .abortFinished(let queue, let commandID, let aborted):
+            log.notice(
+                "Abort of command \(commandID): \(aborted ? "aborted" : "not aborted")",
+                id: LogMessage.abort, queue: UInt16(clamping: queue + 1))
+        case .eventsEnded(let status):
+            log.warning("the controller takes no more event requests: \(status); continuing")
+        }
+    }
+
+    /// Identifies the namespaces again and tells everybody concerned what changed.
+    func refreshNamespaces(_ controller: NVMeController) {
+        let before = controller.namespaces
+        do throws(DriverError) {
+            try controller.refreshNamespaces()
+        } catch {
+            log.error("the namespaces cannot be identified: \(error)")
+            return note(error)
+        }
+        afterAdminCommand()
+        let after = controller.namespaces
+        for nsid in Set(before.keys).union(after.keys).sorted()
+        where before[nsid] != after[nsid] {
+            log.notice("the namespace changed", namespace: nsid)
+            observer?.tell(.namespaceChanged(nsid: nsid))
+            tellSessions(nsid, before[nsid], after[nsid])
+        }
+    }
+
+    private func tellSessions(
+        _ nsid: UInt32, _ before: NVMeDriver.NamespaceInfo?, _ after: NVMeDriver.NamespaceInfo?
+    ) {
+        for session in sessions.compactMap({ $0 })
+        where session.opening.nsid == nsid && !session.hasEnded {
+            let usable = after.flatMap { $0.refusal == nil ? $0 : nil }
+            guard let usable, let known = before ?? session.namespace, usable.isSameDisk(as: known)
+            else {
+                session.namespace = nil
+                let change: DiskChange = usable == nil ? .removed : .identity
+                session.client?.send(event: .diskChanged(change, nil))
+                continue
+            }
+            let change: DiskChange =
+                usable.blockCount == known.blockCount ? .attributes : .resized
+            session.namespace = usable
+            session.client?.send(event: .diskChanged(change, diskInfo(session)))
+        }
+    }
+}

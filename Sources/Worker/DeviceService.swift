@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device of a worker: its controller, its life, and the sessions that are open on it.
+//
+// Everything runs on the one control thread. What may block (bring-up, admin commands, mapping memory) is bounded by the
+// driver. Failures of the device are noted at once (`failure`) and acted upon in a turn of the loop of their own, so that
+// nobody's engine disappears under him.
+
+internal import CLinux
+internal import Linux
+internal import NVMeDriver
+internal import Systemd
+internal import VFIO
+internal import Wire
+
+/// Who hears what happens to the device: the supervisor's harness, or a test.
+@Control
+protocol DeviceObserver: AnyObject {
+    /// Something happened.
+    func tell(_ event: WorkerEvent)
+}
+
+/// What a service needs from outside.
+struct DeviceEnvironment {
+    /// The device's name, from the command line.
+    var name: String
+    /// The log.
+    var log: Log
+    /// Connects to a device.
+    var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
+    /// Keeps the pool for a successor; the descriptor stays the driver's.
+    var keepPool: @Control (CInt) -> Void = { _ in }
+}
+
+/// Events counted since the worker started.
+struct DeviceCounters {
+    var interrupts: UInt64 = 0
+    var missedInterrupts: UInt64 = 0
+    var adminInterrupts: UInt64 = 0
+    var aborts: UInt64 = 0
+    var faults: UInt64 = 0
+    var bringUps: UInt64 = 0
+    var sessionsOpened: UInt64 = 0
+    var queueFull: UInt64 = 0
+    var rejectedMessages: UInt64 = 0
+}
+
+/// The device and its sessions.
+@Control
+@safe
+final class DeviceService {
+    let environment: DeviceEnvironment
+    let loop = EventLoop.current
+    /// Hears what happens.
+    weak var observer: (any DeviceObserver)?
+    /// Rises with each worker that takes the state area over.
+    let generation: UInt64
+    private(set) var lifecycle = Lifecycle(nowNanoseconds: MonotonicClock.nowNanoseconds)
+    /// The state area while no controller has it.
+    private var idleState: StateArea?
+    /// What the device was loaded with, kept over failures.
+    private(set) var config: DeviceConfig?
+    /// The controller while the device is ready or draining.
+    private(set) var controller: NVMeController?
+    /// Why the device cannot be used any more; acted upon in the next turn.
+    private(set) var failure: DriverError?
+
+    var sessions: [Session?] = Array(repeating: nil, count: StateLayout.sessionCapacity)
+    var sessionSerial: UInt32 = 0
+    /// Sessions that are over and have not been finished.
+    var dyingSessions = 0
+    var counters = DeviceCounters()
+    /// Engine requests that have not ended.
+    var requestsInFlight = 0
+    /// Sessions that wait for each queue, first come first served.
+    var waiting: [[UInt32]] = []
+    /// Commands that are being aborted, with the time until which they are waited for, for each queue.
+    var aborts: [[UInt16: UInt64]] = []
+    nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
+    var tickTimer: Timer?
+    var tickIsArmed = false
+    var settleIsScheduled = false
+    private var watches: [DescriptorWatch] = []
+    private var drainTimer: Timer?
+    private var whenDrained: (@Control (Bool) -> Void)?
+
+    /// A device that is not loaded.
+    init(environment: DeviceEnvironment, state: consuming StateArea) {
+        self.environment = environment
+        generation = state.generation
+        unsafe completions = .allocate(capacity: WorkerLimits.completionsPerReap)
+        unsafe completions.initialize(
+            repeating: IOCompletion(), count: WorkerLimits.completionsPerReap)
+        idleState = consume state
+    }
+
+    deinit { unsafe completions.deallocate() }
+
+    /// The device's name.
+    var name: String { environment.name }
+    /// The log.
+    var log: Log { environment.log }
+    /// Milliseconds after which an I/O command is taken to be lost.
+    var ioTimeoutMilliseconds: UInt32 {
+        max(config?.ioTimeoutMilliseconds ?? WorkerLimits.ioTimeoutMilliseconds, 20)
+    }
+
+    // MARK: Life
+
+    /// Brings the device up for the supervisor; answers at once when it is up with the same configuration.
+    func load(_ config: DeviceConfig) throws(WireError) -> DeviceReady {
+        if let ready, let known = self.config {
+            guard known == config else {
+                throw WireError(
+                    .alreadyExists,
+                    "the device is loaded with another configuration; shut the worker down first",
+                    device: name, field: "load_driver.config")
+            }
+            return ready
+        }
+        guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
+        do throws(DriverError) {
+            try start(config)
+        } catch {
+            throw startFailed(error)
+        }
+        guard let ready else { throw unavailable() }
+        return ready
+    }
+
+    /// Brings the device up as a predecessor had it. A failure is logged and shows in the state.
+    func recover() {
+        guard let bytes = idleState?.configuration(),
+            let config = KeptConfiguration.decode(bytes),
+            case .enter = step(.recover, "the worker was restarted")
+        else { return }
+        do throws(DriverError) {
+            try start(config)
+        } catch {
+            _ = startFailed(error)
+        }
+    }
+
+    private func startFailed(_ error: DriverError) -> WireError {
+        log.error("cannot be started: \(error)", id: LogMessage.startFailed)
+        step(.startFailed, error.description)
+        return error.onWire(.deviceFailed, device: name)
+    }
+
+    private func start(_ config: DeviceConfig) throws(DriverError) {
+        counters.bringUps += 1
+        self.config = config
+        let device = try environment.open(config)
+        let controller = try NVMeController(
+            device: device, options: options(config), state: try takeState())
+        do throws(DriverError) {
+            try controller.start()
+            try watch(controller)
+        } catch {
+            reclaimState(controller)
+            throw error
+        }
+        self.controller = controller
+        failure = nil
+        waiting = Array(repeating: [], count: controller.queueCount)
+        aborts = Array(repeating: [:], count: controller.queueCount)
+        keep(config, controller)
+        step(.started, "")
+        let milliseconds = Double(controller.bringUpNanoseconds / 10_000) / 100
+        log.notice(
+            "ready after \(milliseconds) ms: \(controller.namespaces.count) namespaces, "
+                + "\(controller.queueCount) I/O queues", id: LogMessage.ready)
+        // What happened during bring-up may have left no edge to see.
+        afterAdminCommand()
+    }
+
+    private func options(_ config: DeviceConfig) -> ControllerOptions {
+        var options = ControllerOptions(deviceName: name)
+        options.queueCount = min(Int(config.queueCount ?? 1), WorkerLimits.queueCount)
+        options.queueDepth = min(Int(config.queueDepth ?? 256), WorkerLimits.queueDepth)
+        if let bytes = config.maxTransferByteCount {
+            options.maxTransferByteCount = Int(clamping: bytes)
+        }
+        if let bytes = config.poolByteCount { options.bouncePoolByteCount = Int(clamping: bytes) }
+        if let milliseconds = config.adminTimeoutMilliseconds {
+            options.adminTimeoutMilliseconds = Int(milliseconds)
+        }
+        return options
+    }
+
+    private func keep(_ config: DeviceConfig, _ controller: NVMeController) {
+        if let bytes = KeptConfiguration.encode(config), controller.state.setConfiguration(bytes) {
+        } else {
+            log.warning("the configuration is too long to be kept; continuing without")
+        }
+        if let pool = controller.poolFD { environment.keepPool(pool) }
+    }
+
+    /// Takes the step and tells the supervisor; a refused one changes nothing.
+    @discardableResult
+    private func step(_ event: LifecycleEvent, _ reason: String) -> LifecycleStep {
+        let step = lifecycle.handle(
+            event, reason: reason, nowNanoseconds: MonotonicClock.nowNanoseconds)
+        if case .enter(let state) = step {
+            observer?.tell(.stateChanged(state.onWire, reason: reason))
+        }
+        return step
+    }
+
+    /// Why requests are not taken in this state.
+    func unavailable() -> WireError {
+        let reason = lifecycle.reason.isEmpty ? "" : ": \(lifecycle.reason)"
+        return switch lifecycle.state {
+        case .absent:
+            WireError(.deviceStarting, "the device has not been loaded yet", device: name)
+        case .starting, .recovering, .ready:
+            WireError(.deviceStarting, "the device is being brought up", device: name)
+        case .draining: WireError(.shuttingDown, "the worker is leaving", device: name)
+        case .failed: WireError(.deviceFailed, "the device has failed\(reason)", device: name)
+        case .removed: WireError(.deviceRemoved, "the device is gone\(reason)", device: name)
+        }
+    }
+
+    /// The controller, when requests may go to it.
+    var usableController: NVMeController? {
+        failure == nil && lifecycle.state == .ready ? controller : nil
+    }
+
+    /// What LoadDriver answers; nil unless ready.
+    var ready: DeviceReady? {
+        guard let controller = usableController else { return nil }
+        let namespaces = controller.namespaces.values.sorted { $0.namespaceID < $1.namespaceID }
+        return DeviceReady(
+            controller: ControllerInfo(controller),
+            namespaces: namespaces.prefix(WireLimits.namespaceCount).map(\.onWire),
+            bringUpNanoseconds: controller.bringUpNanoseconds, generation: generation)
+    }
+
+    // MARK: The state area
+
+    private func takeState() throws(DriverError) -> StateArea {
+        if let state = idleState.take() { return state }
+        do throws(StateAreaError) {
+            return try StateArea.create(layout: Self.stateLayout)
+        } catch {
+            throw .exhausted("no state area: \(error)")
+        }
+    }
+
+    /// The layout that serves every configuration: memory that is not touched costs nothing.
+    nonisolated static let stateLayout = StateLayout(
+        queueCount: WorkerLimits.queueCount + 1, slotsPerQueue: WorkerLimits.queueDepth)
+
+    /// Takes the state area out of a controller that will not be used again, a tiny one put in its place.
+    private func reclaimState(_ controller: NVMeController) {
+        let tiny = StateLayout(queueCount: 1, slotsPerQueue: 1)
+        guard var other = try? StateArea.create(layout: tiny) else { return }
+        swap(&other, &controller.state)
+        idleState = consume other
+    }
+
+    // MARK: Events of the device
+
+    private func watch(_ controller: NVMeController) throws(DriverError) {
+        do throws(SystemCallError) {
+            var seen: Set<CInt> = []
+            for raw in (0..<controller.queueCount).map(controller.interrupt)
+            where seen.insert(raw).inserted {
+                let watch = try DescriptorWatch(raw, [.readable, .edgeTriggered]) { [weak self] _ in
+                    self?.interrupted(raw)
+                }
+                watches.append(watch)
+            }
+            if seen.insert(controller.adminInterrupt).inserted {
+                let watch = try DescriptorWatch(
+                    controller.adminInterrupt, [.readable, .edgeTriggered]
+                ) { [weak self] _ in self?.adminInterrupted() }
+                watches.append(watch)
+            }
+            if let raw = controller.device.eventDescriptor {
+                let watch = try DescriptorWatch(raw, .readable) { [weak self] _ in
+                    self?.deviceSpoke()
+                }
+                watches.append(watch)
+            }
+        } catch {
+            unwatch()
+            throw .system(error)
+        }
+    }
+
+    private func unwatch() {
+        for watch in watches { watch.cancel() }
+        watches.removeAll()
+        tickTimer?.disarm()
+        tickIsArmed = false
+    }
+
+    private func interrupted(_ raw: CInt) {
+        guard let controller, failure == nil else { return }
+        counters.interrupts += 1
+        if raw == controller.adminInterrupt { takeAdminEvents() }
+        for index in 0..<controller.queueCount where controller.interrupt(index) == raw {
+            reap(index)
+        }
+    }
+
+    private func adminInterrupted() {
+        counters.adminInterrupts += 1
+        takeAdminEvents()
+    }
+
+    private func deviceSpoke() {
+        guard let controller, failure == nil else { return }
+        do throws(VFIOError) {
+            try controller.device.handleEvents()
+        } catch {
+            note(.device(error))
+        }
+    }
+
+    // MARK: Failure
+
+    /// Notes that an operation failed; when that means the device has failed, it is taken out of service.
+    func note(_ error: DriverError) {
+        guard error.isFatal, failure == nil, controller != nil else { return }
+        failure = error
+        counters.faults += 1
+        soon { [weak self] in self?.fail() }
+    }
+
+    /// Runs `body` in a turn of the loop of its own.
+    func soon(_ body: @escaping @Control () -> Void) {
+        do throws(SystemCallError) {
+            try loop.defer(body).keep()
+        } catch {
+            // Out of memory: now is better than never.
+            body()
+        }
+    }
+
+    /// Takes a device that cannot be trusted out of service. Every request ends, once.
+    private func fail() {
+        guard let failure, let controller else { return }
+        log.error("failed: \(failure)", id: LogMessage.failed)
+        unwatch()
+        // First of all the device must stop touching memory that others will get.
+        let stopped = controller.disable()
+        if !stopped { log.warning("the controller did not confirm its reset; continuing") }
+        step(.fault, failure.description)
+        let error = failure.onWire(.deviceFailed, device: name)
+        endEverything(controller, error)
+        reclaimState(controller)
+        self.controller = nil
+        finishDrain(false)
+    }
+
+    /// Ends all requests without the device, then all sessions.
+    private func endEverything(_ controller: NVMeController, _ error: WireError) {
+        for index in 0..<controller.queueCount {
+            unsafe controller.engine(index).pointee.abandon(status: 0) {
+                self.complete($0, failure: error, queue: index)
+            }
+        }
+        for session in sessions.compactMap({ $0 }) {
+            session.partsInFlight = 0
+            end(session, error)
+            sessions[session.slot] = nil
+        }
+        dyingSessions = 0
+        requestsInFlight = 0
+    }
+
+    // MARK: Leaving
+
+    /// Takes no more requests, lets those in flight finish, and calls `done`: whether all did in time.
+    func drain(_ done: @escaping @Control (Bool) -> Void) {
+        step(.drain, "the worker was asked to leave")
+        whenDrained = done
+        guard requestsInFlight > 0, failure == nil else { return finishDrain(true) }
+        drainTimer = try? loop.after(nanoseconds: WorkerLimits.drainNanoseconds) { [weak self] in
+            self?.finishDrain(false)
+        }
+    }
+
+    /// Called whenever requests ended.
+    func drainProgressed() {
+        if requestsInFlight == 0, whenDrained != nil { finishDrain(true) }
+    }
+
+    private func finishDrain(_ complete: Bool) {
+        drainTimer?.cancel()
+        drainTimer = nil
+        guard let done = whenDrained else { return }
+        whenDrained = nil
+        soon { done(complete) }
+    }
+
+    /// Ends all sessions with `reason`. With `orderly` the controller is shut down; otherwise it is left as it is.
+    func leave(orderly: Bool, _ reason: WireError) {
+        guard let controller, failure == nil else {
+            step(.drained, "")
+            return
+        }
+        guard orderly else {
+            for session in sessions.compactMap({ $0 }) { end(session, reason) }
+            step(.drained, "")
+            return
+        }
+        if requestsInFlight > 0 { controller.disable() }
+        let late = WireError(
+            .outcomeUnknown, "the device did not answer before the worker had to leave",
+            device: name)
+        let idle = requestsInFlight == 0
+        for session in sessions.compactMap({ $0 }) where session.partsInFlight == 0 {
+            end(session, reason)
+            finish(session)
+        }
+        if !idle { endEverything(controller, late) }
+        unwatch()
+        if idle {
+            do throws(DriverError) {
+                try controller.stop()
+            } catch {
+                log.error("could not be shut down in order: \(error); continuing")
+            }
+        }
+        reclaimState(controller)
+        self.controller = nil
+        step(.drained, "")
+    }
+}
+
+/// A descriptor of somebody else that is watched through a duplicate.
+@Control
+final class DescriptorWatch {
+    private let fd: OwnedFD
+    private var source: DescriptorSource?
+
+    init(
+        _ raw: CInt, _ events: Events, _ handler: @escaping @Control (Events) -> Void
+    ) throws(SystemCallError) {
+        fd = OwnedFD(adopting: try checked("dup", nv_dup_cloexec(raw)))
+        source = try EventLoop.current.watch(fd, events, handler)
+    }
+
+    /// The handler is not called any more.
+    func cancel() {
+        source?.cancel()
+        source = nil
+    }
+}
+
+/// The kinds of messages that operators search for.
+enum LogMessage {
+    static let ready = MessageID("5c7a2f0d41f24b6f9f0a5d2f5f0c9e11")
+    static let startFailed = MessageID("0d1be5b1a6a14e0d8f5a7f4f4a8b6c22")
+    static let failed = MessageID("b3f9a1c2d4e54f60a7b8c9d0e1f2a333")
+    static let missedInterrupt = MessageID("6e2d9b8c7a5f4e3d8c1b0a9f8e7d6c44")
+    static let abort = MessageID("9a8b7c6d5e4f40312213f4e5d6c7b855")
+    static let sessionEnded = MessageID("1f2e3d4c5b6a49788796a5b4c3d2e166")
+}

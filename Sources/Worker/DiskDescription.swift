@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the driver knows of a controller and its namespaces, as the wire tells it.
+
+internal import NVMeDriver
+internal import NVMeSpec
+internal import Wire
+
+extension NVMeDriver.NamespaceInfo {
+    /// The identifiers.
+    var identity: NamespaceIdentity {
+        NamespaceIdentity(nguid: nguid ?? [], eui64: eui64 ?? [], uuid: uuid ?? [])
+    }
+
+    /// The namespace for the supervisor.
+    var onWire: Wire.NamespaceInfo {
+        Wire.NamespaceInfo(
+            nsid: namespaceID, blockByteCount: blockByteCount, blockCount: blockCount,
+            identity: identity, writeProtected: isWriteProtected)
+    }
+
+    /// Whether somebody who had `other` open can go on with this one.
+    func isSameDisk(as other: NVMeDriver.NamespaceInfo) -> Bool {
+        nguid == other.nguid && eui64 == other.eui64 && uuid == other.uuid
+            && blockShift == other.blockShift
+    }
+}
+
+extension DiskInfo {
+    /// A namespace as one session sees it.
+    init(
+        _ namespace: NVMeDriver.NamespaceInfo, controller: IdentifyController, device: String,
+        session: OpenSession, generation: UInt64
+    ) {
+        self.init()
+        name = session.disk
+        self.device = device
+        takeSizes(namespace)
+        takeUnmap(namespace)
+        fua = true
+        volatileWriteCache = namespace.hasVolatileWriteCache
+        writeZeroes = namespace.maxWriteZeroesBlocks > 0
+        compare = namespace.canCompare
+        verify = namespace.maxVerifyBlocks > 0
+        writeProtected = namespace.isWriteProtected
+        readOnly = session.access == .readOnly
+        nsid = namespace.namespaceID
+        identity = namespace.identity
+        serial = Self.trimmed(controller.sn)
+        model = Self.trimmed(controller.mn)
+        firmware = Self.trimmed(controller.fr)
+        shared = session.shared
+        self.generation = generation
+    }
+
+    private mutating func takeSizes(_ namespace: NVMeDriver.NamespaceInfo) {
+        let block = namespace.blockByteCount
+        blockByteCount = block
+        // What Linux does: a write of this size and alignment is neither slow nor torn by a power failure.
+        let whole = min(
+            max(namespace.optimalWriteBlocks, 1), max(namespace.atomicWritePowerFailBlocks, 1))
+        physicalBlockByteCount = block.multipliedClamping(by: whole)
+        optimalByteCount = max(
+            physicalBlockByteCount,
+            block.multipliedClamping(by: max(namespace.optimalWriteBlocks, 1)))
+        blockCount = namespace.blockCount
+        maxTransferByteCount = WorkerLimits.requestByteCount
+        maxInlineByteCount = UInt32(WireLimits.payloadByteCount)
+        maxSegments = 1
+        alignmentByteCount = 1
+        atomicBlockCount = namespace.atomicWriteBlocks
+        atomicPowerFailBlockCount = namespace.atomicWritePowerFailBlocks
+    }
+
+    private mutating func takeUnmap(_ namespace: NVMeDriver.NamespaceInfo) {
+        unmap = namespace.maxDeallocateBlocks > 0
+        unmapMaxRanges = unmap ? UInt32(WireLimits.unmapRangeCount) : 0
+        unmapGranularityBlockCount = max(namespace.deallocateGranularityBlocks, 1)
+        unmapAlignmentBlockCount = namespace.deallocateAlignmentBlocks
+        unmapReadsAs = UInt32(namespace.deallocatedReadBehavior.rawValue)
+    }
+
+    /// Identify pads its strings with spaces.
+    static func trimmed(_ text: String) -> String {
+        var view = Substring(text)
+        while view.last == " " { view.removeLast() }
+        return String(view)
+    }
+}
+
+extension ControllerInfo {
+    /// A controller for the supervisor.
+    init(_ controller: NVMeController) {
+        self.init()
+        let identify = controller.identify
+        serial = DiskInfo.trimmed(identify.sn)
+        model = DiskInfo.trimmed(identify.mn)
+        firmware = DiskInfo.trimmed(identify.fr)
+        vendorID = UInt32(identify.vid)
+        controllerID = UInt32(identify.cntlid)
+        nvmeVersion = controller.version.rawValue
+        maxTransferByteCount = controller.limits.maxTransferByteCount
+        queueCount = UInt32(clamping: controller.queueCount)
+        queueDepth = UInt32(clamping: controller.options.queueDepth)
+        volatileWriteCache = identify.hasVolatileWriteCache
+    }
+}
+
+extension UInt32 {
+    /// The product, or the largest number when it does not fit.
+    fileprivate func multipliedClamping(by factor: UInt32) -> UInt32 {
+        UInt32(clamping: UInt64(self) * UInt64(factor))
+    }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Errors of the driver and statuses of the device, as the wire tells them.
+
+internal import NVMeDriver
+internal import NVMeSpec
+internal import VFIO
+internal import Wire
+
+extension DriverError {
+    /// Whether the device cannot be believed or used any more. The others concern one operation.
+    var isFatal: Bool {
+        switch self {
+        case .gone, .notReady, .fatalStatus, .commandTimedOut, .queueFault: true
+        case .device(let error):
+            switch error {
+            case .gone, .timedOut, .protocolViolation: true
+            case .system, .refused, .unsupported: false
+            }
+        case .system, .unusable, .page, .command, .exhausted: false
+        }
+    }
+
+    /// The register or identify field at fault; nil when it is no field.
+    var fieldName: String? {
+        switch self {
+        case .gone(let register): register
+        case .unusable(let field, _, _): field
+        case .notReady: "CSTS.RDY"
+        case .fatalStatus: "CSTS.CFS"
+        case .device, .system, .page, .command, .commandTimedOut, .queueFault, .exhausted: nil
+        }
+    }
+
+    /// The status of the command that failed, if one did.
+    var status: UInt16? {
+        guard case .command(_, let status) = self else { return nil }
+        return status.rawValue
+    }
+
+    /// The error for the supervisor or a client.
+    func onWire(_ code: ErrorCode? = nil, device: String) -> WireError {
+        let natural: ErrorCode =
+            switch self {
+            case .exhausted: .resourceExhausted
+            case .device(.unsupported): .notSupported
+            case .device, .system, .gone, .unusable, .notReady, .fatalStatus, .page, .command,
+                .commandTimedOut, .queueFault:
+                .deviceFailed
+            }
+        return WireError(
+            code ?? natural, description, device: device, field: fieldName, nvmeStatus: status)
+    }
+}
+
+/// What a status of the device means to a client.
+enum CommandStatus {
+    /// The error for a status other than success: the code, the status's name, and the raw status.
+    static func error(_ raw: UInt16, device: String, disk: String) -> WireError {
+        let status = Status(rawValue: raw)
+        return WireError(
+            code(status), "the device answered: \(status)", device: device, disk: disk,
+            nvmeStatus: status.rawValue)
+    }
+
+    private static func code(_ status: Status) -> ErrorCode {
+        if status.matches(.lbaOutOfRange) { return .outOfRange }
+        if status.matches(.namespaceWriteProtected) { return .readOnly }
+        if status.matches(.abortRequested) { return .cancelled }
+        // Compare Failure and Attempted Write to Read Only Range (NVM Command Set 1.0, 3.1.2).
+        if status.matches(Status(.mediaAndDataIntegrity, 0x85)) { return .compareFailed }
+        if status.matches(Status(.commandSpecific, 0x82)) { return .readOnly }
+        if status.matches(.invalidNamespaceOrFormat) { return .deviceRemoved }
+        return status.type == .mediaAndDataIntegrity ? .mediaError : .nvmeStatus
+    }
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+// One session's connection: messages are peeked, handed to the service, and taken off the socket when it says so.
+
+internal import Linux
+internal import Systemd
+internal import Wire
+
+/// The connection of a session. Holds itself in its registry until the session is over.
+@Control
+final class SessionHarness: SessionClient {
+    private let service: DeviceService
+    private let session: Session
+    private let channel: Channel<SessionProtocol>
+    private let stallNanoseconds: UInt64
+    private var source: DescriptorSource?
+    private var whenEnded: (@Control () -> Void)?
+    private var turnIsScheduled = false
+    private var watchesOutput = false
+    private var deadlineTimer: Timer?
+    private var stallTimer: Timer?
+    private var queuedAtStallCheck = 0
+
+    /// Takes over the worker's end of a session's socket pair. `whenEnded` is called once.
+    init(
+        service: DeviceService, session: Session, fd: consuming OwnedFD, buffer: MessageBuffer,
+        stallMilliseconds: UInt64, whenEnded: @escaping @Control () -> Void
+    ) throws(SystemCallError) {
+        self.service = service
+        self.session = session
+        self.whenEnded = whenEnded
+        stallNanoseconds = stallMilliseconds &* 1_000_000
+        channel = Channel(fd, role: .server, buffer: buffer)
+        // Edges, so that a message that has to wait on the socket costs nothing.
+        source = try EventLoop.current.watch(
+            channel.fd, [.readable, .peerClosed, .edgeTriggered]
+        ) { [weak self] events in self?.ready(events) }
+        session.client = self
+    }
+
+    // MARK: Events
+
+    private func ready(_ events: Events) {
+        guard !session.hasEnded else { return }
+        if events.contains(.hangup) || events.contains(.error) {
+            // What it sent and nobody took has not been done, and will not be.
+            return service.end(session, Self.clientGone)
+        }
+        if watchesOutput { flush() }
+        if session.waits == nil { turn() }
+    }
+
+    private static let clientGone = WireError(
+        .cancelled, "the client closed the session or died")
+
+    /// Takes messages until there are none, the session has to wait, or others should have their turn.
+    private func turn() {
+        turnIsScheduled = false
+        guard !session.hasEnded else { return }
+        service.beginTurn(session.queue)
+        var count = 0
+        var goesOn = true
+        while goesOn, count < WorkerLimits.messagesPerTurn {
+            goesOn = step()
+            count += 1
+        }
+        service.ring(session.queue)
+        if goesOn { scheduleTurn() }
+        if session.waits != .queue { service.resumeNext(session.queue) }
+    }
+
+    private func scheduleTurn() {
+        guard !turnIsScheduled, !session.hasEnded else { return }
+        turnIsScheduled = true
+        service.soon { [weak self] in self?.turn() }
+    }
+
+    /// One message; whether there may be another.
+    private func step() -> Bool {
+        guard !session.hasEnded, session.waits == nil else { return false }
+        if channel.isCongested { return wait(.own) }
+        if session.issuing != nil { return apply(service.issue(session), deadline: nil) }
+        do throws(ChannelError) {
+            let received = try channel.peek()
+            switch consume received {
+            case .nothing: return false
+            case .closed:
+                service.end(session, Self.clientGone)
+                return false
+            case .rejected(let rejection): return try reject(rejection)
+            case .message(var message):
+                let disposition = unsafe service.handle(
+                    session, message.envelope, payload: message.payload, fds: &message.fds)
+                return apply(disposition, deadline: message.envelope.deadlineNanoseconds)
+            }
+        } catch {
+            failed(error)
+            return false
+        }
+    }
+
+    private func reject(_ rejection: Rejection) throws(ChannelError) -> Bool {
+        service.counters.rejectedMessages += 1
+        session.counters.errors += 1
+        session.highestRequestID = max(session.highestRequestID, rejection.requestID)
+        try channel.reject(rejection)
+        if rejection.endsConnection { service.end(session, rejection.error) }
+        return !rejection.endsConnection
+    }
+
+    private func apply(_ disposition: Disposition, deadline: UInt64?) -> Bool {
+        switch disposition {
+        case .taken:
+            guard !session.hasEnded else { return false }
+            do throws(ChannelError) { try channel.take() } catch {
+                failed(error)
+                return false
+            }
+            return true
+        case .wait(let reason):
+            if let deadline { armDeadline(deadline) }
+            return wait(reason)
+        case .end(let error):
+            service.end(session, error)
+            return false
+        }
+    }
+
+    private func wait(_ reason: WaitReason) -> Bool {
+        service.wait(session, reason)
+        return false
+    }
+
+    /// A message that waits is looked at again when its deadline has passed.
+    private func armDeadline(_ deadline: UInt64) {
+        if deadlineTimer == nil {
+            deadlineTimer = try? service.loop.timer { [weak self] in
+                guard let self, session.waits != nil, !session.hasEnded else { return }
+                session.waits = nil
+                scheduleTurn()
+            }
+        }
+        deadlineTimer?.arm(at: deadline)
+    }
+
+    // MARK: SessionClient
+
+    func resume() {
+        session.waits = nil
+        scheduleTurn()
+    }
+
+    var queuedByteCount: Int { channel.queuedByteCount }
+    var isCongested: Bool { channel.isCongested }
+
+    func send(reply: SessionReply, to requestID: UInt64, payload: UnsafeRawBufferPointer) {
+        sending { () throws(ChannelError) in
+            try unsafe channel.send(reply: reply, to: requestID, payload: payload)
+        }
+    }
+
+    func send(error: WireError, to requestID: UInt64) {
+        sending { () throws(ChannelError) in try channel.send(error: error, to: requestID) }
+    }
+
+    func send(event: SessionEvent) {
+        sending { () throws(ChannelError) in try channel.send(event: event) }
+    }
+
+    private func sending(_ body: () throws(ChannelError) -> Void) {
+        guard !session.hasEnded else { return }
+        do throws(ChannelError) {
+            try body()
+            watchOutput()
+        } catch {
+            failed(error)
+        }
+    }
+
+    private func flush() {
+        do throws(ChannelError) {
+            try channel.flush()
+            watchOutput()
+        } catch {
+            return failed(error)
+        }
+        if session.waits == .own, !channel.isCongested { resume() }
+    }
+
+    private func failed(_ error: ChannelError) {
+        switch error {
+        case .closed: service.end(session, Self.clientGone)
+        case .outgoingFull:
+            service.end(session, WireError(.resourceExhausted, error.description))
+        case .timedOut, .tooLarge, .system:
+            service.end(session, WireError(.internalError, error.description))
+        }
+    }
+
+    // MARK: A client that does not read
+
+    private func watchOutput() {
+        guard channel.wantsWrite != watchesOutput else { return }
+        watchesOutput = channel.wantsWrite
+        let input: Events = [.readable, .peerClosed, .edgeTriggered]
+        try? source?.setEvents(watchesOutput ? input.union(.writable) : input)
+        guard watchesOutput else {
+            stallTimer?.disarm()
+            return
+        }
+        if stallTimer == nil {
+            stallTimer = try? service.loop.timer(priority: .low) { [weak self] in
+                self?.checkStall()
+            }
+        }
+        queuedAtStallCheck = channel.queuedByteCount
+        stallTimer?.arm(after: stallNanoseconds)
+    }
+
+    /// Nothing left for the client within the bound: it does not read.
+    private func checkStall() {
+        guard channel.wantsWrite, !session.hasEnded else { return }
+        guard channel.queuedByteCount < queuedAtStallCheck else {
+            return service.end(
+                session,
+                WireError(
+                    .resourceExhausted,
+                    "the client has not read its replies for \(stallNanoseconds / 1_000_000) ms"))
+        }
+        queuedAtStallCheck = channel.queuedByteCount
+        stallTimer?.arm(after: stallNanoseconds)
+    }
+
+    // MARK: The end
+
+    func end(_ reason: WireError) {
+        guard let whenEnded else { return }
+        self.whenEnded = nil
+        // Best effort: a client that does not read, or is gone, learns it from the end of the socket.
+        try? channel.send(event: .ended(reason))
+        deadlineTimer?.cancel()
+        stallTimer?.cancel()
+        source?.cancel()
+        source = nil
+        channel.shutdown()
+        session.client = nil
+        // The caller may be this object's own turn: it goes away in a turn of its own.
+        service.soon(whenEnded)
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bounds of a worker, each with its reason.
+
+internal import Wire
+
+/// Bounds of what clients, the supervisor and the device can make a worker do or keep.
+enum WorkerLimits {
+    /// I/O queue pairs of a device: control and data share one thread here, so that more gain nothing.
+    static let queueCount = 16
+    /// Entries of an I/O queue: the state area is made for the largest, because it exists before any configuration.
+    static let queueDepth = 1024
+    /// Requests of one session that are with the device: as many as an ordinary queue has entries.
+    static let requestsInFlightPerSession = 256
+    /// Bytes of inline reads of one session that are with the device or wait for their client: below
+    /// `Channel.outgoingByteLimit`, so that a client that reads, however slowly, never overflows it.
+    static let inlineReadByteCount = 24 * WireLimits.payloadByteCount
+    /// Messages taken from one session before the others have their turn.
+    static let messagesPerTurn = 16
+    /// Messages taken from the supervisor before the loop turns.
+    static let supervisorMessagesPerTurn = 16
+    /// Commands that one Unmap, WriteZeroes or Verify has with the device: it must not fill the queue alone.
+    static let partsInFlightPerRequest = 16
+    /// The most bytes of one Read, Write or Compare in registered memory: more gains nothing, and delays Cancel.
+    static let requestByteCount: UInt64 = 64 << 20
+    /// Regions of one session.
+    static let regionsPerSession = 16
+    /// Bytes of all regions of one session: they are pinned for as long as the session lives.
+    static let regionByteCountPerSession: UInt64 = 1 << 30
+    /// Bytes of all regions of all sessions of a device.
+    static let regionByteCountPerDevice: UInt64 = 16 << 30
+    /// Completions taken from a queue before their replies go out.
+    static let completionsPerReap = 64
+    /// Rounds of completions before the loop turns.
+    static let reapsPerTurn = 4
+    /// Commands that are aborted at one time: controllers allow few (ACL), and a device that lost more has failed.
+    static let abortsPerQueue = 4
+    /// I/O that takes longer is taken to be lost, unless the configuration says otherwise.
+    static let ioTimeoutMilliseconds: UInt32 = 30_000
+    /// How often the loop looks for lost interrupts while something is with the device, at most.
+    static let tickMilliseconds: UInt32 = 100
+    /// How long requests in flight may take to finish when the worker is asked to leave.
+    static let drainNanoseconds: UInt64 = 10_000_000_000
+    /// How long a predecessor that still holds the state area is waited for.
+    static let fenceMilliseconds: Int32 = 10_000
+    /// How long the service manager may take to confirm a stored descriptor.
+    static let barrierNanoseconds: UInt64 = 5_000_000_000
+    /// How long a client may leave its replies unread, unless NVMED_CLIENT_STALL_MS says otherwise.
+    static let clientStallMilliseconds: UInt64 = 30_000
+    /// Open files of the process: a session has one, a region another while it is registered.
+    static let openFiles: UInt64 = 16_384
+}

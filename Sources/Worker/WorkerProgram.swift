@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+// The life of a worker process: fence, state area, socket, device; and how it ends.
+
+internal import CLinux
+internal import Glibc
+internal import Linux
+internal import NVMeDriver
+internal import Systemd
+internal import VFIO
+internal import Wire
+
+/// A worker process. `run` returns its exit code.
+public enum WorkerProgram {
+    /// Runs the worker of `device`, as the service manager started it, until it is asked to leave.
+    public static func run(device: String) -> Int32 {
+        let log = Log(device: device)
+        guard Processor.hasCRC32C else {
+            log.error("the processor has no CRC-32C instruction (SSE 4.2, ARMv8.1); use another")
+            return 1
+        }
+        _ = nv_ignore_sigpipe()
+        _ = nv_raise_nofile_limit(WorkerLimits.openFiles)
+        _ = nv_install_sigbus_handler()
+        do {
+            let loop = try EventLoop.main()
+            var fds = try ListenFDs.receive()
+            guard let listener = fds.take("listen") else {
+                log.error(
+                    "no listening socket came with LISTEN_FDS under the name 'listen'; start "
+                        + "workers by nvmed, systemd or systemd-socket-activate --fdname=listen")
+                return 1
+            }
+            let names = fds.names
+            let kept = fds.take("state")
+            // Whatever else was kept is closed before the lock is taken: closing a second descriptor of the state
+            // area's file later would drop it.
+            _ = consume fds
+            let area = try fenced(kept, log)
+            return try start(device, log, listener, area, names, loop)
+        } catch {
+            log.error("the worker cannot go on: \(error)")
+            return 1
+        }
+    }
+
+    private static func start(
+        _ device: String, _ log: Log, _ listener: consuming OwnedFD, _ area: consuming FoundArea,
+        _ names: [String], _ loop: EventLoop
+    ) throws -> Int32 {
+        // Closures cannot consume what they capture, but they can take it out of an optional.
+        var listener: OwnedFD? = consume listener
+        var area: FoundArea? = consume area
+        let process = try Control.assumeIsolated { () throws -> WorkerProcess? in
+            guard let listener = listener.take(), let area = area.take() else { return nil }
+            return try WorkerProcess(
+                device: device, log: log, listener: listener, found: area, storedNames: names)
+        }
+        Control.assumeIsolated { process?.begin() }
+        defer { withExtendedLifetime(process) {} }
+        return try loop.run()
+    }
+
+    /// The state area of a predecessor, or a new one. A predecessor that is still alive is waited for, bounded.
+    private static func fenced(
+        _ kept: consuming OwnedFD?, _ log: Log
+    ) throws -> FoundArea {
+        guard let fd = kept else {
+            return FoundArea(area: try StateArea.create(layout: stateLayout), isNew: true)
+        }
+        let deadline =
+            MonotonicClock.nowNanoseconds + UInt64(WorkerLimits.fenceMilliseconds) * 1_000_000
+        var holder: Int32 = 0
+        while unsafe nv_lock_exclusive(fd.raw, &holder) == -Errno.again {
+            guard MonotonicClock.nowNanoseconds < deadline else {
+                throw StateAreaError.held(pid: holder)
+            }
+            log.warning(
+                "process \(holder) still holds the device's state area: waiting for its end")
+            try waitForEnd(of: holder, deadline)
+        }
+        do throws(StateAreaError) {
+            return FoundArea(area: try StateArea.adopt(fd), isNew: false)
+        } catch {
+            log.error("the state area of the predecessor is not used: \(error); continuing")
+            return FoundArea(area: try StateArea.create(layout: stateLayout), isNew: true)
+        }
+    }
+
+    private static var stateLayout: StateLayout { DeviceService.stateLayout }
+
+    private static func waitForEnd(of pid: Int32, _ deadline: UInt64) throws(SystemCallError) {
+        let raw = nv_pidfd_open(pid)
+        // It has ended already.
+        guard raw >= 0 else { return }
+        let pidfd = OwnedFD(adopting: raw)
+        let now = MonotonicClock.nowNanoseconds
+        let left = deadline > now ? (deadline - now) / 1_000_000 + 1 : 0
+        _ = try pidfd.waitReadable(timeoutMilliseconds: Int32(clamping: left))
+    }
+}
+
+/// A state area, and whether it still has to be stored.
+///
+/// It has one owner, and one thread at a time: Sendable so that it can be handed to the control actor.
+struct FoundArea: ~Copyable, @unchecked Sendable {
+    var area: StateArea
+    var isNew: Bool
+}
+
+/// The parts of a worker process, wired together.
+@Control
+final class WorkerProcess {
+    private let log: Log
+    private let service: DeviceService
+    private let harness: SupervisorHarness
+    private let store: FDStore
+    private let notifier = Notifier()
+    private var sources: [Source] = []
+    private var isLeaving = false
+
+    init(
+        device: String, log: Log, listener: consuming OwnedFD,
+        found: consuming FoundArea, storedNames: [String]
+    ) throws {
+        self.log = log
+        let store = FDStore(inherited: storedNames.filter { $0 != "listen" })
+        self.store = store
+        if found.isNew { Self.replace("state", found.area.fd, store, log) }
+        let environment = DeviceEnvironment(
+            name: device, log: log,
+            open: { config throws(DriverError) in try Self.open(config, device) },
+            keepPool: { raw in Self.keepPool(raw, store, log) })
+        service = DeviceService(environment: environment, state: found.area)
+        let stall = Program.environment("NVMED_CLIENT_STALL_MS").flatMap { UInt64($0) }
+        harness = try SupervisorHarness(
+            service: service, listener: listener,
+            stallMilliseconds: stall ?? WorkerLimits.clientStallMilliseconds)
+        harness.shutDown = { [weak self] doNotReset, done in
+            self?.shutDown(doNotReset: doNotReset, done)
+        }
+    }
+
+    /// Connects to a device of a configuration.
+    private static func open(
+        _ config: DeviceConfig, _ name: String
+    ) throws(DriverError) -> any DeviceBacking {
+        switch config.transport {
+        case .vfioUser(let path):
+            do throws(VFIOError) {
+                return WatchedDevice(try VFIOUserDevice(path: path, name: name))
+            } catch { throw .device(error) }
+        case .pci: throw .device(.unsupported("kernel VFIO devices are not driven yet"))
+        case .null: throw .device(.unsupported("the null device is not there yet"))
+        }
+    }
+
+    // MARK: The store
+
+    private static func replace(
+        _ name: String, _ fd: borrowing OwnedFD, _ store: FDStore, _ log: Log
+    ) {
+        do throws(FDStoreError) {
+            try store.remove(name)
+            try store.store(name, fd)
+        } catch {
+            log.warning("\(error); continuing without: a restarted worker begins afresh")
+        }
+    }
+
+    private static func keepPool(_ raw: CInt, _ store: FDStore, _ log: Log) {
+        let copy = nv_dup_cloexec(raw)
+        guard copy >= 0 else { return }
+        replace("pool", OwnedFD(adopting: copy), store, log)
+    }
+
+    // MARK: Life
+
+    /// Starts: signals, watchdog, READY=1, and the device when a predecessor had one.
+    func begin() {
+        do {
+            sources.append(
+                try service.loop.onSignal(SIGTERM, priority: .high) { [weak self] in
+                    self?.leaveForRestart()
+                })
+            try service.loop.enableWatchdog()
+        } catch {
+            log.warning("\(error); continuing")
+        }
+        let notifier = notifier
+        let log = log
+        service.loop.task { [store] in
+            do {
+                try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
+            } catch {
+                log.warning("the manager has not confirmed the stored state: \(error); continuing")
+            }
+            do {
+                try notifier.ready(status: "listening")
+            } catch {
+                log.error("the manager cannot be told: \(error)")
+            }
+        }
+        // A predecessor's device is brought up at once: its supervisor need not even know.
+        service.recover()
+    }
+
+    // MARK: Leaving
+
+    /// SIGTERM: a restart, an upgrade, or the end; the controller and what is stored stay as they are.
+    private func leaveForRestart() {
+        leave { [weak self] _ in
+            guard let self else { return }
+            service.leave(
+                orderly: false,
+                WireError(
+                    .workerRestarted, "the worker is restarted: open the disk again",
+                    device: service.name))
+            exit()
+        }
+    }
+
+    private func shutDown(doNotReset: Bool, _ done: @escaping @Control () -> Void) {
+        leave { [weak self] isIdle in
+            guard let self else { return }
+            let code: ErrorCode = doNotReset ? .workerRestarted : .shuttingDown
+            service.leave(
+                orderly: !doNotReset,
+                WireError(code, "the worker was shut down", device: service.name))
+            guard !doNotReset else {
+                done()
+                return exit()
+            }
+            forget(done)
+        }
+    }
+
+    /// Removes what is stored, so that the next worker begins afresh.
+    private func forget(_ done: @escaping @Control () -> Void) {
+        service.loop.task { [weak self, store, log] in
+            do {
+                try store.remove("state")
+                try store.remove("pool")
+                try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
+            } catch {
+                log.warning("what is stored could not be removed: \(error); continuing")
+            }
+            done()
+            self?.exit()
+        }
+    }
+
+    private func leave(_ then: @escaping @Control (Bool) -> Void) {
+        guard !isLeaving else { return }
+        isLeaving = true
+        _ = try? notifier.stopping()
+        service.drain(then)
+    }
+
+    private func exit() {
+        // The last events and replies of sessions were sent when they ended.
+        harness.flush(milliseconds: 1000)
+        service.loop.exit(0)
+    }
+}
