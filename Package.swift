@@ -118,6 +118,7 @@ let package = Package(
         tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),
         tests("WireTests", ["Wire", "Linux"]),
         tests("DiskConfigTests", ["DiskConfig"]),
+        tests("NVMeClientTests", ["NVMeClient", "Wire", "Linux"]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],
