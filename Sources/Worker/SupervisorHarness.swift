@@ -185,7 +185,7 @@ final class SupervisorHarness: DeviceObserver {
     ) {
         guard channel === self.channel else { return }
         do throws(ChannelError) {
-            try unsafe channel.send(Envelope(requestID: id, content: .reply(reply)), fds: fds)
+            try channel.send(Envelope(requestID: id, content: .reply(reply)), fds: fds)
             watchOutput()
         } catch .tooLarge(let error) {
             service.log.error("a reply is too large: \(error)")
