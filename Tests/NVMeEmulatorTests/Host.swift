@@ -185,8 +185,10 @@ final class Host {
     }
 
     func fill(_ offset: Int, _ content: [UInt8]) {
-        for (index, byte) in content.enumerated() {
-            unsafe memory.base.storeBytes(of: byte, toByteOffset: offset + index, as: UInt8.self)
+        let target = memory.slice(offset, content.count)
+        unsafe content.withUnsafeBytes { source in
+            guard let base = source.baseAddress else { return }
+            unsafe target.base.copyMemory(from: base, byteCount: source.count)
         }
     }
 
@@ -247,6 +249,13 @@ struct Random {
     }
 
     mutating func bytes(_ count: Int) -> [UInt8] {
-        (0..<count).map { _ in UInt8(truncatingIfNeeded: next(below: 256)) }
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(count + 7)
+        while bytes.count < count {
+            var word = next(below: .max)
+            unsafe withUnsafeBytes(of: &word) { unsafe bytes.append(contentsOf: $0) }
+        }
+        bytes.removeLast(bytes.count - count)
+        return bytes
     }
 }
