@@ -17,7 +17,8 @@ func serve(_ arguments: Arguments) throws {
     say("\(arguments.options.serial) ready\(arguments.socketPath.map { " at \($0)" } ?? "")")
     try notifyServiceManager("READY=1")
     try emulator.run()
-    try notifyServiceManager("STOPPING=1")
+    // Whoever was told READY=1 may be gone by now; that is no reason to fail.
+    try? notifyServiceManager("STOPPING=1")
     if arguments.showsStatistics { Program.show(emulator.statistics) }
     for path in [arguments.socketPath, arguments.controlPath] {
         if let path { Program.removeFile(path) }

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// nvmed-emulator as a process: start, notification, socket activation, control, orderly end, bad
+// arguments.
+
+import CLinux
+import Foundation
+import Glibc
+import Linux
+import Testing
+
+@testable import NVMeEmulator
+
+@Suite("The emulator as a process")
+struct ProcessTests {
+    /// A started emulator with a directory of its own.
+    private final class Program {
+        let directory: String
+        let output: OwnedFD
+        let process: SpawnedProcess
+
+        init(_ arguments: [String], environment: [String] = [], fds: [CInt] = []) throws {
+            directory =
+                FileManager.default.temporaryDirectory.path
+                + "/nve-\(UUID().uuidString.prefix(8))"
+            try FileManager.default.createDirectory(
+                atPath: directory, withIntermediateDirectories: true)
+            output = try MemFD.create(name: "output", byteCount: 0, seals: [])
+            let directory = directory
+            var spawn = Spawn(
+                try Self.path(),
+                arguments.map { $0.replacing("@", with: directory) },
+                environment: ["SWIFT_BACKTRACE=enable=no"]
+                    + environment.map { $0.replacing("@", with: directory) })
+            spawn.output = output.raw
+            process = try spawn.start(fds: fds)
+        }
+
+        deinit {
+            try? process.signal(SIGKILL)
+            var status: CInt = 0
+            _ = unsafe waitpid(process.pid, &status, 0)
+            try? FileManager.default.removeItem(atPath: directory)
+        }
+
+        /// The products lie beside the test's own program.
+        private static func path() throws -> String {
+            let test = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
+            return URL(fileURLWithPath: test).deletingLastPathComponent()
+                .appending(path: "nvmed-emulator").path
+        }
+
+        /// Waits for the end and returns the exit status.
+        func exitStatus() throws -> CInt {
+            guard try process.pidfd.waitReadable(timeoutMilliseconds: 10_000) else { return -1 }
+            var status: CInt = 0
+            _ = unsafe waitpid(process.pid, &status, 0)
+            return status & 0x7F == 0 ? status >> 8 & 0xFF : -(status & 0x7F)
+        }
+
+        /// Everything written so far.
+        func text() throws -> String {
+            var bytes = [UInt8](repeating: 0, count: try MemFD.byteCount(of: output))
+            let count = unsafe bytes.withUnsafeMutableBytes { buffer -> Int in
+                guard let base = buffer.baseAddress else { return 0 }
+                return unsafe nv_pread(output.raw, base, buffer.count, 0)
+            }
+            return String(decoding: bytes.prefix(max(0, count)), as: UTF8.self)
+        }
+    }
+
+    /// A started program that has said READY=1.
+    private func ready(_ arguments: String...) throws -> Program {
+        let notify =
+            "\(FileManager.default.temporaryDirectory.path)/nvn-\(UUID().uuidString.prefix(8))"
+        let socket = try UnixSocket.bindDatagram(notify)
+        defer { _ = unsafe unlink(notify) }
+        let program = try Program(
+            ["--socket", "@/s", "--control", "@/c", "--namespace", "memory=1M"] + arguments,
+            environment: ["NOTIFY_SOCKET=\(notify)"])
+        #expect(try socket.waitReadable(timeoutMilliseconds: 10_000))
+        return program
+    }
+
+    /// Sends the bytes as one message.
+    private func send(_ raw: CInt, _ bytes: [UInt8]) {
+        _ = unsafe bytes.withUnsafeBytes {
+            unsafe nv_send_message(raw, $0.baseAddress, $0.count, nil, 0, nil, 0, 0)
+        }
+    }
+
+    private func control(_ program: Program, _ line: String) throws -> String {
+        let socket = try UnixSocket.connect("\(program.directory)/c", kind: .sequencedPacket)
+        let raw = socket.raw
+        send(raw, Array(line.utf8))
+        #expect(try socket.waitReadable(timeoutMilliseconds: 10_000))
+        var buffer = [UInt8](repeating: 0, count: 65536)
+        let count = unsafe buffer.withUnsafeMutableBytes { bytes -> Int in
+            guard let base = bytes.baseAddress else { return 0 }
+            return unsafe nv_read(raw, base, bytes.count)
+        }
+        extendLifetime(socket)
+        return String(decoding: buffer[0..<max(0, count)], as: UTF8.self)
+    }
+
+    /// Negotiates the version over a new connection, which it returns.
+    private func connect(_ path: String) throws -> OwnedFD {
+        let socket = try UnixSocket.connect(path, kind: .stream)
+        send(socket.raw, RawClient.message(1, [0, 0, 1, 0]))
+        return socket
+    }
+
+    @Test("it says READY=1, serves clients one after the other, and ends on SIGTERM")
+    func life() throws {
+        let program = try ready("--stats")
+        do {
+            let first = try connect("\(program.directory)/s")
+            #expect(try first.waitReadable(timeoutMilliseconds: 10_000))
+            let second = try connect("\(program.directory)/s")
+            #expect(try control(program, "stats").contains("\"connections\":1"))
+            UnixSocket.shutdown(first)
+            #expect(try second.waitReadable(timeoutMilliseconds: 10_000))
+            #expect(try control(program, "stats").contains("\"connections\":2"))
+        }
+        try program.process.signal(SIGTERM)
+
+        #expect(try program.exitStatus() == 0)
+        #expect(try program.text().contains("NVMED0001 ready at"))
+        #expect(try program.text().contains("\"connections\":2"))
+        #expect(!FileManager.default.fileExists(atPath: "\(program.directory)/s"))
+    }
+
+    @Test("it takes a listening socket as LISTEN_FDS=1")
+    func socketActivation() throws {
+        let path =
+            "\(FileManager.default.temporaryDirectory.path)/nvl-\(UUID().uuidString.prefix(8))"
+        let listener = try UnixSocket.listen(path, kind: .stream, mode: 0o600)
+        defer { _ = unsafe unlink(path) }
+        let program = try Program(
+            ["--namespace", "memory=1M"], environment: ["LISTEN_FDS=1", "LISTEN_PID="],
+            fds: [listener.raw])
+        let client = try connect(path)
+
+        #expect(try client.waitReadable(timeoutMilliseconds: 10_000))
+        try program.process.signal(SIGTERM)
+        #expect(try program.exitStatus() == 0)
+    }
+
+    @Test("a file behind a namespace is made sparse and keeps its size")
+    func fileNamespace() throws {
+        let program = try ready("--namespace", "file=@/disk,size=1G,block=4096")
+        var status = stat()
+        #expect(unsafe stat("\(program.directory)/disk", &status) == 0)
+
+        #expect(status.st_size == 1 << 30)
+        #expect(status.st_blocks < 1024)
+    }
+
+    @Test("--help shows the vocabulary of faults, --version a commit")
+    func help() throws {
+        let help = try Program(["--help"])
+        #expect(try help.exitStatus() == 0)
+        #expect(try help.text().contains("fatal-at-enable"))
+        let version = try Program(["--version"])
+        #expect(try version.exitStatus() == 0)
+        #expect(try version.text().hasPrefix("nvmed-emulator "))
+    }
+
+    @Test(
+        "arguments that make no sense end it with status 2 and a reason",
+        arguments: [
+            [], ["--socket"], ["--colour", "red"], ["--socket", "@/s", "--queues", "many"],
+            ["--socket", "@/s", "--queues", "0"], ["--socket", "@/s", "--namespace", "memory=x"],
+            ["--socket", "@/s", "--fault", "sing"], ["--socket", "@/s", "--doorbells", "gold"],
+            ["--socket", "@/s", "--socket-mode", "9"],
+        ])
+    func badArguments(arguments: [String]) throws {
+        let program = try Program(arguments)
+        #expect(try program.exitStatus() == 2)
+        #expect(try program.text().hasPrefix("nvmed-emulator: "))
+    }
+}
