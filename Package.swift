@@ -111,14 +111,19 @@ let package = Package(
             "ServiceManagerTests",
             ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
-        tests("DMATests", ["DMA", "Linux"]),
         tests(
             "NVMeEmulatorTests",
             ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),
-        tests("NVMeDriverTests", ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux"]),
         tests("WireTests", ["Wire", "Linux"]),
         tests("DiskConfigTests", ["DiskConfig"]),
         tests("NVMeClientTests", ["NVMeClient", "Wire", "Linux"]),
+        .target(
+            name: "TestSupport", dependencies: ["Linux"], path: "Tests/Support/TestSupport",
+            swiftSettings: strictSwift),
+        tests("DMATests", ["DMA", "Linux", "TestSupport"]),
+        tests(
+            "NVMeDriverTests",
+            ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux", "TestSupport"]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],

@@ -2,8 +2,7 @@
 // The allocators of pages and of I/O virtual addresses, against a model.
 
 import DMA
-import Glibc
-import Linux
+import TestSupport
 import Testing
 
 @Suite("Allocators of DMA memory")
@@ -86,26 +85,5 @@ struct AllocatorTests {
         #expect(space.usedByteCount == 0)
         do { let result = space.allocate(byteCount: 1024 * 4096); #expect(result == 0x10000) }
         do { let result = space.allocate(byteCount: 1); #expect(result == nil) }
-    }
-}
-
-/// The seed of this run: `SEED` in the environment replays one.
-func seed() -> UInt64 {
-    let fromEnvironment = unsafe getenv("SEED").flatMap { unsafe UInt64(String(cString: $0)) }
-    let seed = fromEnvironment ?? MonotonicClock.nowNanoseconds
-    print("SEED=\(seed)")
-    return seed
-}
-
-/// Steele, Lea and Flood's SplitMix64: small, seedable, good enough for tests.
-struct SplitMix64 {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
     }
 }

@@ -4,6 +4,7 @@
 
 import CMemory
 import NVMeSpec
+import TestSupport
 import Testing
 
 @testable import NVMeDriver

@@ -5,7 +5,7 @@ import Glibc
 import Linux
 
 /// The seed of this run: `SEED` in the environment replays one.
-func seed() -> UInt64 {
+public func seed() -> UInt64 {
     let fromEnvironment = unsafe getenv("SEED").flatMap { unsafe UInt64(String(cString: $0)) }
     let seed = fromEnvironment ?? MonotonicClock.nowNanoseconds
     print("SEED=\(seed)")
@@ -13,10 +13,15 @@ func seed() -> UInt64 {
 }
 
 /// Steele, Lea and Flood's SplitMix64: small, seedable, good enough for tests.
-struct SplitMix64 {
-    var state: UInt64
+public struct SplitMix64: Sendable {
+    /// The generator's only state.
+    public var state: UInt64
 
-    mutating func next() -> UInt64 {
+    /// A generator that starts at a seed.
+    public init(state: UInt64) { self.state = state }
+
+    /// The next 64 bits.
+    public mutating func next() -> UInt64 {
         state &+= 0x9E37_79B9_7F4A_7C15
         var z = state
         z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// The real programs, started by tests.
+
+import Glibc
+public import Linux
+
+/// Where the programs under test are.
+public enum Programs {
+    /// The directory with `nvmed`, `nvmed-worker` and the others: `NVMED_BIN_DIR`, or `.build/release` of this checkout.
+    public static let directory: String = {
+        if let named = unsafe getenv("NVMED_BIN_DIR") { return unsafe String(cString: named) }
+        let source = #filePath
+        let root = source.components(droppingLast: 4)
+        return root + "/.build/release"
+    }()
+
+    /// The path of one of them.
+    public static func path(_ name: String) -> String { directory + "/" + name }
+
+    /// The environment that programs under test get, and `more`.
+    public static func environment(_ more: [String] = []) -> [String] {
+        ["SWIFT_BACKTRACE=enable=no", "PATH=/usr/bin:/bin"] + more
+    }
+}
+
+extension String {
+    fileprivate func components(droppingLast count: Int) -> String {
+        split(separator: "/", omittingEmptySubsequences: false).dropLast(count)
+            .joined(separator: "/")
+    }
+}
+
+/// A private directory with a short name, removed with everything in it.
+public final class TemporaryDirectory: Sendable {
+    /// Its path.
+    public let path: String
+
+    /// Makes one.
+    public init() throws(SystemCallError) {
+        var template = Array("/tmp/nvt.XXXXXX".utf8CString)
+        guard unsafe mkdtemp(&template) != nil else {
+            throw SystemCallError("mkdtemp", errno: errno)
+        }
+        path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    deinit { Self.remove(path) }
+
+    private static func remove(_ path: String) {
+        if let stream = unsafe opendir(path) {
+            while let entry = unsafe readdir(stream) {
+                let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) {
+                    unsafe String(cString: UnsafeRawPointer($0).assumingMemoryBound(to: CChar.self))
+                }
+                guard name != ".", name != ".." else { continue }
+                if unsafe entry.pointee.d_type == 4 {
+                    remove(path + "/" + name)
+                } else {
+                    _ = unsafe unlink(path + "/" + name)
+                }
+            }
+            _ = unsafe closedir(stream)
+        }
+        _ = unsafe rmdir(path)
+    }
+}
+
+/// A running `nvmed-emulator`, ended with its owner.
+public final class EmulatorProcess: Sendable {
+    /// The vfio-user socket.
+    public let socket: String
+    /// The control socket.
+    public let control: String
+    private let process: SpawnedProcess
+    private let directory: TemporaryDirectory
+
+    /// Starts an emulator with these arguments beside its sockets. A client may connect at once: the socket listens already.
+    public init(_ arguments: [String]) throws(SystemCallError) {
+        directory = try TemporaryDirectory()
+        socket = directory.path + "/v"
+        control = directory.path + "/c"
+        let listener = try UnixSocket.listen(socket, kind: .stream, mode: 0o600)
+        var program = Spawn(
+            Programs.path("nvmed-emulator"), arguments + ["--control", control],
+            environment: Programs.environment(["LISTEN_FDS=1", "LISTEN_PID="]))
+        program.diesWithParent = false
+        process = try program.start(fds: [listener.raw])
+    }
+
+    deinit {
+        try? process.signal(SIGKILL)
+        var status: CInt = 0
+        _ = unsafe waitpid(process.pid, &status, 0)
+    }
+
+    /// Sends a command to the control socket and returns the answer. The emulator must have been connected to.
+    public func command(_ text: String) throws(SystemCallError) -> String {
+        let fd = try UnixSocket.connect(control, kind: .sequencedPacket)
+        let request = Array(text.utf8)
+        try unsafe request.withUnsafeBufferPointer { bytes throws(SystemCallError) in
+            _ = try unsafe UnixSocket.send(fd, UnsafeRawBufferPointer(bytes))
+        }
+        let room = try Mapping(anonymous: 1 << 18)
+        let buffer = unsafe UnsafeMutableRawBufferPointer(start: room.base, count: room.byteCount)
+        guard let message = try unsafe UnixSocket.receive(fd, into: buffer) else { return "" }
+        return unsafe String(decoding: buffer[0..<message.byteCount], as: UTF8.self)
+    }
+}
