@@ -2,6 +2,7 @@
 // A driver on an emulator process, with a client's memory.
 
 import CMemory
+import Glibc
 import Linux
 import NVMeSpec
 import TestSupport
@@ -45,9 +46,7 @@ final class ControllerRig {
     }
 
     func equal(_ first: Int, _ second: Int, byteCount: Int) -> Bool {
-        (0..<byteCount).allSatisfy {
-            unsafe nv_load8(memory.base + first + $0) == nv_load8(memory.base + second + $0)
-        }
+        unsafe memcmp(memory.base + first, memory.base + second, byteCount) == 0
     }
 
     func isZero(_ offset: Int, byteCount: Int) -> Bool {
