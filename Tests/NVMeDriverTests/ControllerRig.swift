@@ -13,7 +13,7 @@ import VFIO
 /// A controller that was brought up on an emulator process.
 @safe
 final class ControllerRig {
-    static let regionByteCount = 16 << 20
+    static let regionByteCount = 32 << 20
     let emulator: EmulatorProcess
     let controller: NVMeController
     private let region: UInt32

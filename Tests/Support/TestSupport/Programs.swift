@@ -6,7 +6,8 @@ public import Linux
 
 /// Where the programs under test are.
 public enum Programs {
-    /// The directory with `nvmed`, `nvmed-worker` and the others: `NVMED_BIN_DIR`, or `.build/release` of this checkout.
+    /// The directory with `nvmed`, `nvmed-worker` and the others: `NVMED_BIN_DIR`, or
+    /// `.build/release` of this checkout.
     public static let directory: String = {
         if let named = unsafe getenv("NVMED_BIN_DIR") { return unsafe String(cString: named) }
         let source = #filePath
@@ -74,7 +75,8 @@ public final class EmulatorProcess: Sendable {
     private let process: SpawnedProcess
     private let directory: TemporaryDirectory
 
-    /// Starts an emulator with these arguments beside its sockets. A client may connect at once: the socket listens already.
+    /// Starts an emulator with these arguments beside its sockets. A client may connect at once:
+    /// the socket listens already.
     public init(_ arguments: [String]) throws(SystemCallError) {
         directory = try TemporaryDirectory()
         socket = directory.path + "/v"
@@ -93,7 +95,8 @@ public final class EmulatorProcess: Sendable {
         _ = unsafe waitpid(process.pid, &status, 0)
     }
 
-    /// Sends a command to the control socket and returns the answer. The emulator must have been connected to.
+    /// Sends a command to the control socket and returns the answer. The emulator must have been
+    /// connected to.
     public func command(_ text: String) throws(SystemCallError) -> String {
         let fd = try UnixSocket.connect(control, kind: .sequencedPacket)
         let request = Array(text.utf8)
