@@ -111,6 +111,7 @@ let package = Package(
             "ServiceManagerTests",
             ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
+        tests("SupervisorTests", ["Supervisor", "DiskConfig", "Wire", "Systemd", "Linux"]),
         tests(
             "NVMeEmulatorTests",
             ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),

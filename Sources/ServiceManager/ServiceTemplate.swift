@@ -19,8 +19,8 @@ public struct ServiceTemplate: Sendable {
     public var arguments: [String]
     /// Variables beside those of the manager, `NAME=value`.
     public var environment: [String] = []
-    /// The listening socket (SOCK_SEQPACKET) in the runtime directory; `%i` stands for the
-    /// instance. nil: none.
+    /// The listening socket (SOCK_SEQPACKET), an absolute path or in the runtime directory; `%i`
+    /// stands for the instance. nil: none.
     public var socket: String?
     /// The mode of the socket file.
     public var socketMode: UInt32 = 0o600

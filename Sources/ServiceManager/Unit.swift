@@ -87,7 +87,8 @@ final class Unit {
         log = Log(fields: ["UNIT": name.description])
         store = DescriptorStore(limit: template.fdStoreMax)
         socketPath = template.socket.map {
-            "\(directory)/\(ServiceTemplate.fill($0, name.instance))"
+            let path = ServiceTemplate.fill($0, name.instance)
+            return path.hasPrefix("/") ? path : "\(directory)/\(path)"
         }
         if let socketPath {
             listener = Listener(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One device of the registry: its life, the connection to its worker, its sessions.
 
+internal import DiskConfig
 internal import Linux
 internal import Systemd
 internal import Wire
@@ -355,6 +356,19 @@ final class Device {
         info.restarts = restarts
         info.sessionCount = UInt32(clamping: sessions.count)
         return info
+    }
+}
+
+extension Device {
+    /// The device as resolution sees it.
+    var known: KnownDevice {
+        KnownDevice(
+            name: name, serial: ready?.controller.serial ?? "",
+            namespaces: (ready?.namespaces ?? []).map {
+                KnownNamespace(
+                    nsid: $0.nsid, nguid: $0.identity.nguid, eui64: $0.identity.eui64,
+                    uuid: $0.identity.uuid)
+            }, isComplete: ready != nil)
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the name of a disk to a session: resolution, policy, exclusivity.
 
+internal import DiskConfig
 internal import Linux
 internal import Systemd
 internal import Wire
@@ -17,65 +18,43 @@ extension Service {
     // MARK: Resolution
 
     /// Where a disk is, as far as the devices that were ready tell.
-    func found(_ disk: DiskPlan) -> Result<DiskPlace, WireError> {
-        if case .namespace(let name, let nsid) = disk.target {
-            guard let device = devices[name] else { return .failure(unknownDevice(name, disk)) }
+    func found(_ disk: ConfiguredDisk) -> Result<DiskPlace, WireError> {
+        switch Resolver.resolve(disk, devices: sortedDevices.map(\.known)) {
+        case .resolved(let name, let nsid):
+            guard let device = devices[name] else { return .failure(nowhere(disk, "no device")) }
             let namespace = device.ready?.namespaces.first { $0.nsid == nsid }
             if device.ready != nil, namespace == nil {
                 return .failure(noNamespace(disk, nsid, device))
             }
             return .success(DiskPlace(device: device, nsid: nsid, namespace: namespace))
-        }
-        var places: [DiskPlace] = []
-        for device in sortedDevices {
-            guard let ready = device.ready else { continue }
-            for namespace in ready.namespaces
-            where matches(disk.target, namespace, ready.controller) {
-                places.append(
-                    DiskPlace(device: device, nsid: namespace.nsid, namespace: namespace))
-            }
-        }
-        guard let first = places.first else { return .failure(nowhere(disk)) }
-        guard places.count == 1 else { return .failure(ambiguous(disk, places)) }
-        return .success(first)
-    }
-
-    private func matches(
-        _ target: DiskTarget, _ namespace: NamespaceInfo, _ controller: ControllerInfo
-    ) -> Bool {
-        switch target {
-        case .namespace: false
-        case .serial(let serial, let nsid):
-            controller.serial == serial && (nsid == nil || nsid == namespace.nsid)
-        case .nguid(let bytes): namespace.identity.nguid == bytes
-        case .eui64(let bytes): namespace.identity.eui64 == bytes
-        case .uuid(let bytes): namespace.identity.uuid == bytes
+        case .pending(let names):
+            let silent = names.prefix(8).joined(separator: ", ")
+            return .failure(nowhere(disk, "not found so far; not ready: \(silent)"))
+        case .failed(let reason): return .failure(nowhere(disk, reason))
         }
     }
 
     /// Where a disk is; starts devices, all at once, as far as that is needed to tell.
-    private func resolve(_ disk: DiskPlan, _ deadline: UInt64) async throws(WireError) -> DiskPlace
+    private func resolve(_ disk: ConfiguredDisk, _ deadline: UInt64) async throws(WireError)
+        -> DiskPlace
     {
-        if case .namespace(let name, _) = disk.target {
-            guard let device = devices[name] else { throw unknownDevice(name, disk) }
-            do throws(WireError) {
-                try await device.becomeReady(deadline)
-            } catch { throw error.about(disk) }
-            return try found(disk).get()
-        }
-        if case .success(let place) = found(disk) {
+        guard case .pending(let names) = Resolver.resolve(disk, devices: sortedDevices.map(\.known))
+        else {
+            let place = try found(disk).get()
             do throws(WireError) {
                 try await place.device.becomeReady(deadline)
             } catch { throw error.about(disk) }
             // It may have come back as something else.
-            if case .success(let place) = found(disk) { return place }
+            return try found(disk).get()
         }
-        return try await search(disk, deadline)
+        return try await search(disk, names, deadline)
     }
 
     /// Starts whatever was not ready yet, until the disk turns up.
-    private func search(_ disk: DiskPlan, _ deadline: UInt64) async throws(WireError) -> DiskPlace {
-        let unknown = sortedDevices.filter { $0.state != .ready }
+    private func search(
+        _ disk: ConfiguredDisk, _ names: [String], _ deadline: UInt64
+    ) async throws(WireError) -> DiskPlace {
+        let unknown = names.compactMap { devices[$0] }
         let found = OneShot<Void>()
         let tasks = unknown.map { device in
             EventLoop.current.task {
@@ -97,13 +76,8 @@ extension Service {
         return try self.found(disk).get()
     }
 
-    private func unknownDevice(_ name: String, _ disk: DiskPlan) -> WireError {
-        WireError(
-            .notFound, "disk \(disk.name) is on device \(name), which is not configured",
-            device: name, disk: disk.name)
-    }
-
-    private func noNamespace(_ disk: DiskPlan, _ nsid: UInt32, _ device: Device) -> WireError {
+    private func noNamespace(_ disk: ConfiguredDisk, _ nsid: UInt32, _ device: Device) -> WireError
+    {
         let ids = device.ready?.namespaces.map { "\($0.nsid)" }.joined(separator: ", ") ?? ""
         return WireError(
             .notFound,
@@ -111,22 +85,8 @@ extension Service {
                 + (ids.isEmpty ? "none" : ids), device: device.name, disk: disk.name)
     }
 
-    private func nowhere(_ disk: DiskPlan) -> WireError {
-        let silent = sortedDevices.filter { $0.ready == nil }.map(\.name)
-        let hint =
-            silent.isEmpty ? "" : "; not ready so far: \(silent.prefix(8).joined(separator: ", "))"
-        return WireError(
-            .notFound, "disk \(disk.name): no device has \(disk.target.text)\(hint)",
-            disk: disk.name)
-    }
-
-    private func ambiguous(_ disk: DiskPlan, _ places: [DiskPlace]) -> WireError {
-        let names = places.prefix(4).map { "\($0.device.name) namespace \($0.nsid)" }
-        return WireError(
-            .invalidArgument,
-            "disk \(disk.name): \(places.count) namespaces match \(disk.target.text): "
-                + names.joined(separator: ", ") + "; name device and namespace instead",
-            disk: disk.name)
+    private func nowhere(_ disk: ConfiguredDisk, _ reason: String) -> WireError {
+        WireError(.notFound, "disk \(disk.name): \(reason)", device: disk.device, disk: disk.name)
     }
 
     // MARK: Opening
@@ -136,14 +96,14 @@ extension Service {
         _ name: String, _ wanted: AccessMode?, _ caller: Caller
     ) async throws(WireError) -> OpenedDisk {
         guard let disk = disks[name] else { throw unknownDisk(name, field: "open_disk.name") }
-        guard disk.policy.admits(caller.peer, ownUID: ownUID) else {
+        guard mayOpen(disk, caller) else {
             throw WireError(
                 .permissionDenied,
                 "user \(caller.peer.uid) may not open disk \(name): see User= and Group= of "
                     + "the disk", disk: name)
         }
-        let access = wanted ?? disk.access
-        guard access == .readOnly || disk.access == .readWrite else {
+        let access = wanted ?? disk.mode
+        guard access == .readOnly || disk.mode == .readWrite else {
             throw WireError(
                 .readOnly, "disk \(name) is read-only: see Access= of the disk", disk: name,
                 field: "open_disk.access")
@@ -165,7 +125,7 @@ extension Service {
     }
 
     private func open(
-        _ disk: DiskPlan, _ place: DiskPlace, _ access: AccessMode, _ caller: Caller
+        _ disk: ConfiguredDisk, _ place: DiskPlace, _ access: AccessMode, _ caller: Caller
     ) async throws(WireError) -> OpenedDisk {
         let device = place.device
         return try await device.turn.run(deadlineNanoseconds: caller.deadlineNanoseconds) {
@@ -177,25 +137,29 @@ extension Service {
                     device: device.name, disk: disk.name)
             }
             if let holder = self.holder(disk, place, access) { throw self.held(disk, holder) }
-            guard device.sessions.count < SupervisorLimits.sessionsPerDevice else {
-                throw WireError(
-                    .resourceExhausted,
-                    "device \(device.name) has \(device.sessions.count) sessions already",
-                    device: device.name, disk: disk.name)
-            }
+            try self.checkSessionCount(disk)
             return try await self.openSession(disk, place, access, link, caller)
         }
     }
 
+    private func checkSessionCount(_ disk: ConfiguredDisk) throws(WireError) {
+        let count = devices.values.reduce(0) { $0 + $1.sessions.count }
+        guard count < sessionsMax else {
+            throw WireError(
+                .resourceExhausted,
+                "\(count) sessions are open, which is what MaxSessions= allows", disk: disk.name)
+        }
+    }
+
     private func openSession(
-        _ disk: DiskPlan, _ place: DiskPlace, _ access: AccessMode, _ link: WorkerLink,
+        _ disk: ConfiguredDisk, _ place: DiskPlace, _ access: AccessMode, _ link: WorkerLink,
         _ caller: Caller
     ) async throws(WireError) -> OpenedDisk {
         let id = nextSessionID()
         var session = SessionInfo(sessionID: id, disk: disk.name, access: access)
         session.device = place.device.name
         session.nsid = place.nsid
-        session.shared = disk.isShared
+        session.shared = disk.shared
         session.clientPID = caller.peer.pid
         session.clientUID = caller.peer.uid
         session.openedNanoseconds = MonotonicClock.nowNanoseconds
@@ -205,7 +169,7 @@ extension Service {
         do throws(WireError) {
             opened = try await link.openSession(
                 OpenSession(
-                    sessionID: id, nsid: place.nsid, access: access, shared: disk.isShared,
+                    sessionID: id, nsid: place.nsid, access: access, shared: disk.shared,
                     disk: disk.name, clientPID: caller.peer.pid, clientUID: caller.peer.uid),
                 caller.deadlineNanoseconds)
         } catch {
@@ -220,15 +184,15 @@ extension Service {
 
     /// The session that stands in the way of opening a namespace, whatever disk it was opened as.
     private func holder(
-        _ disk: DiskPlan, _ place: DiskPlace, _ access: AccessMode
+        _ disk: ConfiguredDisk, _ place: DiskPlace, _ access: AccessMode
     ) -> SessionInfo? {
         guard access == .readWrite else { return nil }
         return place.device.sessions.values.first {
-            $0.nsid == place.nsid && $0.access == .readWrite && !($0.shared && disk.isShared)
+            $0.nsid == place.nsid && $0.access == .readWrite && !($0.shared && disk.shared)
         }
     }
 
-    private func held(_ disk: DiskPlan, _ holder: SessionInfo) -> WireError {
+    private func held(_ disk: ConfiguredDisk, _ holder: SessionInfo) -> WireError {
         WireError(
             .busy,
             "disk \(disk.name) is open for writing: session \(holder.sessionID) of process "
@@ -239,7 +203,7 @@ extension Service {
 
 extension WireError {
     /// The same error, with the disk it concerns.
-    func about(_ disk: DiskPlan) -> WireError {
+    func about(_ disk: ConfiguredDisk) -> WireError {
         var error = self
         if error.disk == nil { error.disk = disk.name }
         return error

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inspection tree: the supervisor's own part, and the parts of the workers that answer in time.
 
+internal import DiskConfig
 internal import Linux
 internal import Systemd
 internal import Wire
@@ -61,9 +62,11 @@ extension Service {
         for device in sortedDevices { entries += Self.ownEntries(device) }
         for disk in disks.values {
             let root = "disk/\(disk.name)/"
-            entries.append(InspectEntry(root + "target", disk.target.text))
-            entries.append(InspectEntry(root + "access", "\(disk.access)"))
-            entries.append(InspectEntry(root + "shared", "\(disk.isShared)"))
+            entries.append(InspectEntry(root + "device", disk.device ?? "any"))
+            entries.append(InspectEntry(root + "namespace", "\(disk.selector)"))
+            entries.append(InspectEntry(root + "access", "\(disk.access.rawValue)"))
+            entries.append(InspectEntry(root + "shared", "\(disk.shared)"))
+            entries.append(InspectEntry(root + "file", "\(disk.location)"))
         }
         return entries
     }

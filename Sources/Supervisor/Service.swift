@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the supervisor does, without a word about sockets: registry, resolution, policy.
 
+internal import DiskConfig
 internal import Linux
 internal import Systemd
 internal import Wire
@@ -24,7 +25,9 @@ struct OpenedDisk: Sendable {
 @Control
 final class Service {
     private(set) var devices: [String: Device] = [:]
-    private(set) var disks: [String: DiskPlan] = [:]
+    private(set) var disks: [String: ConfiguredDisk] = [:]
+    private var admins = Policy()
+    private(set) var sessionsMax = SupervisorLimits.sessions
     let units: any WorkerUnits
     let log: Log
     let ownUID: UInt32
@@ -74,6 +77,8 @@ final class Service {
         for device in withdrawn { devices[device.name] = nil }
         await closeSessionsOfChangedDisks(plan)
         disks = plan.disks
+        admins = plan.admins
+        sessionsMax = plan.sessionsMax
         await stop(withdrawn, "the device was taken out of the configuration")
         for (name, config) in plan.devices {
             guard let device = devices[name] else {
@@ -103,8 +108,8 @@ final class Service {
                 guard let before = disks[session.disk] else { continue }
                 let after = plan.disks[session.disk]
                 let isSame =
-                    after?.target == before.target
-                    && (after?.access == .readWrite || session.access == .readOnly)
+                    after?.isSamePlace(as: before) == true
+                    && (after?.mode == .readWrite || session.access == .readOnly)
                 guard !isSame else { continue }
                 await revoke(session, of: device, "the disk's configuration changed")
             }
@@ -156,14 +161,26 @@ final class Service {
         return Paging.page(visible.map(entry), after: after, key: \.name, cost: Paging.cost)
     }
 
-    private func isVisible(_ disk: DiskPlan, _ caller: Caller) -> Bool {
-        Policy.isOperator(caller.peer, ownUID: ownUID)
-            || disk.policy.admits(caller.peer, ownUID: ownUID)
+    private func isVisible(_ disk: ConfiguredDisk, _ caller: Caller) -> Bool {
+        isOperator(caller) || mayOpen(disk, caller)
     }
 
-    private func entry(_ disk: DiskPlan) -> DiskEntry {
-        var entry = DiskEntry(name: disk.name, access: disk.access)
-        entry.shared = disk.isShared
+    /// Whether a caller may open a disk: root and those named; nobody named: the supervisor's own
+    /// user.
+    func mayOpen(_ disk: ConfiguredDisk, _ caller: Caller) -> Bool {
+        disk.policy.isEmpty
+            ? caller.peer.uid == 0 || caller.peer.uid == ownUID : disk.policy.names(caller.peer)
+    }
+
+    /// Whether a caller may change what others have: root, the supervisor's own user, and those
+    /// named by AdminUser= and AdminGroup=.
+    private func isOperator(_ caller: Caller) -> Bool {
+        caller.peer.uid == ownUID || admins.names(caller.peer)
+    }
+
+    private func entry(_ disk: ConfiguredDisk) -> DiskEntry {
+        var entry = DiskEntry(name: disk.name, access: disk.mode)
+        entry.shared = disk.shared
         entry.sessionCount = UInt32(
             clamping: devices.values.reduce(0) { sum, device in
                 sum + device.sessions.values.count { $0.disk == disk.name }
@@ -189,7 +206,7 @@ final class Service {
     func listSessions(after: UInt64?, _ caller: Caller) async -> Page<SessionInfo> {
         let fresh = await freshSessions(caller)
         let mine = fresh.filter {
-            Policy.isOperator(caller.peer, ownUID: ownUID) || $0.clientUID == caller.peer.uid
+            isOperator(caller) || $0.clientUID == caller.peer.uid
         }
         return Paging.page(
             mine.sorted { $0.sessionID < $1.sessionID }.filter { $0.sessionID > after ?? 0 },
@@ -230,10 +247,9 @@ final class Service {
                 .notFound, "there is no session \(id); ListSessions tells which there are",
                 field: "close_session.session_id")
         }
-        guard
-            Policy.isOperator(caller.peer, ownUID: ownUID)
-                || session.clientUID == caller.peer.uid
-        else { throw notOperator("close a session of another user", caller) }
+        guard isOperator(caller) || session.clientUID == caller.peer.uid else {
+            throw notOperator("close a session of another user", caller)
+        }
         guard let link = device.link else { throw try await lost(device, caller) }
         _ = try await link.call(
             .closeSession(sessionID: id, reason: reason),
@@ -265,12 +281,17 @@ final class Service {
     func shutdown(_ caller: Caller) async throws(WireError) {
         try requireOperator("stop the service", caller)
         log.notice("shutting down, as user \(caller.peer.uid) wants")
+        await stopAll()
+    }
+
+    /// Stops all devices in order; afterwards nothing is taken any more.
+    func stopAll() async {
         isStopping = true
         await forEachDevice { await $0.stop() }
     }
 
     private func requireOperator(_ what: String, _ caller: Caller) throws(WireError) {
-        guard Policy.isOperator(caller.peer, ownUID: ownUID) else {
+        guard isOperator(caller) else {
             throw notOperator(what, caller)
         }
     }
@@ -278,7 +299,8 @@ final class Service {
     private func notOperator(_ what: String, _ caller: Caller) -> WireError {
         WireError(
             .permissionDenied,
-            "user \(caller.peer.uid) may not \(what): only root and user \(ownUID) may")
+            "user \(caller.peer.uid) may not \(what): only root, user \(ownUID), AdminUser= and AdminGroup= may"
+        )
     }
 
     // MARK: Helpers

@@ -21,6 +21,8 @@ enum SupervisorLimits {
     static let waitersPerDevice = 2 * clients
     /// Sessions of one device that the supervisor keeps track of: more than fit an fd store.
     static let sessionsPerDevice = 4096
+    /// Sessions of all devices, when the configuration does not say.
+    static let sessions = 4096
     /// Pages of one list that are asked for: sessions and inspection of one worker have an end.
     static let pagesPerList = 64
     /// Entries of the inspection tree that one reply may be cut from.

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The running process: its user, its program file, its limits.
+
+internal import CLinux
+internal import Glibc
+
+/// The process that runs this code.
+public enum Process {
+    /// SIGTERM.
+    public static let terminate = SIGTERM
+    /// SIGINT.
+    public static let interrupt = SIGINT
+    /// SIGHUP.
+    public static let hangup = SIGHUP
+
+    /// The effective user.
+    public static var uid: UInt32 { geteuid() }
+
+    /// Ignores SIGPIPE and raises the limit of open descriptors as far as it goes up to
+    /// `openFiles`.
+    public static func prepare(openFiles: UInt64) {
+        _ = nv_ignore_sigpipe()
+        _ = nv_raise_nofile_limit(openFiles)
+    }
+
+    /// The path of the program that runs; nil when /proc does not tell.
+    public static var executablePath: String? {
+        var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let count = unsafe readlink("/proc/self/exe", &buffer, buffer.count)
+        guard count > 0, count < buffer.count else { return nil }
+        return String(decoding: buffer[0..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// The path of a program in the same directory as another.
+    public static func beside(_ path: String, _ name: String) -> String {
+        guard let slash = path.lastIndex(of: "/") else { return name }
+        return path[...slash] + name
+    }
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads the configuration from the file system, with the names of this system's users and groups.
+
+public import DiskConfig
+internal import Linux
+internal import Wire
+
+/// The configuration as the files have it.
+public enum ConfigurationFiles {
+    /// The directories in rising precedence, unless the command line names one.
+    public static let standardDirectories = ConfigLoader.standardDirectories
+
+    /// Reads all files. Problems are part of the value.
+    public static func read(_ directories: [String]) -> Configuration {
+        ConfigLoader.configuration(directories, access: access, lookup: lookup)
+    }
+
+    /// Reads all files; one that is wrong is an error that says where.
+    static func plan(_ directories: [String]) throws(WireError) -> Plan {
+        let configuration = read(directories)
+        let errors = configuration.problems.filter { $0.severity == .error }
+        guard errors.isEmpty else {
+            let told = errors.prefix(8).map(\.description).joined(separator: "\n")
+            let rest = errors.count > 8 ? "\nand \(errors.count - 8) more" : ""
+            throw WireError(.invalidArgument, "the configuration stays as it was: \(told)\(rest)")
+        }
+        return Plan(configuration)
+    }
+
+    private static var lookup: NameLookup {
+        NameLookup(user: { Accounts.user(named: $0) }, group: { Accounts.group(named: $0) })
+    }
+
+    private static var access: ConfigFileAccess {
+        ConfigFileAccess(
+            list: { directory, limit in
+                outcome { () throws(SystemCallError) in
+                    try Files.list(directory, limit: limit)
+                }
+            },
+            read: { path, limit in
+                outcome { () throws(SystemCallError) in try Files.read(path, limit: limit) }
+            })
+    }
+
+    private static func outcome<Value>(
+        _ body: () throws(SystemCallError) -> Value
+    ) -> ConfigFileAccess.Outcome<Value> {
+        do {
+            return .read(try body())
+        } catch {
+            return error.errno == Errno.noEntry ? .missing : .failed("\(error)")
+        }
+    }
+}
