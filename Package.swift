@@ -125,6 +125,9 @@ let package = Package(
         tests(
             "NVMeDriverTests",
             ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux", "TestSupport"]),
+        tests(
+            "WorkerTests",
+            ["Worker", "Wire", "NVMeDriver", "Linux", "CLinux", "nvmed-worker", "nvmed-emulator"]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],
