@@ -36,8 +36,8 @@ public struct DiskCompletion: Sendable, Equatable {
 
 /// An open disk. One owner at a time: not thread-safe.
 public final class Disk {
-    /// The most requests in flight: what one session's window in the worker is made for.
-    public static let windowCount = 64
+    /// The most requests in flight: half of what a worker takes from one session.
+    public static let windowCount = 128
     /// The most events kept for `takeEvents`; older ones are dropped.
     static let eventLimit = 64
 

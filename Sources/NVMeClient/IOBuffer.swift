@@ -80,4 +80,10 @@ extension IOBuffer {
         for index in 0..<count where unsafe a[index] != b[index] { return index }
         return nil
     }
+
+    /// The first byte of a part that is not zero, counted from its start; nil when all are.
+    public func firstNonzero(offset: Int, count: Int) -> Int? {
+        guard contains(offset: offset, count: count) else { return 0 }
+        return unsafe slice(offset, count).firstIndex { $0 != 0 }
+    }
 }

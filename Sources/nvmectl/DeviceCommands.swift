@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// nvmectl device: the devices and their state.
+
+import ArgumentParser
+import NVMeClient
+import Wire
+
+struct DeviceCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "device", abstract: "Shows devices, and brings failed ones up again.",
+        subcommands: [List.self, Show.self, Retry.self])
+
+    struct List: ParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Lists the devices.")
+        @OptionGroup var global: GlobalOptions
+
+        func run() throws {
+            try global.perform(.service) {
+                let devices = try global.connect().listDevices(deadlineNanoseconds: global.deadline)
+                global.show([("devices", .array(devices.map(DeviceCommand.json)))]) {
+                    Text.table(
+                        [
+                            "NAME", "STATE", "MODEL", "SERIAL", "NAMESPACES", "PID", "RESTARTS",
+                            "REASON",
+                        ],
+                        devices.map {
+                            [
+                                $0.name, "\($0.state)", $0.model, $0.serial,
+                                "\($0.namespaces.count)", $0.workerPID.map { "\($0)" } ?? "-",
+                                "\($0.restarts)", $0.reason,
+                            ]
+                        })
+                }
+            }
+        }
+    }
+
+    struct Show: ParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Shows one device.")
+        @Argument(help: "The configured name.") var name: String
+        @OptionGroup var global: GlobalOptions
+
+        func run() throws {
+            try global.perform(.device(name)) {
+                let device = try global.connect().device(name, deadlineNanoseconds: global.deadline)
+                global.show([("device", DeviceCommand.json(device))]) { DeviceCommand.text(device) }
+            }
+        }
+    }
+
+    struct Retry: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Brings a failed device up again. Returns when it was started.")
+        @Argument(help: "The configured name.") var name: String
+        @OptionGroup var global: GlobalOptions
+
+        func run() throws {
+            try global.perform(.device(name)) {
+                try global.connect().retryDevice(name, deadlineNanoseconds: global.deadline)
+                global.show([("device", .object([("name", .string(name))]))]) {
+                    "device \(name) is being started; see: nvmectl device show \(name)"
+                }
+            }
+        }
+    }
+
+    static func text(_ device: DeviceInfo) -> String {
+        let lines = Text.list([
+            ("name", device.name), ("state", "\(device.state)"), ("reason", device.reason),
+            ("since", Text.ago(device.sinceNanoseconds)),
+            ("attempts", device.attempts > 0 ? "\(device.attempts)" : ""),
+            ("transport", device.transport), ("model", device.model), ("serial", device.serial),
+            ("firmware", device.firmware), ("worker", device.workerPID.map { "pid \($0)" } ?? ""),
+            ("restarts", "\(device.restarts)"), ("sessions", "\(device.sessionCount)"),
+        ])
+        guard !device.namespaces.isEmpty else { return lines }
+        let table = Text.table(
+            ["NAMESPACE", "SIZE", "BLOCK", "NGUID", "EUI64", "UUID"],
+            device.namespaces.map {
+                [
+                    "\($0.nsid)",
+                    Text.size(
+                        $0.blockCount.multipliedReportingOverflow(by: UInt64($0.blockByteCount))
+                            .partialValue),
+                    "\($0.blockByteCount)", Text.hex($0.identity.nguid),
+                    Text.hex($0.identity.eui64), Text.hex($0.identity.uuid),
+                ]
+            })
+        return "\(lines)\n\n\(table)"
+    }
+
+    static func json(_ device: DeviceInfo) -> JSON {
+        .object([
+            ("name", .string(device.name)), ("state", .string("\(device.state)")),
+            ("reason", .text(device.reason)), ("attempts", .number(UInt64(device.attempts))),
+            ("since_ns", .number(device.sinceNanoseconds)),
+            ("transport", .text(device.transport)), ("model", .text(device.model)),
+            ("serial", .text(device.serial)), ("firmware", .text(device.firmware)),
+            ("pid", device.workerPID.map { .signed(Int64($0)) } ?? .null),
+            ("restarts", .number(device.restarts)),
+            ("sessions", .number(UInt64(device.sessionCount))),
+            ("namespaces", .array(device.namespaces.map(json))),
+        ])
+    }
+
+    private static func json(_ namespace: NamespaceInfo) -> JSON {
+        .object([
+            ("nsid", .number(UInt64(namespace.nsid))),
+            ("block_bytes", .number(UInt64(namespace.blockByteCount))),
+            ("blocks", .number(namespace.blockCount)),
+            ("nguid", .text(Text.hex(namespace.identity.nguid))),
+            ("eui64", .text(Text.hex(namespace.identity.eui64))),
+            ("uuid", .text(Text.hex(namespace.identity.uuid))),
+            ("write_protected", .bool(namespace.writeProtected)),
+        ])
+    }
+}

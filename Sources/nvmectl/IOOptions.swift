@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// The options of the io commands: which disk, which part, which data.
+
+import ArgumentParser
+import Linux
+import NVMeClient
+import Wire
+
+/// A part of a disk in bytes.
+struct ByteRange {
+    var byteOffset: UInt64
+    var byteCount: Int
+}
+
+/// Which disk and which part of it.
+struct IOOptions: ParsableArguments {
+    @Argument(help: "The configured name of the disk.") var disk: String
+    @Option(help: "Where to begin: bytes, or with K, M, G, T, or b for blocks.")
+    var offset = Size(byteCount: 0, written: "0")
+    @Option(help: "How much. (default: to the end of the disk)") var length: Size?
+    @Flag(help: "Move data through registered memory instead of messages.") var direct = false
+    @Flag(help: "Go on after the worker was restarted, repeating what was in flight.")
+    var reopen = false
+    @OptionGroup var global: GlobalOptions
+
+    /// Opens the disk and runs a job on the part; with `dryRun` only says which part.
+    func withJob(
+        _ verb: String, _ access: AccessMode, dryRun: Bool = false, _ work: (IOJob) throws -> Void
+    ) throws {
+        try global.perform(.disk(disk)) {
+            let open = try global.connect().openDisk(
+                disk, access: access, deadlineNanoseconds: global.deadline)
+            defer { open.close() }
+            let job = try IOJob(self, verb, open)
+            guard dryRun else { return try work(job) }
+            global.show([("dry_run", job.json)]) {
+                "would \(verb) \(job.byteCount) bytes of disk \(disk) from byte \(job.byteOffset)"
+            }
+        }
+    }
+}
+
+/// Which data, where it is not the standard input's.
+struct PatternOptions: ParsableArguments {
+    enum Kind: String, ExpressibleByArgument, CaseIterable {
+        case random, zero
+    }
+
+    @Option(help: "random or zero, instead of the standard input.") var pattern: Kind?
+    @Option(help: "Determines the random pattern.") var seed: UInt64 = 0
+
+    /// Data that needs no input.
+    enum Source {
+        case random(DataPattern)
+        case zero
+
+        func fill(_ buffer: IOBuffer, _ range: ByteRange) {
+            switch self {
+            case .random(let pattern):
+                pattern.fill(
+                    buffer, offset: 0, count: range.byteCount, diskByteOffset: range.byteOffset)
+            // The buffer begins as zeroes, and nobody else writes to it.
+            case .zero: break
+            }
+        }
+
+        func firstMismatch(_ buffer: IOBuffer, _ range: ByteRange) -> UInt64? {
+            switch self {
+            case .random(let pattern):
+                return pattern.firstMismatch(
+                    buffer, offset: 0, count: range.byteCount, diskByteOffset: range.byteOffset)
+            case .zero:
+                return buffer.firstNonzero(offset: 0, count: range.byteCount).map {
+                    range.byteOffset + UInt64($0)
+                }
+            }
+        }
+    }
+
+    var source: Source? {
+        switch pattern {
+        case .none: nil
+        case .random: .random(DataPattern(seed: seed))
+        case .zero: .zero
+        }
+    }
+}
