@@ -10,8 +10,8 @@ public enum ClientError: Error, Sendable, Equatable, CustomStringConvertible {
     case unreachable(path: String, SystemCallError)
     /// The connection to the supervisor broke.
     case disconnected(String)
-    /// The request failed, as the service (or this library, for a request that cannot be right) says.
-    /// `workerRestarted` among them: reopen the disk (`Disk.reopen`) and go on.
+    /// The request failed, as the service (or this library, for a request that cannot be right)
+    /// says. `workerRestarted` among them: reopen the disk (`Disk.reopen`) and go on.
     case failed(WireError)
     /// The deadline passed. Requests that were sent may still have their effect.
     case timedOut

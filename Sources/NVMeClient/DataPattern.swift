@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Data that a seed and a place on the disk determine, for writing and verifying without a copy.
 
-/// A pattern: each 8 bytes of the disk have one value, which depends on the seed and the byte offset.
+/// A pattern: each 8 bytes of the disk have one value, which depends on the seed and the byte
+/// offset.
 public struct DataPattern: Sendable, Hashable {
     /// The seed.
     public let seed: UInt64

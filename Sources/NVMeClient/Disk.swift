@@ -112,8 +112,8 @@ public final class Disk {
 
     /// Sends a request and returns its id. Does not wait for it.
     ///
-    /// Throws `invalidArgument` for a request that cannot be sent: a buffer range that does not fit,
-    /// more inline data than `info.maxInlineByteCount`, or `resourceExhausted` with
+    /// Throws `invalidArgument` for a request that cannot be sent: a buffer range that does not
+    /// fit, more inline data than `info.maxInlineByteCount`, or `resourceExhausted` with
     /// `windowCount` requests in flight: take a completion first.
     public func submit(
         _ operation: DiskOperation, deadlineNanoseconds: UInt64? = nil

@@ -68,7 +68,8 @@ public final class IOBuffer {
 }
 
 extension IOBuffer {
-    /// The first byte at which two parts differ, counted from their starts; nil when they are equal.
+    /// The first byte at which two parts differ, counted from their starts; nil when they are
+    /// equal.
     public func firstDifference(
         offset: Int, count: Int, from other: IOBuffer, otherOffset: Int
     ) -> Int? {

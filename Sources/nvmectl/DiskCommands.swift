@@ -110,7 +110,8 @@ struct DiskCommand: ParsableCommand {
             (
                 "transfer",
                 "\(Text.size(info.maxTransferByteCount)), inline "
-                    + "\(Text.size(UInt64(info.maxInlineByteCount))), \(info.maxSegments) segments, "
+                    + "\(Text.size(UInt64(info.maxInlineByteCount))), "
+                    + "\(info.maxSegments) segments, "
                     + "alignment \(info.alignmentByteCount)"
             ),
             ("access", access(entry.access) + (info.writeProtected ? ", write protected" : "")),

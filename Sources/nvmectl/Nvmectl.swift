@@ -11,8 +11,8 @@ struct Nvmectl: ParsableCommand {
         commandName: "nvmectl",
         abstract: "Shows and uses the devices and disks of nvmed.",
         discussion: """
-            Sizes and offsets are bytes, or have a unit: K, M, G, T (1024 each), or b for blocks of \
-            the disk (8b).
+            Sizes and offsets are bytes, or have a unit: K, M, G, T (1024 each), or b for \
+            blocks of the disk (8b).
 
             EXIT CODES:
               0   success

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text for people: tables, sizes, times, identifiers. What came from devices loses control characters.
+// Text for people: tables, sizes, times, identifiers. What came from devices loses control
+// characters.
 
 import Linux
 

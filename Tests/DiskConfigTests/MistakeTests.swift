@@ -62,7 +62,8 @@ struct MistakeTests {
             configuration.problems.map(\.description) == [
                 "\(place):1: warning: Early=: it is before the first section; put it below [Disk]. "
                     + "Ignored",
-                "\(place):6: warning: Shared=: section [Dsik] is not known here; [Disk] is. Ignored",
+                "\(place):6: warning: Shared=: section [Dsik] is not known here; [Disk] is. "
+                    + "Ignored",
             ])
     }
 
@@ -150,8 +151,8 @@ struct MistakeTests {
         #expect(configuration.disks.count == 2)
         #expect(
             configuration.problems.map(\.description) == [
-                "/etc/nvmed/b.disk: warning: disk b and disk a (/etc/nvmed/a.disk) write to the same "
-                    + "namespace; make one Access=read-only, or remove it"
+                "/etc/nvmed/b.disk: warning: disk b and disk a (/etc/nvmed/a.disk) write to the "
+                    + "same namespace; make one Access=read-only, or remove it"
             ])
     }
 
@@ -241,8 +242,8 @@ struct MistakeTests {
     func strayDropIn() {
         #expect(
             parse(file("a.disk.d/x.conf", "[Disk]\nShared=yes")).problems.map(\.description) == [
-                "/etc/nvmed/a.disk.d/x.conf: warning: there is no a.disk to which this drop-in could "
-                    + "belong; it is ignored"
+                "/etc/nvmed/a.disk.d/x.conf: warning: there is no a.disk to which this drop-in "
+                    + "could belong; it is ignored"
             ])
     }
 

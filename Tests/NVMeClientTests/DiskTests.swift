@@ -101,7 +101,7 @@ struct DiskTests {
     func batch() throws {
         let service = try FakeService { index, _ in .answerLate(after: 20 - index % 7) }
         try withDisk(service) { disk in
-            let buffer = try IOBuffer(byteCount: 64 * 512)
+            let buffer = try IOBuffer(byteCount: Disk.windowCount * 512)
             var ids: Set<UInt64> = []
             for index in 0..<Disk.windowCount {
                 ids.insert(

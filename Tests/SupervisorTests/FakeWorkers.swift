@@ -95,27 +95,27 @@ final class FakeWorker {
         do {
             switch request {
             case .loadDriver(let config): try load(config, id, channel)
-            case .getDevice: try unsafe channel.send(reply: .device(device), to: id)
+            case .getDevice: try channel.send(reply: .device(device), to: id)
             case .getNamespace(let nsid):
                 guard let found = namespaces.first(where: { $0.nsid == nsid }) else {
                     return try channel.send(error: WireError(.notFound, "none"), to: id)
                 }
-                try unsafe channel.send(reply: .namespace(found), to: id)
+                try channel.send(reply: .namespace(found), to: id)
             case .openSession(let open):
                 if !isDeafToSessions { try self.open(open, id, channel) }
             case .closeSession(let session, let reason):
                 end(session, WireError(.sessionRevoked, reason))
-                try unsafe channel.send(reply: .done, to: id)
+                try channel.send(reply: .done, to: id)
             case .listSessions:
                 let all = sessions.values.sorted { $0.sessionID < $1.sessionID }
-                try unsafe channel.send(reply: .sessions(Page(all)), to: id)
+                try channel.send(reply: .sessions(Page(all)), to: id)
             case .inspect(let prefix, _):
                 let tree = [InspectEntry("queue/1/depth", "64"), InspectEntry("serial", serial)]
-                try unsafe channel.send(
+                try channel.send(
                     reply: .inspect(Page(tree.filter { $0.path.hasPrefix(prefix) })), to: id)
             case .shutdown:
                 isStopped = true
-                try unsafe channel.send(reply: .done, to: id)
+                try channel.send(reply: .done, to: id)
             }
         } catch { die() }
     }
@@ -143,7 +143,7 @@ final class FakeWorker {
         }
         isLoaded = true
         self.config = config
-        try unsafe channel.send(reply: .deviceReady(ready), to: id)
+        try channel.send(reply: .deviceReady(ready), to: id)
     }
 
     private func open(
@@ -164,7 +164,7 @@ final class FakeWorker {
         var info = DiskInfo()
         info.name = open.disk
         info.nsid = open.nsid
-        try unsafe channel.send(reply: .sessionOpened(info), to: id, fds: [theirs.raw])
+        try channel.send(reply: .sessionOpened(info), to: id, fds: [theirs.raw])
     }
 
     private func end(_ id: UInt64, _ reason: WireError) {
