@@ -111,6 +111,10 @@ let package = Package(
             "ServiceManagerTests",
             ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
+        tests(
+            "ProcessTests",
+            ["TestSupport", "NVMeClient", "Wire", "Linux", "nvmed", "nvmed-worker", "nvmed-emulator"]
+        ),
         tests("SupervisorTests", ["Supervisor", "DiskConfig", "Wire", "Systemd", "Linux"]),
         tests(
             "NVMeEmulatorTests",
