@@ -80,6 +80,10 @@ public final class NVMeController {
             Self.unmap(address, scratch[index + 1])
         }
         for raw in interrupts { _ = OwnedFD(adopting: raw) }
+        // What was registered when the device failed. Its carrier has its own hold on the pages.
+        for mapping in clientMappings.values {
+            unsafe Mapping.unmap(mapping.base, byteCount: Int(mapping.byteCount))
+        }
     }
 
     // MARK: The data path

@@ -11,6 +11,7 @@ extension DeviceService {
 
     /// Makes a session, whose client the caller attaches. Throws why there is none.
     func openSession(_ opening: OpenSession) throws(WireError) -> Session {
+        settle()
         guard let controller = usableController else { throw unavailable() }
         let namespace = try namespace(opening.nsid, controller, "open_session.nsid")
         guard opening.sessionID != 0 else {
@@ -136,10 +137,15 @@ extension DeviceService {
         soon { [weak self] in
             guard let self else { return }
             settleIsScheduled = false
-            for session in sessions.compactMap({ $0 })
-            where session.hasEnded && session.partsInFlight == 0 {
-                finish(session)
-            }
+            settle()
+        }
+    }
+
+    private func settle() {
+        guard dyingSessions > 0 else { return }
+        for session in sessions.compactMap({ $0 })
+        where session.hasEnded && session.partsInFlight == 0 {
+            finish(session)
         }
     }
 

@@ -241,9 +241,38 @@ final class SessionHarness: SessionClient {
         stallTimer?.cancel()
         source?.cancel()
         source = nil
-        channel.shutdown()
+        channel.end()
         session.client = nil
         // The caller may be this object's own turn: it goes away in a turn of its own.
         service.soon(whenEnded)
+    }
+}
+
+extension Channel {
+    /// Messages that a socket can hold at most, whatever its buffer.
+    private static var waitingMessageLimit: Int { 4096 }
+
+    /// Ends the connection such that the peer still reads what was sent to it.
+    ///
+    /// Closing a Unix socket with messages unread gives the peer ECONNRESET in place of what waits for it.
+    func end() {
+        shutdown()
+        var count = 0
+        while count < Self.waitingMessageLimit, discardNext() { count += 1 }
+    }
+
+    /// Takes a message and throws it away; false when there is none.
+    private func discardNext() -> Bool {
+        do throws(ChannelError) {
+            let received = try receive()
+            switch consume received {
+            case .nothing: return false
+            case .closed: return false
+            case .message: return true
+            case .rejected: return true
+            }
+        } catch {
+            return false
+        }
     }
 }

@@ -70,7 +70,7 @@ final class SupervisorHarness: DeviceObserver {
                 .permissionDenied, "only the supervisor may connect to a worker",
                 device: service.name)
             try? channel.send(error: error, to: 0)
-            return channel.shutdown()
+            return channel.end()
         }
         disconnect()
         source = try EventLoop.current.watch(channel.fd, .readable) { [weak self] events in
@@ -88,7 +88,7 @@ final class SupervisorHarness: DeviceObserver {
     private func disconnect() {
         source?.cancel()
         source = nil
-        channel?.shutdown()
+        channel?.end()
         channel = nil
     }
 

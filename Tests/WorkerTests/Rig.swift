@@ -39,11 +39,19 @@ final class Rig {
         _ = unsafe rmdir(directory)
     }
 
-    func startEmulator() throws {
+    func startEmulator() throws { try startEmulator(emulatorArguments) }
+
+    /// Another device in the place of the first, without its faults.
+    func startEmulatorAfresh() throws {
+        let end = emulatorArguments.firstIndex(of: "--fault") ?? emulatorArguments.endIndex
+        try startEmulator(Array(emulatorArguments[..<end]))
+    }
+
+    private func startEmulator(_ arguments: [String]) throws {
         emulator = nil
         emulatorNotify.forget()
         emulator = try Child(
-            programPath("nvmed-emulator"), emulatorArguments,
+            programPath("nvmed-emulator"), arguments,
             environment: ["NOTIFY_SOCKET=\(emulatorNotify.path)"])
         try emulatorNotify.wait(for: "READY=1")
     }

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices that lie, fall silent or vanish: a clear error within the bound, every request ended once, and a way back.
+
+import CLinux
+import Glibc
+import Linux
+import Testing
+import Wire
+
+/// A device that cannot be brought up, and what the error must speak of.
+struct BringUpFault: Sendable, CustomTestStringConvertible {
+    let rule: String
+    let words: String
+    var testDescription: String { rule }
+}
+
+extension WorkerProcessTests {
+    @Suite("Hostile devices under a worker process")
+    struct Faults {
+        private func impatient(_ rig: Rig) -> Rig {
+            rig.config.ioTimeoutMilliseconds = 200
+            rig.config.adminTimeoutMilliseconds = 500
+            return rig
+        }
+
+        @Test(
+            "a device that cannot be brought up fails with the reason, and works once it behaves",
+            arguments: [
+                BringUpFault(rule: "register:never-ready", words: "CSTS.RDY"),
+                BringUpFault(rule: "register:fatal-at-enable", words: "CSTS.CFS"),
+                BringUpFault(rule: "register:gone", words: "all ones"),
+                BringUpFault(rule: "register:mqes=0", words: "CAP.MQES"),
+                BringUpFault(rule: "register:mpsmin=1", words: "CAP.MPSMIN"),
+                BringUpFault(rule: "register:css=0", words: "CAP.CSS"),
+                BringUpFault(rule: "identify:zeroed,cns=1", words: ""),
+                BringUpFault(rule: "identify:garbage,cns=1", words: ""),
+                BringUpFault(rule: "command:hang,queue=admin,opcode=6", words: "no answer"),
+                BringUpFault(rule: "command:status=0/6,queue=admin,opcode=6", words: "Identify"),
+                BringUpFault(rule: "command:disconnect,queue=admin,opcode=6", words: "gone"),
+                BringUpFault(rule: "completion:cid=invented,queue=admin", words: "command"),
+                BringUpFault(rule: "completion:sqid=9,queue=admin", words: "submission queue"),
+                BringUpFault(rule: "completion:sqhd=999,queue=admin", words: "head"),
+                BringUpFault(rule: "completion:wrong-phase,queue=admin", words: "no answer"),
+            ])
+        func bringUp(_ fault: BringUpFault) throws {
+            let rig = impatient(
+                try Rig(arguments: ["--fault", "\(fault.rule)"]))
+            let supervisor = try rig.start()
+
+            let error = try supervisor.refusal(.loadDriver(rig.config))
+            let failed = try supervisor.device()
+            try rig.startEmulatorAfresh()
+            let reply = try supervisor.ask(.loadDriver(rig.config))
+
+            #expect(error.code == .deviceFailed)
+            #expect(error.message.contains(fault.words), "\(error)")
+            #expect(failed.state == .failed)
+            #expect(reply == (try supervisor.device().ready).map { .deviceReady($0) })
+        }
+
+        @Test(
+            "a completion that cannot be right ends every request once, and the device can be reloaded",
+            arguments: [
+                "completion:cid=invented,queue=io", "completion:duplicate,queue=io",
+                "completion:sqid=9,queue=io", "completion:sqhd=5000,queue=io",
+                "command:fatal,queue=io", "command:gone,queue=io", "command:disconnect,queue=io",
+            ])
+        func operation(_ rule: String) throws {
+            let rig = impatient(try Rig())
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            let reader = try supervisor.open(.readOnly)
+            try client.write(0, pattern(512, seed: 12))
+            try rig.control("fault \(rule)")
+
+            var answers: [UInt64: Int] = [:]
+            let ids = try (0..<64 as Range<UInt64>).map {
+                try client.send(.read(lba: $0, blockCount: 1, location: .inline))
+            }
+            var reason: WireError?
+            while reason == nil {
+                let message = try client.next()
+                answers[message.envelope.requestID, default: 0] += 1
+                if case .event(.ended(let why)) = message.envelope.content { reason = why }
+            }
+            let other = try reader.reason()
+            let device = try supervisor.device()
+            try rig.startEmulatorAfresh()
+            _ = try supervisor.ask(.loadDriver(rig.config))
+
+            #expect(reason?.code == .deviceFailed)
+            #expect(other.code == .deviceFailed)
+            #expect(ids.allSatisfy { answers[$0, default: 0] <= 1 })
+            #expect(device.state == .failed)
+            #expect(!device.reason.isEmpty)
+            #expect(try supervisor.open().read(1, 1).count == 512)
+        }
+
+        @Test("a lost interrupt costs a moment, and is counted")
+        func lostInterrupt() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try rig.control("fault interrupt:lost,queue=io")
+
+            try client.write(0, pattern(512, seed: 13))
+            let data = try client.read(0, 1)
+
+            #expect(data == pattern(512, seed: 13))
+            let missed = try #require(try supervisor.inspect("counters/missed_interrupts"))
+            #expect((UInt64(missed) ?? 0) >= 1)
+        }
+
+        @Test("interrupts without a reason do no harm")
+        func spuriousInterrupt() throws {
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            try rig.control("fault interrupt:spurious")
+
+            for lba in 0..<100 as Range<UInt64> {
+                try client.write(lba, pattern(512, seed: lba))
+                #expect(try client.read(lba, 1) == pattern(512, seed: lba))
+            }
+        }
+
+        @Test("a command that hangs is aborted, and only that one")
+        func abort() throws {
+            let rig = impatient(try Rig())
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try rig.control("fault command:hang,queue=io,opcode=2,times=1")
+
+            let error = try client.refusal(.read(lba: 0, blockCount: 1, location: .inline))
+            let data = try client.read(0, 1)
+
+            #expect(error.code == .cancelled)
+            #expect(data.count == 512)
+            #expect(try supervisor.inspect("counters/aborts") == "1")
+            #expect(try supervisor.device().state == .ready)
+        }
+
+        @Test("a command that even Abort cannot find fails the device within its bound")
+        func dropped() throws {
+            let rig = impatient(try Rig())
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try rig.control("fault command:drop,queue=io,times=1")
+            let begin = MonotonicClock.nowNanoseconds
+
+            let error = try client.refusal(.read(lba: 0, blockCount: 1, location: .inline))
+            let milliseconds = (MonotonicClock.nowNanoseconds - begin) / 1_000_000
+            try rig.control("clear")
+            _ = try supervisor.entered(.failed)
+            _ = try supervisor.ask(.loadDriver(rig.config))
+
+            #expect(error.code == .deviceFailed)
+            #expect(milliseconds < 3000)
+            #expect(try supervisor.open().read(0, 1).count == 512)
+        }
+
+        @Test(
+            "the device's status reaches the client, with the code that says what to do",
+            arguments: [
+                ("0/0x80", ErrorCode.outOfRange), ("2/0x81", .mediaError), ("2/0x80", .mediaError),
+                ("0/0x20", .readOnly), ("0/0x6", .nvmeStatus), ("1/0x82", .readOnly),
+                ("3/0x1", .nvmeStatus),
+                ("7/0x55", .nvmeStatus),
+            ])
+        func status(_ status: String, _ code: ErrorCode) throws {
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            try rig.control("fault command:status=\(status)/dnr,queue=io,times=1")
+
+            let error = try client.refusal(
+                .write(lba: 0, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 14))
+
+            #expect(error.code == code)
+            #expect(error.nvmeStatus.map { $0 & 0x4000 } == 0x4000)
+            #expect(!error.isRetriable)
+            #expect(try client.read(0, 1).count == 512)
+        }
+
+        @Test("the commands of a dead client end before its successor's begin")
+        func overtaking() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let first = try supervisor.open()
+            try rig.control("fault command:delay=300,queue=io,opcode=1,times=1")
+            try first.send(
+                .write(lba: 0, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 15))
+            while try supervisor.inspect("counters/requests_in_flight") != "1" {}
+            first.channel.shutdown()
+            _ = try supervisor.sessionEnd()
+
+            let second = try supervisor.open()
+            try second.write(0, pattern(512, seed: 16))
+
+            #expect(try second.read(0, 1) == pattern(512, seed: 16))
+        }
+
+        @Test("a failure with memory registered and I/O in flight leaves nothing behind")
+        func baseline() throws {
+            let rig = impatient(try Rig())
+            let supervisor = try rig.startLoaded()
+            let pid = try #require(rig.worker).pid
+            func round() throws {
+                let client = try supervisor.open()
+                try client.register(1, try SharedMemory(byteCount: 4 << 20))
+                try rig.control("fault completion:cid=invented,queue=io,times=1")
+                _ = try client.refusal(
+                    .read(lba: 0, blockCount: 8192, location: .region(id: 1, byteOffset: 0)))
+                try client.end()
+                _ = try supervisor.entered(.failed)
+                try rig.control("clear")
+                _ = try supervisor.ask(.loadDriver(rig.config))
+            }
+            for _ in 0..<3 { try round() }
+            let fds = openFDCount(pid)
+            let bytes = nv_resident_bytes(pid)
+
+            for _ in 0..<10 { try round() }
+
+            #expect(openFDCount(pid) == fds)
+            #expect(nv_resident_bytes(pid) < bytes + (4 << 20))
+        }
+    }
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// The life of a worker process: loading, restarts, shutdown, supervisors that come and go.
+
+import CLinux
+import Glibc
+import Linux
+import Testing
+import Wire
+
+extension WorkerProcessTests {
+    @Suite("The life of a worker process")
+    struct Life {
+        @Test("loading twice with the same configuration gives the same answer, another is refused")
+        func idempotent() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let first = try supervisor.ask(.loadDriver(rig.config))
+            let second = try supervisor.ask(.loadDriver(rig.config))
+            var other = rig.config
+            other.queueDepth = 8
+            let refusal = try supervisor.refusal(.loadDriver(other))
+            other.name = "dev1"
+            let stranger = try supervisor.refusal(.loadDriver(other))
+
+            #expect(first == second)
+            #expect(refusal.code == .alreadyExists)
+            #expect(stranger.field == "load_driver.config.name")
+        }
+
+        @Test("a device that is not there fails with the reason, and can be loaded once it is")
+        func retry() throws {
+            let rig = try Rig()
+            try rig.startWorker()
+            try rig.notify.wait(for: "READY=1")
+            let supervisor = try rig.connect()
+            let early = try supervisor.refusal(.openSession(supervisor.opening()))
+            let error = try supervisor.refusal(.loadDriver(rig.config))
+            let failed = try supervisor.device()
+            try rig.startEmulator()
+            let reply = try supervisor.ask(.loadDriver(rig.config))
+            let ready = try supervisor.device()
+
+            #expect(early.code == .deviceStarting)
+            #expect(error.code == .deviceFailed)
+            #expect(error.message.contains("\(rig.directory)/e"))
+            #expect(failed.state == .failed)
+            #expect(failed.reason == error.message)
+            #expect(ready.state == .ready)
+            #expect(reply == ready.ready.map { .deviceReady($0) })
+        }
+
+        @Test("a killed worker has its device back within 200 ms, and says which generation it is")
+        func restart() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try client.write(0, pattern(4096, seed: 10))
+            _ = try client.ask(.flush)
+            try rig.notify.pump()
+            #expect(Set(rig.notify.storedNames) == ["state", "pool"])
+
+            let begin = MonotonicClock.nowNanoseconds
+            try #require(rig.worker).signal(SIGKILL)
+            #expect(try #require(rig.worker).wait() == -SIGKILL)
+            try client.end()
+            try rig.startWorker()
+            let successor = try rig.connect()
+            let device = try successor.device()
+            let milliseconds = (MonotonicClock.nowNanoseconds - begin) / 1_000_000
+
+            #expect(device.state == .ready)
+            #expect(device.config == rig.config)
+            #expect(device.ready?.generation == 2)
+            #expect(milliseconds < 200)
+            #expect(try successor.open().read(0, 8) == pattern(4096, seed: 10))
+        }
+
+        @Test("a worker can be killed over and over under load")
+        func killedUnderLoad() throws {
+            let rig = try Rig()
+            var supervisor = try rig.startLoaded()
+            for round in 1...8 as ClosedRange<UInt64> {
+                let client = try supervisor.open()
+                for index in 0..<64 as Range<UInt64> {
+                    try client.send(
+                        .write(lba: index * 8, blockCount: 8, fua: false, location: .inline),
+                        payload: pattern(4096, seed: index))
+                }
+                _ = try client.next()
+                try #require(rig.worker).signal(SIGKILL)
+                try #require(rig.worker).wait()
+                try rig.startWorker()
+                supervisor = try rig.connect()
+                #expect(try supervisor.device().ready?.generation == round + 1)
+            }
+            #expect(try supervisor.open().read(0, 8) == pattern(4096, seed: 0))
+        }
+
+        @Test(
+            "SIGTERM finishes what is in flight, tells the clients, and keeps the device for a successor"
+        )
+        func terminate() throws {
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            for index in 0..<32 as Range<UInt64> {
+                try client.send(
+                    .write(lba: index, blockCount: 1, fua: false, location: .inline),
+                    payload: pattern(512, seed: index))
+            }
+            _ = try client.answer(to: 32)
+
+            try #require(rig.worker).signal(SIGTERM)
+            let reason = try client.reason()
+            let code = try #require(rig.worker).wait()
+            try rig.startWorker()
+            let device = try rig.connect().device()
+
+            #expect(reason.code == .workerRestarted)
+            #expect(reason.isRetriable)
+            #expect(code == 0)
+            #expect(device.state == .ready)
+        }
+
+        @Test("Shutdown ends the controller in order and forgets it")
+        func shutdown() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try client.write(0, pattern(512, seed: 11))
+
+            let id = try supervisor.send(.shutdown(doNotReset: false))
+            let reason = try client.reason()
+            let reply = try supervisor.answer(to: id).reply
+            let code = try #require(rig.worker).wait()
+            try rig.notify.pump()
+            let statistics = try rig.control("stats")
+
+            #expect(reply == .done)
+            #expect(reason.code == .shuttingDown)
+            #expect(code == 0)
+            #expect(rig.notify.storedNames.isEmpty)
+            #expect(rig.notify.messages.contains("STOPPING=1"))
+            #expect(statistics.contains("\"enabled\":false"))
+        }
+
+        @Test("a new supervisor replaces the old one, and no session notices")
+        func supervisors() throws {
+            let rig = try Rig()
+            let first = try rig.startLoaded()
+            let client = try first.open()
+            let second = try rig.connect()
+            guard case .sessions(let page) = try second.ask(.listSessions(after: nil)) else {
+                throw RigError("no sessions")
+            }
+            try first.end()
+
+            #expect(page.entries.map(\.sessionID) == [client.id])
+            #expect(page.entries.first?.clientPID == 4711)
+            #expect(page.entries.first?.clientUID == 42)
+            #expect(try client.read(0, 1).count == 512)
+        }
+
+        @Test("a namespace that grows, changes or goes is told to its sessions and the supervisor")
+        func namespaceChanges() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+
+            try rig.control("namespace resize 1 32M")
+            let grown = try client.event { event -> DiskInfo? in
+                if case .diskChanged(.resized, let info) = event { return info }
+                return nil
+            }
+            let seen = try supervisor.event { event -> UInt32? in
+                if case .namespaceChanged(let nsid) = event { return nsid }
+                return nil
+            }
+            let last = try client.read(65535, 1)
+            try rig.control("namespace remove 1")
+            try client.event { event -> Void? in
+                if case .diskChanged(.removed, nil) = event { return () }
+                return nil
+            }
+            let gone = try client.refusal(.read(lba: 0, blockCount: 1, location: .inline))
+
+            #expect(grown.blockCount == 65536)
+            #expect(seen == 1)
+            #expect(last.count == 512)
+            #expect(gone.code == .deviceRemoved)
+        }
+
+        @Test("everything can be inspected, page by page, without an entry lost or doubled")
+        func inspect() throws {
+            let rig = try Rig(namespaces: (0..<20).map { _ in "memory=1M,block=512" })
+            let supervisor = try rig.startLoaded()
+            var clients: [Client] = []
+            for _ in 0..<20 { clients.append(try supervisor.open(.readOnly)) }
+            var paths: [String] = []
+            var after: String?
+            var isMore = true
+            while isMore {
+                guard
+                    case .inspect(let page) = try supervisor.ask(
+                        .inspect(prefix: "", after: after))
+                else { throw RigError("no tree") }
+                paths += page.entries.map(\.path)
+                after = page.entries.last?.path
+                isMore = page.more
+            }
+
+            #expect(paths == paths.sorted())
+            #expect(Set(paths).count == paths.count)
+            #expect(paths.count > 300)
+            #expect(
+                Set(paths).isSuperset(of: ["queues/1/depth", "controller/cap", "device/epoch"]))
+            #expect(clients.count == 20)
+        }
+    }
+}
