@@ -119,9 +119,15 @@ let package = Package(
         tests(
             "NVMeEmulatorTests",
             ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),
-        tests("WireTests", ["Wire", "Linux"]),
+        tests("WireTests", ["Wire", "CWire", "CProtobufC", "Linux"]),
         tests("DiskConfigTests", ["DiskConfig"]),
         tests("NVMeClientTests", ["NVMeClient", "Wire", "Linux"]),
+        tests(
+            "NvmectlTests",
+            [
+                "nvmectl", "NVMeClient", "Wire",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ]),
         .target(
             name: "TestSupport", dependencies: ["Linux"], path: "Tests/Support/TestSupport",
             swiftSettings: strictSwift),

@@ -212,8 +212,8 @@ public final class Disk {
 
     /// The next request that is done, in any order, or nil when none is in flight.
     ///
-    /// Throws `timedOut` at the deadline (requests stay in flight), and the reason once the session
-    /// is over and every completion was taken: requests in flight then fail with it, one by one.
+    /// Throws `timedOut` at the deadline (requests stay in flight). When the session ends, requests
+    /// in flight complete with the reason, one by one; `ended` tells it too.
     public func nextCompletion(
         deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) -> DiskCompletion? {

@@ -74,7 +74,7 @@ enum Field {
         guard let pointer = unsafe pointer else { return "" }
         let text = unsafe String(cString: pointer)
         return text.utf8.count <= WireLimits.textByteCount
-            ? text : String(decoding: text.utf8.prefix(WireLimits.textByteCount), as: UTF8.self)
+            ? text : String(MessageWriter.clipped(text))
     }
 
     /// An identifier of a fixed length, or none.

@@ -66,7 +66,8 @@ public struct MessageWriter: Sendable {
         if let value { text(field, value) }
     }
 
-    private static func clipped(_ value: String) -> Substring {
+    /// The beginning of a text, cut at a character.
+    static func clipped(_ value: String) -> Substring {
         var end = value.utf8.index(value.startIndex, offsetBy: WireLimits.textByteCount)
         while String.Index(end, within: value) == nil { end = value.utf8.index(before: end) }
         return value[..<end]

@@ -141,10 +141,10 @@ extension SupervisorProtocol {
                 try unsafe Shared.inspect(Field.need(c.pointee.inspect_reply, "inspect_reply")))
         case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELOAD_REPLY:
             let m = try unsafe Field.need(c.pointee.reload_reply, "reload_reply").pointee
-            return .reloaded(
-                warnings: try unsafe Field.list(
-                    m.warnings, m.n_warnings, limit: WireLimits.pageEntryCount, "warnings"
-                ) { text throws(WireError) in unsafe Field.text(text) })
+            let warnings = try unsafe Field.list(
+                m.warnings, m.n_warnings, limit: WireLimits.pageEntryCount, "warnings"
+            ) { text throws(WireError) in unsafe Field.text(text) }
+            return .reloaded(warnings: warnings.filter { !$0.isEmpty })
         default: return nil
         }
     }

@@ -6,7 +6,7 @@ import NVMeClient
 import Wire
 
 /// The documented exit codes.
-enum ExitStatus: Int32 {
+enum ProgramStatus: Int32 {
     case success = 0
     case failure = 1
     case usage = 2
@@ -37,7 +37,7 @@ struct Failure: Error {
         }
     }
 
-    let exitCode: ExitStatus
+    let exitCode: ProgramStatus
     let subject: Subject
     let message: String
     let code: String
@@ -45,19 +45,22 @@ struct Failure: Error {
     let output: OutputFormat
 
     init(
-        _ exitCode: ExitStatus, _ subject: Subject, _ message: String, _ output: OutputFormat,
+        _ exitCode: ProgramStatus, _ subject: Subject, _ message: String, _ output: OutputFormat,
         code: String = "failure", hint: String? = nil
     ) {
         self.exitCode = exitCode
         self.subject = subject
-        self.message = message
+        // The service often names the object itself.
+        self.message =
+            message.hasPrefix(subject.text) && !subject.text.isEmpty
+            ? String(message.dropFirst(subject.text.count)) : message
         self.code = code
         self.hint = hint
         self.output = output
     }
 
     init(_ error: ClientError, _ subject: Subject, _ output: OutputFormat) {
-        let exitCode: ExitStatus
+        let exitCode: ProgramStatus
         switch error {
         case .unreachable(_, let cause):
             exitCode = cause.errno == Errno.accessDenied ? .permission : .connection
@@ -71,7 +74,7 @@ struct Failure: Error {
             hint: error.wireError.flatMap { Self.hint($0, subject) })
     }
 
-    private static func exitCode(_ error: WireError) -> ExitStatus {
+    private static func exitCode(_ error: WireError) -> ProgramStatus {
         switch error.code {
         case .notFound: .notFound
         case .permissionDenied, .readOnly: .permission

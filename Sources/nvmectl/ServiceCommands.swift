@@ -130,7 +130,7 @@ struct ShutdownCommand: ParsableCommand {
             global.show([
                 ("devices", .number(UInt64(devices.count))),
                 ("sessions", .number(UInt64(sessions.count))),
-            ]) { "would end \(sessions.count) sessions and \(devices.count) devices" }
+            ]) { "would end \(sessions.count) session(s) and stop \(devices.count) device(s)" }
         }
     }
 }

@@ -5,28 +5,6 @@ import ArgumentParser
 import Glibc
 import Linux
 
-/// Options of the whole program may also stand before the command: `nvmectl --socket S disk list`.
-/// They are moved behind it, where the parser looks for them.
-func normalized(_ arguments: [String]) -> [String] {
-    var front: [String] = []
-    var rest = arguments[...]
-    while let first = rest.first {
-        if ["--socket", "--output", "--timeout"].contains(first), rest.count > 1 {
-            front += rest.prefix(2)
-            rest = rest.dropFirst(2)
-        } else if first.hasPrefix("--socket=") || first.hasPrefix("--output=")
-            || first.hasPrefix("--timeout=")
-        {
-            front.append(first)
-            rest = rest.dropFirst()
-        } else {
-            break
-        }
-    }
-    guard let end = rest.firstIndex(of: "--") else { return rest + front }
-    return rest[..<end] + front + rest[end...]
-}
-
 /// Runs the command and gives the exit code.
 func run(_ arguments: [String]) -> Int32 {
     do {
@@ -44,7 +22,7 @@ func run(_ arguments: [String]) -> Int32 {
             return 0
         }
         Program.complain(text)
-        return code == .validationFailure ? ExitStatus.usage.rawValue : code.rawValue
+        return code == .validationFailure ? ProgramStatus.usage.rawValue : code.rawValue
     }
 }
 
