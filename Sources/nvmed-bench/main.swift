@@ -20,21 +20,34 @@ func number(_ name: String, _ fallback: Int) -> Int {
     return value
 }
 
+/// Prints what `.ci/bench` reads.
+func show(_ result: DriverResult) {
+    print(
+        "p50_ns=\(result.p50Nanoseconds) p99_ns=\(result.p99Nanoseconds) iops=\(Int(result.iops))")
+}
+
 func main() throws {
     switch CommandLine.arguments.dropFirst().first {
     case "instructions":
         try runInstructions(count: number("count", 64_000), depth: number("depth", 32))
     case "driver":
-        let result = try runDriver(
-            socket: option("socket", ""), depth: number("depth", 32),
-            seconds: Double(number("seconds", 2)), operation: IOOperation.read)
-        print(
-            "p50_ns=\(result.p50Nanoseconds) p99_ns=\(result.p99Nanoseconds)",
-            "iops=\(Int(result.iops))"
-        )
+        show(
+            try runDriver(
+                socket: option("socket", ""), depth: number("depth", 32),
+                seconds: Double(number("seconds", 2)), operation: IOOperation.read))
+    case "rpc":
+        show(
+            try runService(
+                socket: option("socket", ""), disk: option("disk", ""),
+                depth: number("depth", 1), seconds: Double(number("seconds", 2)),
+                registered: option("memory", "inline") == "registered"))
+    case "socket": show(try runSocketFloor(seconds: Double(number("seconds", 1))))
     default:
         print("usage: nvmed-bench instructions [--count N] [--depth N]")
         print("       nvmed-bench driver --socket PATH [--depth N] [--seconds N]")
+        print("       nvmed-bench rpc --socket PATH --disk NAME [--depth N] [--seconds N]")
+        print("                       [--memory inline|registered]")
+        print("       nvmed-bench socket [--seconds N]")
         exit(2)
     }
 }
