@@ -114,12 +114,12 @@ struct CommandSlot {
         unsafe nv_store64(slot + 24, token)
         unsafe nv_store64(slot + 32, sessionAndRequest)
         unsafe nv_store64(slot + 40, pagesAndOpcode)
-        var crc = nv_crc32c_step(UInt64(key), lba)
-        crc = nv_crc32c_step(crc, blocksAndRegion)
-        crc = nv_crc32c_step(crc, offset)
-        crc = nv_crc32c_step(crc, token)
-        crc = nv_crc32c_step(crc, sessionAndRequest)
-        crc = nv_crc32c_step(crc, pagesAndOpcode)
+        var crc = Checksum.step(UInt64(key), lba)
+        crc = Checksum.step(crc, blocksAndRegion)
+        crc = Checksum.step(crc, offset)
+        crc = Checksum.step(crc, token)
+        crc = Checksum.step(crc, sessionAndRequest)
+        crc = Checksum.step(crc, pagesAndOpcode)
         let word6 = UInt64(namespaceID) | crc << 32
         unsafe nv_store64(slot + 48, word6)
         // The state after the content, for whoever maps this area later.
@@ -133,7 +133,7 @@ struct CommandSlot {
     static func setState(
         at slot: UnsafeMutableRawPointer, word6: UInt64, key: UInt32, low: UInt64
     ) {
-        let crc = nv_crc32c_step(nv_crc32c_step(UInt64(key), word6), low)
+        let crc = Checksum.step(Checksum.step(UInt64(key), word6), low)
         unsafe nv_store64(slot + 56, low | crc << 32)
     }
 
@@ -169,7 +169,7 @@ struct CommandSlot {
 enum SealedWord {
     @inline(__always)
     static func seal(_ value: UInt32, key: UInt32) -> UInt64 {
-        UInt64(value) | nv_crc32c_step(UInt64(key), UInt64(value)) << 32
+        UInt64(value) | Checksum.step(UInt64(key), UInt64(value)) << 32
     }
 
     /// The value, or nil when the checksum does not hold.

@@ -346,18 +346,24 @@ struct QueuePair: ~Copyable {
 
     @inline(__always)
     private func publishTail() {
-        unsafe nv_store64(indexLine, SealedWord.seal(tail, key: indexKey))
+        #if !NVMED_WITHOUT_LOG
+            unsafe nv_store64(indexLine, SealedWord.seal(tail, key: indexKey))
+        #endif
     }
 
     @inline(__always)
     private func publishHead() {
-        let value = head | UInt32(truncatingIfNeeded: phase) << 31
-        unsafe nv_store64(indexLine + 8, SealedWord.seal(value, key: indexKey &+ 1))
+        #if !NVMED_WITHOUT_LOG
+            let value = head | UInt32(truncatingIfNeeded: phase) << 31
+            unsafe nv_store64(indexLine + 8, SealedWord.seal(value, key: indexKey &+ 1))
+        #endif
     }
 
     @inline(__always)
     private func publishDoorbell() {
-        unsafe nv_store64(indexLine + 16, SealedWord.seal(committedTail, key: indexKey &+ 2))
+        #if !NVMED_WITHOUT_LOG
+            unsafe nv_store64(indexLine + 16, SealedWord.seal(committedTail, key: indexKey &+ 2))
+        #endif
     }
 
     // MARK: Cold

@@ -41,13 +41,20 @@ func main() throws {
                 socket: option("socket", ""), disk: option("disk", ""),
                 depth: number("depth", 1), seconds: Double(number("seconds", 2)),
                 registered: option("memory", "inline") == "registered"))
+    case "worker":
+        let result = try runWorker(
+            program: option("program", ""), deviceSocket: option("socket", ""),
+            directory: option("directory", "/tmp"))
+        print("ready_ns=\(result.readyNanoseconds) resident_kib=\(result.residentKiB)")
+    case "memory": show(try runMemoryFloor(seconds: Double(number("seconds", 1))))
     case "socket": show(try runSocketFloor(seconds: Double(number("seconds", 1))))
     default:
         print("usage: nvmed-bench instructions [--count N] [--depth N]")
         print("       nvmed-bench driver --socket PATH [--depth N] [--seconds N]")
         print("       nvmed-bench rpc --socket PATH --disk NAME [--depth N] [--seconds N]")
         print("                       [--memory inline|registered]")
-        print("       nvmed-bench socket [--seconds N]")
+        print("       nvmed-bench worker --program PATH --socket PATH [--directory DIR]")
+        print("       nvmed-bench socket|memory [--seconds N]")
         exit(2)
     }
 }
