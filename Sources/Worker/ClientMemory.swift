@@ -44,7 +44,8 @@ enum ClientMemory {
                 .invalidArgument, "the memfd is not sealed with F_SEAL_SHRINK and F_SEAL_GROW",
                 field: "register_memory.fd")
         }
-        // Huge pages would be another page size to guard and to punch; only ordinary shared memory is taken.
+        // Huge pages would be another page size to guard and to punch; only ordinary shared memory
+        // is taken.
         guard let isShmem = try? MemFD.isShmem(fd), isShmem else {
             throw WireError(
                 .invalidArgument, "the memfd is not ordinary shared memory",

@@ -36,7 +36,8 @@ extension DeviceService {
                         queue: UInt16(clamping: queue + 1), fault: fault,
                         entry: unsafe engine.pointee.faultyEntry))
             }
-            // Looked at once more after the slots were given back, so that nothing is left behind unseen.
+            // Looked at once more after the slots were given back, so that nothing is left behind
+            // unseen.
             guard unsafe engine.pointee.hasAnswer else { break }
         }
         if unsafe engine.pointee.hasAnswer { soon { [weak self] in self?.reap(queue) } }
@@ -144,7 +145,8 @@ extension DeviceService {
         armTick()
     }
 
-    /// An answer without an interrupt: looked at again after the loop had a turn to deliver one that is on its way.
+    /// An answer without an interrupt: looked at again after the loop had a turn to deliver one
+    /// that is on its way.
     private func lookForLostInterrupt(_ queue: Int, _ controller: NVMeController) {
         guard unsafe controller.engine(queue).pointee.hasAnswer else { return }
         let completed = unsafe controller.engine(queue).pointee.completed
@@ -161,7 +163,8 @@ extension DeviceService {
         }
     }
 
-    /// A command that does not answer climbs a ladder: look at the queue, Abort, give the device up.
+    /// A command that does not answer climbs a ladder: look at the queue, Abort, give the device
+    /// up.
     private func climb(_ queue: Int, _ controller: NVMeController) {
         let engine = unsafe controller.engine(queue)
         let limit = coarseClock &- ioTimeoutMilliseconds
@@ -194,7 +197,8 @@ extension DeviceService {
             try controller.abort(queue: queue, commandID: commandID)
             aborts[queue][commandID] = now &+ bound
         } catch {
-            // A full admin queue is tried again with the next tick; the bound counts from here all the same.
+            // A full admin queue is tried again with the next tick; the bound counts from here all
+            // the same.
             aborts[queue][commandID] = now &+ bound
             note(error)
         }
@@ -216,7 +220,8 @@ extension DeviceService {
 
     // MARK: Admin events
 
-    /// An admin command waits by reading the eventfd, so that interrupts may have been swallowed: everything is looked at.
+    /// An admin command waits by reading the eventfd, so that interrupts may have been swallowed:
+    /// everything is looked at.
     func afterAdminCommand() {
         soon { [weak self] in
             guard let self, let controller = usableController else { return }
@@ -244,8 +249,8 @@ extension DeviceService {
         case .health(let event):
             log.warning("the controller reports about its health: \(event)")
             var health = Health()
-            // Asynchronous Event Information of SMART events (Base Specification 2.0, figure 148): reliability,
-            // temperature, spare; as the Critical Warning bits of the log page.
+            // Asynchronous Event Information of SMART events (Base Specification 2.0, figure 148):
+            // reliability, temperature, spare; as the Critical Warning bits of the log page.
             let bits: [UInt32] = [1 << 2, 1 << 1, 1 << 0]
             let index = Int(event.information)
             health.criticalWarning = bits.indices.contains(index) ? bits[index] : 0

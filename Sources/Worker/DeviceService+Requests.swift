@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The way down: a session's request is validated, logged by being submitted, and then taken off its socket.
+// The way down: a session's request is validated, logged by being submitted, and then taken off its
+// socket.
 
 internal import Glibc
 internal import Linux
@@ -203,7 +204,8 @@ extension DeviceService {
         return disposition
     }
 
-    /// Whether the replies of inline reads, this one included, still fit what may wait for the client.
+    /// Whether the replies of inline reads, this one included, still fit what may wait for the
+    /// client.
     private func hasReplyRoom(_ session: Session, _ byteCount: Int) -> Bool {
         let waiting = session.inlineReadBytes + (session.client?.queuedByteCount ?? 0)
         return waiting == 0 || waiting + byteCount <= WorkerLimits.inlineReadByteCount
@@ -236,7 +238,8 @@ extension DeviceService {
         return region
     }
 
-    /// Takes pool pages for inline data and fills them when the device will read them; false when none are free.
+    /// Takes pool pages for inline data and fills them when the device will read them; false when
+    /// none are free.
     private func fillPages(
         _ request: inout IORequest, _ transfer: RequestPlan.Transfer,
         _ controller: NVMeController, _ queue: Int, _ payload: UnsafeRawBufferPointer
@@ -279,7 +282,8 @@ extension DeviceService {
         }
     }
 
-    /// Gives the parts of the request at the head of a session's socket to the engine, as far as they go.
+    /// Gives the parts of the request at the head of a session's socket to the engine, as far as
+    /// they go.
     func issue(_ session: Session) -> Disposition {
         guard let controller = usableController, let namespace = session.namespace else {
             return .wait(.held)
@@ -313,7 +317,8 @@ extension DeviceService {
         return .taken
     }
 
-    /// All parts were given out, or one has failed: the message can go, and the last part's end is the request's.
+    /// All parts were given out, or one has failed: the message can go, and the last part's end is
+    /// the request's.
     private func issued(_ session: Session, _ id: UInt64) -> Disposition {
         session.issuing = nil
         noteTaken(session, id)
@@ -371,7 +376,8 @@ extension DeviceService {
         session.client?.resume()
     }
 
-    /// Lets the next session that waits for a queue try again. Each one that gets through calls this in its turn.
+    /// Lets the next session that waits for a queue try again. Each one that gets through calls
+    /// this in its turn.
     func resumeNext(_ queue: Int) {
         while queue < waiting.count, !waiting[queue].isEmpty {
             let key = waiting[queue].removeFirst()

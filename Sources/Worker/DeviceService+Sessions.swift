@@ -30,7 +30,8 @@ extension DeviceService {
                 .resourceExhausted,
                 "all \(StateLayout.sessionCapacity) sessions of the device are open", device: name)
         }
-        // Above the slot a number that is not used again while anything could still name it; 0 names nobody.
+        // Above the slot a number that is not used again while anything could still name it; 0
+        // names nobody.
         sessionSerial = sessionSerial >= 0xFF_FFFE ? 1 : sessionSerial + 1
         let session = Session(
             key: UInt32(slot) | sessionSerial << 8, opening: opening,
@@ -112,7 +113,8 @@ extension DeviceService {
         end(session, WireError(.sessionRevoked, text, device: name, disk: session.opening.disk))
     }
 
-    /// Ends a session. Its requests that are with the device finish first; its memory stays that long.
+    /// Ends a session. Its requests that are with the device finish first; its memory stays that
+    /// long.
     func end(_ session: Session, _ reason: WireError) {
         guard !session.hasEnded else { return }
         session.hasEnded = true
@@ -164,7 +166,8 @@ extension DeviceService {
         }
     }
 
-    /// Whether commands of a session that died are still with the device, so that this one must not overtake them.
+    /// Whether commands of a session that died are still with the device, so that this one must not
+    /// overtake them.
     func isHeld(_ session: Session) -> Bool {
         guard dyingSessions > 0 else { return false }
         return sessions.contains { other in
@@ -232,7 +235,8 @@ extension DeviceService {
         }
     }
 
-    /// Takes a region back; true when it is gone, false when requests that use it have to end first.
+    /// Takes a region back; true when it is gone, false when requests that use it have to end
+    /// first.
     func unregisterMemory(
         _ session: Session, regionID: UInt64, requestID: UInt64
     ) throws(WireError) -> Bool {

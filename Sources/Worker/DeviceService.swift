@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The device of a worker: its controller, its life, and the sessions that are open on it.
 //
-// Everything runs on the one control thread. What may block (bring-up, admin commands, mapping memory) is bounded by the
-// driver. Failures of the device are noted at once (`failure`) and acted upon in a turn of the loop of their own, so that
-// nobody's engine disappears under him.
+// Everything runs on the one control thread. What may block (bring-up, admin commands, mapping
+// memory) is bounded by the driver. Failures of the device are noted at once (`failure`) and acted
+// upon in a turn of the loop of their own, so that nobody's engine disappears under him.
 
 internal import CLinux
 internal import Linux
@@ -73,7 +73,8 @@ final class DeviceService {
     var requestsInFlight = 0
     /// Sessions that wait for each queue, first come first served.
     var waiting: [[UInt32]] = []
-    /// Commands that are being aborted, with the time until which they are waited for, for each queue.
+    /// Commands that are being aborted, with the time until which they are waited for, for each
+    /// queue.
     var aborts: [[UInt16: UInt64]] = []
     nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
     var tickTimer: Timer?
@@ -106,7 +107,8 @@ final class DeviceService {
 
     // MARK: Life
 
-    /// Brings the device up for the supervisor; answers at once when it is up with the same configuration.
+    /// Brings the device up for the supervisor; answers at once when it is up with the same
+    /// configuration.
     func load(_ config: DeviceConfig) throws(WireError) -> DeviceReady {
         if let ready, let known = self.config {
             guard known == config else {
@@ -250,7 +252,8 @@ final class DeviceService {
     nonisolated static let stateLayout = StateLayout(
         queueCount: WorkerLimits.queueCount + 1, slotsPerQueue: WorkerLimits.queueDepth)
 
-    /// Takes the state area out of a controller that will not be used again, a tiny one put in its place.
+    /// Takes the state area out of a controller that will not be used again, a tiny one put in its
+    /// place.
     private func reclaimState(_ controller: NVMeController) {
         let tiny = StateLayout(queueCount: 1, slotsPerQueue: 1)
         guard var other = try? StateArea.create(layout: tiny) else { return }
@@ -320,7 +323,8 @@ final class DeviceService {
 
     // MARK: Failure
 
-    /// Notes that an operation failed; when that means the device has failed, it is taken out of service.
+    /// Notes that an operation failed; when that means the device has failed, it is taken out of
+    /// service.
     func note(_ error: DriverError) {
         guard error.isFatal, failure == nil, controller != nil else { return }
         failure = error
@@ -372,7 +376,8 @@ final class DeviceService {
 
     // MARK: Leaving
 
-    /// Takes no more requests, lets those in flight finish, and calls `done`: whether all did in time.
+    /// Takes no more requests, lets those in flight finish, and calls `done`: whether all did in
+    /// time.
     func drain(_ done: @escaping @Control (Bool) -> Void) {
         step(.drain, "the worker was asked to leave")
         whenDrained = done
@@ -395,7 +400,8 @@ final class DeviceService {
         soon { done(complete) }
     }
 
-    /// Ends all sessions with `reason`. With `orderly` the controller is shut down; otherwise it is left as it is.
+    /// Ends all sessions with `reason`. With `orderly` the controller is shut down; otherwise it is
+    /// left as it is.
     func leave(orderly: Bool, _ reason: WireError) {
         guard let controller, failure == nil else {
             step(.drained, "")

@@ -55,7 +55,8 @@ extension DiskInfo {
     private mutating func takeSizes(_ namespace: NVMeDriver.NamespaceInfo) {
         let block = namespace.blockByteCount
         blockByteCount = block
-        // What Linux does: a write of this size and alignment is neither slow nor torn by a power failure.
+        // What Linux does: a write of this size and alignment is neither slow nor torn by a power
+        // failure.
         let whole = min(
             max(namespace.optimalWriteBlocks, 1), max(namespace.atomicWritePowerFailBlocks, 1))
         physicalBlockByteCount = block.multipliedClamping(by: whole)

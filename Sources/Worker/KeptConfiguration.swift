@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device configuration as the state area keeps it for a successor: the LoadDriver message itself.
+// The device configuration as the state area keeps it for a successor: the LoadDriver message
+// itself.
 
 internal import Wire
 

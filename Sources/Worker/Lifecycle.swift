@@ -53,17 +53,18 @@ enum LifecycleStep: Sendable, Equatable {
 
 /// The table.
 ///
-/// | state      | load     | recover    | started | startFailed | fault  | remove  | drain    | drained |
-/// |------------|----------|------------|---------|-------------|--------|---------|----------|---------|
-/// | absent     | starting | recovering | refuse  | refuse      | stay   | removed | draining | refuse  |
-/// | starting   | stay     | refuse     | ready   | failed      | failed | removed | draining | refuse  |
-/// | ready      | stay     | refuse     | refuse  | refuse      | failed | removed | draining | refuse  |
-/// | draining   | refuse   | refuse     | refuse  | refuse      | failed | removed | stay     | absent  |
-/// | recovering | stay     | refuse     | ready   | failed      | failed | removed | draining | refuse  |
-/// | failed     | starting | recovering | refuse  | refuse      | stay   | removed | draining | refuse  |
-/// | removed    | starting | refuse     | refuse  | refuse      | stay   | stay    | draining | refuse  |
+/// |state     |load    |recover   |started|startFailed|fault |remove |drain   |drained|
+/// |----------|--------|----------|-------|-----------|------|-------|--------|-------|
+/// |absent    |starting|recovering|refuse |refuse     |stay  |removed|draining|refuse |
+/// |starting  |stay    |refuse    |ready  |failed     |failed|removed|draining|refuse |
+/// |ready     |stay    |refuse    |refuse |refuse     |failed|removed|draining|refuse |
+/// |draining  |refuse  |refuse    |refuse |refuse     |failed|removed|stay    |absent |
+/// |recovering|stay    |refuse    |ready  |failed     |failed|removed|draining|refuse |
+/// |failed    |starting|recovering|refuse |refuse     |stay  |removed|draining|refuse |
+/// |removed   |starting|refuse    |refuse |refuse     |stay  |stay   |draining|refuse |
 ///
-/// `refuse` for an event that the service itself raises is a mistake of the program; it is logged and changes nothing.
+/// `refuse` for an event that the service itself raises is a mistake of the program; it is logged
+/// and changes nothing.
 struct Lifecycle: Sendable {
     /// Where the device is.
     private(set) var state = LifecycleState.absent

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether a session's request can be done, and what has to be done: pure, so that every refusal has a test.
+// Whether a session's request can be done, and what has to be done: pure, so that every refusal has
+// a test.
 
 internal import NVMeDriver
 internal import Wire
@@ -82,7 +83,8 @@ struct RequestRules {
     ) throws(WireError) -> RequestPlan {
         let range = BlockRange(lba: lba, blockCount: UInt64(blockCount))
         try checkRange(range, name)
-        // The range is on the disk, whose bytes fit 63 bits; one of 2^32 blocks of 2^16 bytes fits too.
+        // The range is on the disk, whose bytes fit 63 bits; one of 2^32 blocks of 2^16 bytes fits
+        // too.
         let byteCount = UInt64(blockCount) << UInt64(namespace.blockShift)
         switch location {
         case .inline:

@@ -47,7 +47,8 @@ struct PendingRequest {
 enum WaitReason: Sendable, Equatable {
     /// The queue or its pages are used up: the next completion of the queue lets it go on.
     case queue
-    /// Its own requests are too many, or its own replies unread: its own next completion or read lets it go on.
+    /// Its own requests are too many, or its own replies unread: its own next completion or read
+    /// lets it go on.
     case own
     /// A session that died still has commands with the device, or the device is draining.
     case held

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One session's connection: messages are peeked, handed to the service, and taken off the socket when it says so.
+// One session's connection: messages are peeked, handed to the service, and taken off the socket
+// when it says so.
 
 internal import Linux
 internal import Systemd
@@ -52,7 +53,8 @@ final class SessionHarness: SessionClient {
     private static let clientGone = WireError(
         .cancelled, "the client closed the session or died")
 
-    /// Takes messages until there are none, the session has to wait, or others should have their turn.
+    /// Takes messages until there are none, the session has to wait, or others should have their
+    /// turn.
     private func turn() {
         turnIsScheduled = false
         guard !session.hasEnded else { return }
@@ -235,7 +237,8 @@ final class SessionHarness: SessionClient {
     func end(_ reason: WireError) {
         guard let whenEnded else { return }
         self.whenEnded = nil
-        // Best effort: a client that does not read, or is gone, learns it from the end of the socket.
+        // Best effort: a client that does not read, or is gone, learns it from the end of the
+        // socket.
         try? channel.send(event: .ended(reason))
         deadlineTimer?.cancel()
         stallTimer?.cancel()
@@ -254,7 +257,8 @@ extension Channel {
 
     /// Ends the connection such that the peer still reads what was sent to it.
     ///
-    /// Closing a Unix socket with messages unread gives the peer ECONNRESET in place of what waits for it.
+    /// Closing a Unix socket with messages unread gives the peer ECONNRESET in place of what waits
+    /// for it.
     func end() {
         shutdown()
         var count = 0

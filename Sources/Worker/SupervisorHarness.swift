@@ -8,8 +8,8 @@ internal import Wire
 
 /// The listening socket and the one connection of the supervisor.
 ///
-/// A connection that comes later replaces the one before: it is a restarted supervisor. Losing it changes nothing for the
-/// sessions.
+/// A connection that comes later replaces the one before: it is a restarted supervisor. Losing it
+/// changes nothing for the sessions.
 @Control
 final class SupervisorHarness: DeviceObserver {
     private let service: DeviceService
@@ -53,7 +53,8 @@ final class SupervisorHarness: DeviceObserver {
                 guard let fd = try UnixSocket.accept(listener) else { return }
                 try admit(fd)
             } catch {
-                // A client that is gone already, or no descriptor left: the next one is another try.
+                // A client that is gone already, or no descriptor left: the next one is another
+                // try.
                 service.log.warning("a connection was not taken: \(error); ignoring")
                 return
             }

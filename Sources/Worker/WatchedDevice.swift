@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A device that tells the service manager's watchdog that bring-up, which blocks the loop, is under way.
+// A device that tells the service manager's watchdog that bring-up, which blocks the loop, is under
+// way.
 
 internal import Linux
 internal import Systemd
 internal import VFIO
 
-/// Passes everything on, and pings while it waits: every wait of the driver is bounded, so that a worker that only
-/// waits for its device is well.
+/// Passes everything on, and pings while it waits: every wait of the driver is bounded, so that a
+/// worker that only waits for its device is well.
 final class WatchedDevice: DeviceBacking {
     private let device: any DeviceBacking
     private let notifier = Notifier()

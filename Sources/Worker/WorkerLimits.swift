@@ -5,22 +5,27 @@ internal import Wire
 
 /// Bounds of what clients, the supervisor and the device can make a worker do or keep.
 enum WorkerLimits {
-    /// I/O queue pairs of a device: control and data share one thread here, so that more gain nothing.
+    /// I/O queue pairs of a device: control and data share one thread here, so that more gain
+    /// nothing.
     static let queueCount = 16
-    /// Entries of an I/O queue: the state area is made for the largest, because it exists before any configuration.
+    /// Entries of an I/O queue: the state area is made for the largest, because it exists before
+    /// any configuration.
     static let queueDepth = 1024
     /// Requests of one session that are with the device: as many as an ordinary queue has entries.
     static let requestsInFlightPerSession = 256
-    /// Bytes of inline reads of one session that are with the device or wait for their client: below
-    /// `Channel.outgoingByteLimit`, so that a client that reads, however slowly, never overflows it.
+    /// Bytes of inline reads of one session that are with the device or wait for their client:
+    /// below `Channel.outgoingByteLimit`, so that a client that reads, however slowly, never
+    /// overflows it.
     static let inlineReadByteCount = 24 * WireLimits.payloadByteCount
     /// Messages taken from one session before the others have their turn.
     static let messagesPerTurn = 16
     /// Messages taken from the supervisor before the loop turns.
     static let supervisorMessagesPerTurn = 16
-    /// Commands that one Unmap, WriteZeroes or Verify has with the device: it must not fill the queue alone.
+    /// Commands that one Unmap, WriteZeroes or Verify has with the device: it must not fill the
+    /// queue alone.
     static let partsInFlightPerRequest = 16
-    /// The most bytes of one Read, Write or Compare in registered memory: more gains nothing, and delays Cancel.
+    /// The most bytes of one Read, Write or Compare in registered memory: more gains nothing, and
+    /// delays Cancel.
     static let requestByteCount: UInt64 = 64 << 20
     /// Regions of one session.
     static let regionsPerSession = 16
@@ -32,7 +37,8 @@ enum WorkerLimits {
     static let completionsPerReap = 64
     /// Rounds of completions before the loop turns.
     static let reapsPerTurn = 4
-    /// Commands that are aborted at one time: controllers allow few (ACL), and a device that lost more has failed.
+    /// Commands that are aborted at one time: controllers allow few (ACL), and a device that lost
+    /// more has failed.
     static let abortsPerQueue = 4
     /// I/O that takes longer is taken to be lost, unless the configuration says otherwise.
     static let ioTimeoutMilliseconds: UInt32 = 30_000

@@ -32,8 +32,8 @@ public enum WorkerProgram {
             }
             let names = fds.names
             let kept = fds.take("state")
-            // Whatever else was kept is closed before the lock is taken: closing a second descriptor of the state
-            // area's file later would drop it.
+            // Whatever else was kept is closed before the lock is taken: closing a second
+            // descriptor of the state area's file later would drop it.
             _ = consume fds
             let area = try fenced(kept, log)
             return try start(device, log, listener, area, names, loop)
@@ -60,7 +60,8 @@ public enum WorkerProgram {
         return try loop.run()
     }
 
-    /// The state area of a predecessor, or a new one. A predecessor that is still alive is waited for, bounded.
+    /// The state area of a predecessor, or a new one. A predecessor that is still alive is waited
+    /// for, bounded.
     private static func fenced(
         _ kept: consuming OwnedFD?, _ log: Log
     ) throws -> FoundArea {
@@ -101,7 +102,8 @@ public enum WorkerProgram {
 
 /// A state area, and whether it still has to be stored.
 ///
-/// It has one owner, and one thread at a time: Sendable so that it can be handed to the control actor.
+/// It has one owner, and one thread at a time: Sendable so that it can be handed to the control
+/// actor.
 struct FoundArea: ~Copyable, @unchecked Sendable {
     var area: StateArea
     var isNew: Bool
@@ -206,7 +208,8 @@ final class WorkerProcess {
 
     // MARK: Leaving
 
-    /// SIGTERM: a restart, an upgrade, or the end; the controller and what is stored stay as they are.
+    /// SIGTERM: a restart, an upgrade, or the end; the controller and what is stored stay as they
+    /// are.
     private func leaveForRestart() {
         leave { [weak self] _ in
             guard let self else { return }

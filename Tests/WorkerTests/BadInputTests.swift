@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything a client or a caller can get wrong, against a real worker: a clear error, and nobody else notices.
+// Everything a client or a caller can get wrong, against a real worker: a clear error, and nobody
+// else notices.
 
 import CLinux
 import Linux
@@ -24,7 +25,8 @@ private func write(_ lba: UInt64, _ blocks: UInt32, _ at: DataLocation = .inline
     .write(lba: lba, blockCount: blocks, fua: false, location: at)
 }
 
-/// On a disk of 32768 blocks of 512 bytes, with a region 1 of 64 KiB and a read-only region 2 of 4 KiB.
+/// On a disk of 32768 blocks of 512 bytes, with a region 1 of 64 KiB and a read-only region 2 of 4
+/// KiB.
 private let badRequests = [
     BadRequest(
         testDescription: "a read that begins past the end", request: read(32768, 1),

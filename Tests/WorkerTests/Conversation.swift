@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The supervisor's and the client's side of the worker's protocols, for tests: one call, one answer.
+// The supervisor's and the client's side of the worker's protocols, for tests: one call, one
+// answer.
 
 import Linux
 import Testing

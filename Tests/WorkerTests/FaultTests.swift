@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Devices that lie, fall silent or vanish: a clear error within the bound, every request ended once, and a way back.
+// Devices that lie, fall silent or vanish: a clear error within the bound, every request ended
+// once, and a way back.
 
 import CLinux
 import Glibc
@@ -59,7 +60,7 @@ extension WorkerProcessTests {
         }
 
         @Test(
-            "a completion that cannot be right ends every request once, and the device can be reloaded",
+            "a completion that cannot be right ends every request once; the device can be reloaded",
             arguments: [
                 "completion:cid=invented,queue=io", "completion:duplicate,queue=io",
                 "completion:sqid=9,queue=io", "completion:sqhd=5000,queue=io",

@@ -97,7 +97,7 @@ extension WorkerProcessTests {
         }
 
         @Test(
-            "SIGTERM finishes what is in flight, tells the clients, and keeps the device for a successor"
+            "SIGTERM finishes what is in flight, tells the clients, and keeps what was stored"
         )
         func terminate() throws {
             let rig = try Rig()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The validation of requests, the lifecycle table, and other values of the worker: without processes.
+// The validation of requests, the lifecycle table, and other values of the worker: without
+// processes.
 
 import Linux
 import NVMeDriver

@@ -5,7 +5,8 @@ import Linux
 import Testing
 import Wire
 
-/// Tests that run the real nvmed-worker and nvmed-emulator, one after the other: the machine may be small.
+/// Tests that run the real nvmed-worker and nvmed-emulator, one after the other: the machine may be
+/// small.
 @Suite("Worker processes", .serialized)
 struct WorkerProcessTests {}
 
