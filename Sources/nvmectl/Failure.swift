@@ -97,7 +97,9 @@ struct Failure: Error {
         case (.readOnly, _): return "The disk or this session may only read. See: nvmectl disk list"
         case (.deviceFailed, _):
             return "See: nvmectl device show \(device); then: nvmectl device retry \(device)"
-        case (.deviceStarting, _), (.workerRestarted, _), (.resourceExhausted, _),
+        case (.workerRestarted, _):
+            return "Try again; io commands go on by themselves with --reopen."
+        case (.deviceStarting, _), (.resourceExhausted, _),
             (.shuttingDown, _), (.deadlineExceeded, _):
             return "Try again in a moment."
         default: return nil
