@@ -18,6 +18,9 @@ public enum Programs {
     /// The path of one of them.
     public static func path(_ name: String) -> String { directory + "/" + name }
 
+    private static let searchPath =
+        unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? "/usr/bin:/bin"
+
     /// The environment that programs under test get, and `more`.
     public static func environment(_ more: [String] = []) -> [String] {
         ["SWIFT_BACKTRACE=enable=no", "PATH=/usr/bin:/bin"] + more
@@ -107,5 +110,32 @@ public final class EmulatorProcess: Sendable {
         let buffer = unsafe UnsafeMutableRawBufferPointer(start: room.base, count: room.byteCount)
         guard let message = try unsafe UnixSocket.receive(fd, into: buffer) else { return "" }
         return unsafe String(decoding: buffer[0..<message.byteCount], as: UTF8.self)
+    }
+}
+
+extension Programs {
+    /// The top of this checkout.
+    public static let root = #filePath.components(droppingLast: 4)
+
+    /// Runs a program to its end and returns its exit code (128 and the signal when one ended it) and what it printed.
+    public static func run(
+        _ path: String, _ arguments: [String]
+    ) throws(SystemCallError) -> (status: CInt, output: String) {
+        let output = try MemFD.create(name: "output", byteCount: 0, seals: [])
+        var program = Spawn(path, arguments, environment: environment())
+        program.output = output.raw
+        program.diesWithParent = false
+        let process = try program.start()
+        var status: CInt = 0
+        while unsafe waitpid(process.pid, &status, 0) < 0 && errno == EINTR {}
+        var text: [UInt8] = []
+        var chunk = [UInt8](repeating: 0, count: 65536)
+        while true {
+            let count = unsafe pread(output.raw, &chunk, chunk.count, off_t(text.count))
+            guard count > 0 else { break }
+            text += chunk[0..<count]
+        }
+        let code = status & 0x7F == 0 ? (status >> 8) & 0xFF : 128 + (status & 0x7F)
+        return (code, String(decoding: text, as: UTF8.self))
     }
 }

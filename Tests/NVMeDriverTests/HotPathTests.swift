@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The hot path, proven on the release build: no calls into a runtime, no allocation as I/O grows.
+
+import TestSupport
+import Testing
+
+@Suite("The hot path of the release build")
+struct HotPathTests {
+    /// From taking a batch to the doorbell, and from a completion to its delivery. Mangled names: they need no demangler.
+    static let hot = [
+        "10NVMeDriver6EngineV6submit5batch", "10NVMeDriver6EngineV4ring",
+        "10NVMeDriver6EngineV4reap", "10NVMeDriver6EngineV6retire",
+    ]
+    /// What they may call: requests of several commands, without data, or bounced.
+    static let cold = [
+        "10NVMeDriver6EngineV11submitOther", "10NVMeDriver6EngineV10childEnded",
+        "10NVMeDriver6EngineV4pump", "10NVMeDriver14RequestRecordsV",
+        "10NVMeDriver19PhysicalRegionPagesV5write",
+    ]
+
+    @Test("what is hot calls nothing but the less common kinds of requests")
+    func noCalls() throws {
+        // When
+        let allowed = Self.cold.flatMap { ["-allow", $0] }
+        let result = try Programs.run(
+            Programs.root + "/.ci/hotpath-calls",
+            allowed + [Programs.path("nvmed-bench")] + Self.hot)
+        // Then
+        #expect(result.status == 0, "\(result.output)")
+    }
+
+    @Test("the worker carries the same code", arguments: ["nvmed-worker", "nvmed-bench"])
+    func everyProgram(name: String) throws {
+        // When
+        let allowed = Self.cold.flatMap { ["-allow", $0] }
+        let result = try Programs.run(
+            Programs.root + "/.ci/hotpath-calls", allowed + [Programs.path(name), Self.hot[2]])
+        // Then
+        #expect(result.status == 0, "\(result.output)")
+    }
+
+    @Test("the less common requests call no runtime either: memory is copied, and that is all")
+    func coldWithoutRuntime() throws {
+        // When
+        let result = try Programs.run(
+            Programs.root + "/.ci/hotpath-calls",
+            [
+                "-allow", "10NVMeDriver(6Engine|9QueuePair|14RequestRecords|10RegionView)V",
+                "-allow", "10NVMeDriver(11CommandSlot|19PhysicalRegionPages)V",
+                "-allow", "3DMA13PageAllocatorV", "-allow", "^(memcpy|memmove|memset)@plt",
+                Programs.path("nvmed-bench"), Self.cold[0], Self.cold[1], Self.cold[2],
+            ])
+        // Then
+        #expect(result.status == 0, "\(result.output)")
+    }
+
+    @Test("twice the I/O makes not one allocation more")
+    func allocationsStayFlat() throws {
+        // Given: valgrind 3.19 cannot read the debug information of Swift 6
+        let directory = try TemporaryDirectory()
+        let program = directory.path + "/bench"
+        let copy = try Programs.run(
+            "/usr/bin/objcopy", ["--strip-debug", Programs.path("nvmed-bench"), program])
+        #expect(copy.status == 0, "\(copy.output)")
+        // When
+        let small = try Self.allocations(program, count: 32_000)
+        let large = try Self.allocations(program, count: 64_000)
+        // Then
+        #expect(small > 0)
+        #expect(small == large)
+    }
+
+    private static func allocations(_ program: String, count: Int) throws -> Int {
+        let result = try Programs.run(
+            "/usr/bin/valgrind",
+            ["--tool=memcheck", program, "instructions", "--count", "\(count)"])
+        let line = result.output.split(separator: "\n").first { $0.contains("total heap usage") }
+        let digits = try requireValue(line).split(separator: ":")[1].prefix { $0 != "a" }
+        return try requireValue(Int(String(digits.filter(\.isNumber))))
+    }
+}
