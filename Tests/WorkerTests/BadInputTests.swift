@@ -352,7 +352,8 @@ extension WorkerProcessTests {
                 try client.send(read(0, 256))
                 client.channel.shutdown()
                 _ = try supervisor.sessionEnd()
-                _ = try supervisor.ask(.getDevice)
+                // Its last command is still with the device, and its memory with it.
+                try supervisor.wait(until: "memory/registered_bytes", is: "0")
             }
             for _ in 0..<10 { try round() }
             let fds = openFDCount(pid)

@@ -146,6 +146,16 @@ final class Supervisor: Conversation<WorkerProtocol> {
         return page.entries.first { $0.path == path }?.value
     }
 
+    /// Asks until the value of a path is what it should become.
+    func wait(until path: String, is wanted: String) throws {
+        let deadline = patience()
+        while try inspect(path) != wanted {
+            guard MonotonicClock.nowNanoseconds < deadline else {
+                throw RigError("\(path) has not become \(wanted)")
+            }
+        }
+    }
+
     func device() throws -> WorkerDevice {
         guard case .device(let device) = try ask(.getDevice) else { throw RigError("no device") }
         return device

@@ -191,7 +191,7 @@ extension WorkerProcessTests {
             try first.send(
                 .write(lba: 0, blockCount: 1, fua: false, location: .inline),
                 payload: pattern(512, seed: 15))
-            while try supervisor.inspect("counters/requests_in_flight") != "1" {}
+            try supervisor.wait(until: "counters/requests_in_flight", is: "1")
             first.channel.shutdown()
             _ = try supervisor.sessionEnd()
 
