@@ -16,6 +16,9 @@ final class Client {
     private var requests: [UInt64: Task<Void, Never>] = [:]
     private var lastRequestID: UInt64 = 0
     private var rejections = 0
+    /// Runs while replies wait, anew whenever some could be sent.
+    private var unread: Timer?
+    private var unreadByteCount = 0
     private var onEnd: (@Control () -> Void)?
     private let onShutdown: @Control () -> Void
 
@@ -69,6 +72,26 @@ final class Client {
         var events: Events = canTake ? .readable : []
         if channel.wantsWrite { events.insert(.writable) }
         do { try source?.setEvents(events) } catch { throw .system(error) }
+        watchUnread()
+    }
+
+    /// A client that does not read its replies loses its connection.
+    private func watchUnread() {
+        let byteCount = channel.queuedByteCount
+        defer { unreadByteCount = byteCount }
+        guard byteCount > 0 else {
+            unread?.cancel()
+            unread = nil
+            return
+        }
+        guard unread == nil || byteCount < unreadByteCount else { return }
+        unread?.cancel()
+        unread = try? EventLoop.current.after(
+            nanoseconds: SupervisorLimits.unreadNanoseconds
+        ) { [weak self] in
+            guard let self else { return }
+            fail(.outgoingFull(byteCount: channel.queuedByteCount))
+        }
     }
 
     private func tolerates(_ rejection: Rejection) -> Bool {
@@ -190,6 +213,8 @@ final class Client {
         self.onEnd = nil
         source?.cancel()
         source = nil
+        unread?.cancel()
+        unread = nil
         channel.shutdown()
         for request in requests.values { request.cancel() }
         onEnd()

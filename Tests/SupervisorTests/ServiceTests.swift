@@ -328,7 +328,7 @@ struct ServiceTests {
 
             let error = await failure { try await service.openDisk("by-uuid", nil, .root) }
 
-            #expect(error?.code == .invalidArgument)
+            #expect(error?.code == .notFound)
             #expect(error?.message.contains("a namespace 1, b namespace 1") == true)
         }
     }
