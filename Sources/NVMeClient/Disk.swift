@@ -262,9 +262,23 @@ public final class Disk {
         case .timedOut: return .timedOut
         case .tooLarge(let wire): return .failed(wire)
         case .closed, .outgoingFull, .system:
+            hearLastWords()
             let reason = ended ?? Self.restarted(name, "\(error)")
             end(reason)
             return .failed(reason)
+        }
+    }
+
+    /// What the worker said before it closed: replies, and why the session ended.
+    private func hearLastWords() {
+        for _ in 0...Self.windowCount + Self.eventLimit where ended == nil {
+            guard let received = try? channel.receive() else { return }
+            switch consume received {
+            case .nothing: return
+            case .closed: return
+            case .rejected(let rejection): handle(.rejected(rejection))
+            case .message(let message): handle(.message(message))
+            }
         }
     }
 

@@ -166,15 +166,21 @@ public final class Channel<P: WireProtocol> {
     private func receive(peek: Bool) throws(ChannelError) -> Received<P> {
         let received: ReceivedMessage?
         do {
-            received = try unsafe UnixSocket.receive(
-                fd, into: buffer.bytes, peek: peek, nonblocking: true)
+            received = try receiveOnce(peek)
         } catch {
-            if case .closed = ChannelError(error) { return .closed }
-            throw ChannelError(error)
+            guard case .closed = ChannelError(error) else { throw ChannelError(error) }
+            // A peer that closed before it read everything is reported once, ahead of what it said
+            // last; the next look finds that.
+            guard let last = try? receiveOnce(peek) else { return .closed }
+            return last.isEnd ? .closed : judge(last)
         }
         guard let received else { return .nothing }
         if received.isEnd { return .closed }
         return judge(received)
+    }
+
+    private func receiveOnce(_ peek: Bool) throws(SystemCallError) -> ReceivedMessage? {
+        try unsafe UnixSocket.receive(fd, into: buffer.bytes, peek: peek, nonblocking: true)
     }
 
     private func judge(_ received: consuming ReceivedMessage) -> Received<P> {

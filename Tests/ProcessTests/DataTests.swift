@@ -45,16 +45,14 @@ struct Model {
         case 0: try disk.flush()
         case 1:
             try disk.writeZeroes(byteOffset: offset, byteCount: UInt64(count))
-            unsafe memset(shadow.bytes.baseAddress! + Int(offset), 0, count)
+            shadow.zero(Int(offset), count)
         case 2...4:
             DataPattern(seed: random.next()).fill(
                 buffer, offset: bufferOffset, count: count, diskByteOffset: offset)
             try disk.write(
                 from: buffer, bufferOffset: bufferOffset, byteOffset: offset, byteCount: count,
                 fua: random.next() % 4 == 0)
-            unsafe memcpy(
-                shadow.bytes.baseAddress! + Int(offset), buffer.bytes.baseAddress! + bufferOffset,
-                count)
+            shadow.copy(Int(offset), count, from: buffer, bufferOffset)
             writtenByteCount += count
         default: return try check(offset, count, bufferOffset)
         }
@@ -64,10 +62,7 @@ struct Model {
     func check(_ offset: UInt64, _ count: Int, _ bufferOffset: Int) throws -> UInt64? {
         try disk.read(
             into: buffer, bufferOffset: bufferOffset, byteOffset: offset, byteCount: count)
-        let same = unsafe memcmp(
-            shadow.bytes.baseAddress! + Int(offset), buffer.bytes.baseAddress! + bufferOffset,
-            count)
-        return same == 0 ? nil : offset
+        return shadow.equals(Int(offset), count, buffer, bufferOffset) ? nil : offset
     }
 
     /// Reads the whole disk; the offset of the first piece that differs, or nil.
@@ -76,6 +71,32 @@ struct Model {
             if let difference = try check(offset, 4 << 20, 0) { return difference }
         }
         return nil
+    }
+}
+
+extension IOBuffer {
+    /// A part, in the fast form that debug builds have too.
+    private func part(_ offset: Int, _ count: Int) -> UnsafeMutableRawBufferPointer {
+        unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + count])
+    }
+
+    fileprivate func zero(_ offset: Int, _ count: Int) {
+        let part = unsafe part(offset, count)
+        _ = unsafe part.initializeMemory(as: UInt8.self, repeating: 0)
+    }
+
+    fileprivate func copy(_ offset: Int, _ count: Int, from other: IOBuffer, _ start: Int) {
+        unsafe part(offset, count).copyMemory(
+            from: UnsafeRawBufferPointer(other.part(start, count)))
+    }
+
+    fileprivate func equals(
+        _ offset: Int, _ count: Int, _ other: IOBuffer, _ start: Int
+    ) -> Bool {
+        guard let mine = unsafe part(offset, count).baseAddress,
+            let theirs = unsafe other.part(start, count).baseAddress
+        else { return false }
+        return unsafe memcmp(mine, theirs, count) == 0
     }
 }
 
