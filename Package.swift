@@ -113,8 +113,10 @@ let package = Package(
         tests("NVMeSpecTests", ["NVMeSpec"]),
         tests(
             "ProcessTests",
-            ["TestSupport", "NVMeClient", "Wire", "Linux", "nvmed", "nvmed-worker", "nvmed-emulator"]
-        ),
+            [
+                "TestSupport", "NVMeClient", "Wire", "Linux", "nvmed", "nvmed-worker",
+                "nvmed-emulator",
+            ]),
         tests("SupervisorTests", ["Supervisor", "DiskConfig", "Wire", "Systemd", "Linux"]),
         tests(
             "NVMeEmulatorTests",

@@ -9,16 +9,29 @@ internal import Wire
 /// worker, which starts it, and bring the device up), LATER (LOAD when the back-off is over), STOP
 /// (orderly end of the worker). A dot: nothing changes, nothing is done.
 ///
-/// | state      | wanted        | retry         | loaded | failed         | workerLost       | stalled    | gone    | backOffOver   | stop          | stopped |
-/// |------------|---------------|---------------|--------|----------------|------------------|------------|---------|---------------|---------------|---------|
-/// | absent     | starting LOAD | starting LOAD | ready  | ·              | ·                | ·          | removed | ·             | ·             | ·       |
-/// | starting   | ·             | ·             | ready  | retrying LATER | retrying LATER   | ·          | removed | ·             | draining STOP | absent  |
-/// | ready      | ·             | ·             | ready  | retrying LATER | recovering LOAD  | recovering | removed | ·             | draining STOP | absent  |
-/// | draining   | ·             | ·             | ·      | ·              | ·                | ·          | ·       | ·             | ·             | absent  |
-/// | recovering | ·             | · LOAD        | ready  | retrying LATER | recovering LATER | ·          | removed | · LOAD        | draining STOP | absent  |
-/// | retrying   | ·             | starting LOAD | ready  | ·              | ·                | ·          | removed | starting LOAD | draining STOP | absent  |
-/// | failed     | starting LOAD | starting LOAD | ready  | ·              | ·                | ·          | removed | ·             | draining STOP | absent  |
-/// | removed    | ·             | starting LOAD | ready  | ·              | ·                | ·          | ·       | ·             | draining STOP | absent  |
+/// Columns: W wanted, R retry, F failed, L workerLost, O backOffOver.
+///
+/// | state      | W        | R        | F        | L          | O        |
+/// |------------|----------|----------|----------|------------|----------|
+/// | absent     | starting LOAD | starting LOAD | · | ·        | ·        |
+/// | starting   | ·        | ·        | retrying LATER | retrying LATER | · |
+/// | ready      | ·        | ·        | retrying LATER | recovering LOAD | · |
+/// | draining   | ·        | ·        | ·        | ·          | ·        |
+/// | recovering | ·        | · LOAD   | retrying LATER | recovering LATER | · LOAD |
+/// | retrying   | ·        | starting LOAD | ·   | ·          | starting LOAD |
+/// | failed     | starting LOAD | starting LOAD | · | ·        | ·        |
+/// | removed    | ·        | starting LOAD | ·   | ·          | ·        |
+///
+/// | state      | loaded | stalled    | gone    | stop          | stopped |
+/// |------------|--------|------------|---------|---------------|---------|
+/// | absent     | ready  | ·          | removed | ·             | ·       |
+/// | starting   | ready  | ·          | removed | draining STOP | absent  |
+/// | ready      | ·      | recovering | removed | draining STOP | absent  |
+/// | draining   | ·      | ·          | ·       | ·             | absent  |
+/// | recovering | ready  | ·          | removed | draining STOP | absent  |
+/// | retrying   | ready  | ·          | removed | draining STOP | absent  |
+/// | failed     | ready  | ·          | removed | draining STOP | absent  |
+/// | removed    | ready  | ·          | ·       | draining STOP | absent  |
 ///
 /// LATER counts an attempt; after ``attemptsMax`` of them nothing is tried by itself any more: the
 /// state becomes `failed`, and the next one who wants the device causes one attempt. Retry by the

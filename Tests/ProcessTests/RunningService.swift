@@ -50,9 +50,9 @@ final class RunningService: Sendable {
         var ends: [CInt] = [-1, -1]
         try checked("pipe", unsafe pipe(&ends))
         output = OwnedFD(adopting: ends[0])
-        let log = OwnedFD(adopting: ends[1])
+        var log: OwnedFD? = OwnedFD(adopting: ends[1])
         // Nobody empties the pipe: what does not fit is lost, and nothing blocks.
-        try log.setNonblocking(true)
+        try log?.setNonblocking(true)
         try output.setNonblocking(true)
         var program = Spawn(
             Programs.path("nvmed"),
@@ -60,9 +60,11 @@ final class RunningService: Sendable {
                 "--standalone", "--config", directory.path + "/etc", "--runtime",
                 directory.path + "/run",
             ], environment: Programs.environment(["NVMED_LOG=plain"]))
-        program.output = log.raw
+        program.output = ends[1]
         program.diesWithParent = false
         manager = try program.start()
+        // Only nvmed holds the pipe now, so that its end shows.
+        _ = log.take()
         self.directory = directory
         self.emulators = emulators
         try waitUntilReady()

@@ -10,15 +10,15 @@ private typealias Event = DeviceLifecycle.Event
 
 /// The table of the doc comment, read back: `absent starting! …`, `!` LOAD, `~` LATER, `x` STOP.
 private let table = """
-    state      wanted    retry      loaded failed    workerLost  stalled    gone    backOffOver stop      stopped
-    absent     starting! starting!  ready  .         .           .          removed .           .         .
-    starting   .         .          ready  retrying~ retrying~   .          removed .           drainingx absent
-    ready      .         .          .      retrying~ recovering! recovering removed .           drainingx absent
-    draining   .         .          .      .         .           .          .       .           .         absent
-    recovering .         .!         ready  retrying~ recovering~ .          removed .!          drainingx absent
-    retrying   .         starting!  ready  .         .           .          removed starting!   drainingx absent
-    failed     starting! starting!  ready  .         .           .          removed .           drainingx absent
-    removed    .         starting!  ready  .         .           .          .       .           drainingx absent
+    state wanted retry loaded failed workerLost stalled gone backOffOver stop stopped
+    absent starting! starting! ready . . . removed . . .
+    starting . . ready retrying~ retrying~ . removed . drainingx absent
+    ready . . . retrying~ recovering! recovering removed . drainingx absent
+    draining . . . . . . . . . absent
+    recovering . .! ready retrying~ recovering~ . removed .! drainingx absent
+    retrying . starting! ready . . . removed starting! drainingx absent
+    failed starting! starting! ready . . . removed . drainingx absent
+    removed . starting! ready . . . . . drainingx absent
     """
 
 private struct Cell: Sendable, CustomTestStringConvertible {
