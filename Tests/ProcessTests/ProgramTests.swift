@@ -3,6 +3,7 @@
 
 import Glibc
 import Linux
+import NVMeClient
 import TestSupport
 import Testing
 
