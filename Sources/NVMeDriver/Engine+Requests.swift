@@ -5,6 +5,7 @@
 internal import CMemory
 internal import DMA
 internal import Glibc
+internal import NVMeSpec
 
 extension Engine {
     /// What `submitOne` does not do itself.
@@ -224,6 +225,15 @@ extension Engine {
             unsafe Self.fill(&completion, command, status)
             deliver(completion)
         }
+    }
+
+    /// The commands of a request that are with the device, for aborting them. No more of it is
+    /// issued: what is left of it ends as aborted (Command Abort Requested) when these have ended.
+    public mutating func giveUp(session: UInt32, token: UInt64) -> [UInt16] {
+        requests.stopIssuing(session: session, token: token, status: Status.abortRequested.rawValue)
+        var found: [UInt16] = []
+        queue.forEachStaged(session: session, token: token) { found.append($0) }
+        return found
     }
 
     /// The commands that were submitted before the coarse clock showed `limit`: their command ids.

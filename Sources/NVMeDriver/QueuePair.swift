@@ -387,9 +387,26 @@ struct QueuePair: ~Copyable {
             guard state & 0xFF == SlotState.staged,
                 unsafe ticks[Int(index)] &- limit > UInt32.max / 2
             else { continue }
-            let commandID = UInt16(index) | UInt16((state >> 8) & 0x3F) << UInt16(Self.slotBits)
-            body(index, commandID)
+            body(index, commandID(index, state))
         }
+    }
+
+    /// The commands of one request that the device has not answered: calls `body` with the command
+    /// id.
+    func forEachStaged(session: UInt32, token: UInt64, _ body: (UInt16) -> Void) {
+        for index in 0..<slotCount {
+            let slot = unsafe slots + Int(index) * 64
+            let state = unsafe nv_load64(slot + 56)
+            guard state & 0xFF == SlotState.staged else { continue }
+            let command = unsafe CommandSlot(at: slot)
+            guard command.session == session, command.token == token else { continue }
+            body(commandID(index, state))
+        }
+    }
+
+    private func commandID(_ index: UInt32, _ state: UInt64) -> UInt16 {
+        UInt16(truncatingIfNeeded: index)
+            | UInt16(truncatingIfNeeded: (state >> 8) & 0x3F) << UInt16(Self.slotBits)
     }
 
     /// Every command that was staged and not retired, for ending them when the device has failed.

@@ -124,6 +124,19 @@ struct RequestRecords: ~Copyable {
         unsafe seal(record, index)
     }
 
+    /// Issues no more commands of a request; it ends with `status` when those in flight have.
+    mutating func stopIssuing(session: UInt32, token: UInt64, status: UInt16) {
+        for index in 0..<Self.capacity {
+            let record = load(index)
+            guard record.state == Self.stateActive, record.command.session == session,
+                record.command.token == token, record.children > 0, record.status == 0
+            else { continue }
+            let address = unsafe records + Int(index) * 64
+            unsafe nv_store16(address + 52, status)
+            unsafe seal(address, index)
+        }
+    }
+
     mutating func markDone(_ index: UInt32) {
         let record = unsafe records + Int(index) * 64
         unsafe nv_store8(record + 55, UInt8(Self.stateDone))

@@ -82,8 +82,8 @@ enum Checksum {
     static let sessionKind: UInt32 = 0x5345_5353
     static let regionKind: UInt32 = 0x5245_474E
 
-    /// One step of the checksum. `make bench` builds the driver once without the log, to tell what the log costs; nothing else
-    /// is ever built so.
+    /// One step of the checksum. `make bench` builds the driver once without the log, to tell what
+    /// the log costs; nothing else is ever built so.
     @inline(__always)
     static func step(_ crc: UInt64, _ value: UInt64) -> UInt64 {
         #if NVMED_WITHOUT_LOG

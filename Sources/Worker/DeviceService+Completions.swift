@@ -260,6 +260,7 @@ extension DeviceService {
             log.notice(
                 "Abort of command \(commandID): \(aborted ? "aborted" : "not aborted")",
                 id: LogMessage.abort, queue: UInt16(clamping: queue + 1))
+            finishCancel(queue, commandID, aborted)
         case .eventsEnded(let status):
             log.warning("the controller takes no more event requests: \(status); continuing")
         }

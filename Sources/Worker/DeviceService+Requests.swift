@@ -19,7 +19,7 @@ enum Disposition {
 }
 
 extension DeviceService {
-    private static var noPayload: UnsafeRawBufferPointer {
+    static var noPayload: UnsafeRawBufferPointer {
         unsafe UnsafeRawBufferPointer(start: nil, count: 0)
     }
 
@@ -127,13 +127,12 @@ extension DeviceService {
             guard let info = diskInfo(session) else { throw unavailable() }
             return .diskInfo(info)
         case .cancel(let target):
-            // Whatever was taken is with the device, or answered: it runs on.
             guard target < id else {
                 throw WireError(
                     .invalidArgument, "request \(target) comes after this one",
                     field: "cancel.target_request_id")
             }
-            return .cancelled(false)
+            return cancel(session, id, target) ? nil : .cancelled(false)
         case .registerMemory(let regionID, let byteCount, let readOnly):
             guard let fd = fds.take(0) else {
                 throw WireError(.fdMismatch, "no descriptor came", field: "fd_count")

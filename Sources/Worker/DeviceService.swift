@@ -76,6 +76,8 @@ final class DeviceService {
     /// Commands that are being aborted, with the time until which they are waited for, for each
     /// queue.
     var aborts: [[UInt16: UInt64]] = []
+    /// Cancels that wait for their Aborts.
+    var cancels: [PendingCancel] = []
     nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
     var tickTimer: Timer?
     var tickIsArmed = false
@@ -165,6 +167,7 @@ final class DeviceService {
         failure = nil
         waiting = Array(repeating: [], count: controller.queueCount)
         aborts = Array(repeating: [:], count: controller.queueCount)
+        cancels = []
         keep(config, controller)
         step(.started, "")
         let milliseconds = Double(controller.bringUpNanoseconds / 10_000) / 100

@@ -5,7 +5,8 @@ import CMemory
 import Glibc
 import Linux
 
-/// The floor of a message and its answer: two threads, a socket pair, 64 bytes there and 4 KiB back.
+/// The floor of a message and its answer: two threads, a socket pair, 64 bytes there and 4 KiB
+/// back.
 func runSocketFloor(seconds: Double) throws -> DriverResult {
     let pair = try UnixSocket.pair()
     let echoFD = try pair.second.duplicate().release()
@@ -30,8 +31,8 @@ func runSocketFloor(seconds: Double) throws -> DriverResult {
     return result
 }
 
-/// The floor of two cores that watch each other's cache lines: what any device in software costs at least, and the copy of
-/// 4 KiB on the other side.
+/// The floor of two cores that watch each other's cache lines: what any device in software costs at
+/// least, and the copy of 4 KiB on the other side.
 func runMemoryFloor(seconds: Double) throws -> DriverResult {
     let memory = try Mapping(anonymous: 16384)
     let words = SharedWords(base: UInt(bitPattern: unsafe memory.base))

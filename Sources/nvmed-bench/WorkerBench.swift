@@ -8,7 +8,8 @@ import Wire
 /// What a worker's start gave.
 struct WorkerResult {
     var readyNanoseconds: UInt64
-    /// Anonymous and file pages that are resident; the pool, which is shared memory, is not among them.
+    /// Anonymous and file pages that are resident; the pool, which is shared memory, is not among
+    /// them.
     var residentKiB: Int
 }
 

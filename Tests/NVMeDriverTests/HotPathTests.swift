@@ -6,7 +6,8 @@ import Testing
 
 @Suite("The hot path of the release build")
 struct HotPathTests {
-    /// From taking a batch to the doorbell, and from a completion to its delivery. Mangled names: they need no demangler.
+    /// From taking a batch to the doorbell, and from a completion to its delivery. Mangled names:
+    /// they need no demangler.
     static let hot = [
         "10NVMeDriver6EngineV6submit5batch", "10NVMeDriver6EngineV4ring",
         "10NVMeDriver6EngineV4reap", "10NVMeDriver6EngineV6retire",

@@ -140,6 +140,40 @@ extension WorkerProcessTests {
             #expect(try supervisor.device().state == .ready)
         }
 
+        @Test("a request that is cancelled ends once, as cancelled, and its session goes on")
+        func cancelled() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try rig.control("fault command:hang,queue=io,opcode=2,times=1")
+            let read = try client.send(.read(lba: 0, blockCount: 1, location: .inline))
+            try supervisor.wait(until: "counters/requests_in_flight", is: "1")
+
+            let cancel = try client.send(.cancel(requestID: read))
+            let answers = try (0..<2).map { _ in try client.next().envelope }
+            let readEnd = try #require(answers.first { $0.requestID == read })
+            let cancelEnd = try #require(answers.first { $0.requestID == cancel })
+
+            #expect(failure(readEnd)?.code == .cancelled)
+            #expect(cancelEnd.content == .reply(.cancelled(true)))
+            #expect(try client.read(0, 1).count == 512)
+        }
+
+        @Test("cancelling what was answered says that it was not cancelled")
+        func cancelledTooLate() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            let read = try client.send(.read(lba: 0, blockCount: 1, location: .inline))
+            _ = try client.answer(to: read)
+
+            #expect(try client.ask(.cancel(requestID: read)) == .cancelled(false))
+        }
+
+        private func failure(_ envelope: Envelope<SessionProtocol>) -> WireError? {
+            if case .failure(let error) = envelope.content { error } else { nil }
+        }
+
         @Test("a command that even Abort cannot find fails the device within its bound")
         func dropped() throws {
             let rig = impatient(try Rig())

@@ -388,7 +388,8 @@ struct  Nvmed__V1__Verify
 
 
 /*
- * Asks to give up on an earlier request, which still gets its own reply. Reply: CancelReply.
+ * Asks to give up on an earlier request, which is aborted at the device and still gets its own reply, before or after this
+ * one's. Its effect may have happened. Reply: CancelReply.
  */
 struct  Nvmed__V1__Cancel
 {
@@ -405,7 +406,7 @@ struct  Nvmed__V1__Cancel
 
 
 /*
- * Whether the request was given up before it reached the device.
+ * Whether the request was given up.
  */
 struct  Nvmed__V1__CancelReply
 {

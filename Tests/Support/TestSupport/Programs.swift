@@ -117,7 +117,8 @@ extension Programs {
     /// The top of this checkout.
     public static let root = #filePath.components(droppingLast: 4)
 
-    /// Runs a program to its end and returns its exit code (128 and the signal when one ended it) and what it printed.
+    /// Runs a program to its end and returns its exit code (128 and the signal when one ended it)
+    /// and what it printed.
     public static func run(
         _ path: String, _ arguments: [String]
     ) throws(SystemCallError) -> (status: CInt, output: String) {

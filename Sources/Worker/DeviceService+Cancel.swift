@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Cancel: a request that a client gives up on is aborted at the device.
+
+internal import NVMeDriver
+internal import Wire
+
+/// A Cancel that waits for the ends of its Aborts.
+struct PendingCancel {
+    let session: Session
+    /// The request id of the Cancel itself.
+    let id: UInt64
+    let queue: Int
+    /// Command ids whose Abort has not ended.
+    var waiting: Set<UInt16>
+    /// Whether the controller aborted any of them.
+    var aborted = false
+}
+
+extension DeviceService {
+    /// Aborts the commands of a request. False when there is nothing to abort: the request was
+    /// answered, was never seen, is still being issued, or as many Aborts are out as the controller
+    /// takes; it then runs on.
+    func cancel(_ session: Session, _ id: UInt64, _ target: UInt64) -> Bool {
+        guard let controller = usableController, let pending = session.pending[target],
+            pending.isIssued, cancels.count < WorkerLimits.abortsPerQueue
+        else { return false }
+        let engine = unsafe controller.engine(session.queue)
+        let commands = unsafe engine.pointee.giveUp(session: session.key, token: target)
+        var waiting: Set<UInt16> = []
+        for commandID in commands.prefix(WorkerLimits.abortsPerQueue) {
+            do throws(DriverError) {
+                try controller.abort(queue: session.queue, commandID: commandID)
+                counters.aborts += 1
+                waiting.insert(commandID)
+            } catch .exhausted {
+                // The admin queue is full: what was aborted so far counts.
+                break
+            } catch {
+                note(error)
+                break
+            }
+        }
+        guard !waiting.isEmpty else { return false }
+        cancels.append(
+            PendingCancel(session: session, id: id, queue: session.queue, waiting: waiting))
+        return true
+    }
+
+    /// An Abort has ended: the Cancel that waited for it may be answered.
+    func finishCancel(_ queue: Int, _ commandID: UInt16, _ aborted: Bool) {
+        guard
+            let index = cancels.firstIndex(where: {
+                $0.queue == queue && $0.waiting.contains(commandID)
+            })
+        else { return }
+        cancels[index].waiting.remove(commandID)
+        cancels[index].aborted = cancels[index].aborted || aborted
+        guard cancels[index].waiting.isEmpty else { return }
+        let cancel = cancels.remove(at: index)
+        unsafe cancel.session.client?.send(
+            reply: .cancelled(cancel.aborted), to: cancel.id, payload: Self.noPayload)
+    }
+}
