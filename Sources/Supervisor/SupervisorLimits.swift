@@ -38,7 +38,7 @@ enum SupervisorLimits {
     /// The orderly end of one worker: CC.SHN may take seconds.
     static let shutdownNanoseconds: UInt64 = 15_000_000_000
     /// How long an exclusive open waits for a session that its client has just closed.
-    static let closingSessionNanoseconds: UInt64 = 100_000_000
+    static let closingSessionNanoseconds: UInt64 = 500_000_000
     /// How long a client may leave its replies unread while more wait: it has stopped reading.
     static let unreadNanoseconds: UInt64 = 5_000_000_000
     /// How long accepting pauses when the descriptor table is full.

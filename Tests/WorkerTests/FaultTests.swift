@@ -75,8 +75,9 @@ extension WorkerProcessTests {
             try rig.control("fault \(rule)")
 
             var answers: [UInt64: Int] = [:]
-            let ids = try (0..<64 as Range<UInt64>).map {
-                try client.send(.read(lba: $0, blockCount: 1, location: .inline))
+            // The session may be over before the last is sent.
+            let ids = (0..<64 as Range<UInt64>).compactMap {
+                try? client.send(.read(lba: $0, blockCount: 1, location: .inline))
             }
             var reason: WireError?
             while reason == nil {

@@ -54,6 +54,17 @@ func openFDCount(_ pid: Int32) -> Int {
     return count - 2
 }
 
+/// A line of /proc/PID/status in KiB, such as `RssAnon`: what a process has for itself. (The DMA
+/// pool is shared memory, and its pages become resident as they are used.)
+func statusKiB(_ pid: Int32, _ name: String) throws -> Int {
+    let file = try OwnedFD.open("/proc/\(pid)/status", flags: O_RDONLY)
+    var text = [UInt8](repeating: 0, count: 8192)
+    let count = unsafe read(file.raw, &text, text.count)
+    let lines = String(decoding: text[0..<max(0, count)], as: UTF8.self).split(separator: "\n")
+    let fields = lines.first { $0.hasPrefix(name + ":") }?.split { $0 == " " || $0 == "\t" } ?? []
+    return fields.dropFirst().first.flatMap { Int($0) } ?? -1
+}
+
 /// A child process; killed and reaped when it is let go of.
 final class Child {
     private let process: SpawnedProcess
