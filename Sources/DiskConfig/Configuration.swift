@@ -41,7 +41,7 @@ public struct ConfiguredDevice: Sendable, Hashable {
 }
 
 /// How a disk names its namespace.
-public enum NamespaceSelector: Sendable, Hashable {
+public enum NamespaceSelector: Sendable, Hashable, CustomStringConvertible {
     /// `Namespace=` on `Device=`.
     case namespace(nsid: UInt32)
     /// `Namespace=` on the controller with `Serial=`.
@@ -52,6 +52,21 @@ public enum NamespaceSelector: Sendable, Hashable {
     case eui64([UInt8])
     /// `UUID=`, 16 bytes.
     case uuid([UInt8])
+
+    /// As a person reads it.
+    public var description: String {
+        switch self {
+        case .namespace(let nsid): "namespace \(nsid)"
+        case .serial(let serial, let nsid): "namespace \(nsid) of serial number '\(serial)'"
+        case .nguid(let id): "NGUID \(Self.hex(id))"
+        case .eui64(let id): "EUI64 \(Self.hex(id))"
+        case .uuid(let id): "UUID \(Self.hex(id))"
+        }
+    }
+
+    private static func hex(_ bytes: [UInt8]) -> String {
+        bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+    }
 }
 
 /// What a disk's clients may do.

@@ -75,7 +75,7 @@ public enum Resolver {
         let unknown = candidates.filter { !$0.isComplete }.map(\.name).sorted()
         if !unknown.isEmpty { return .pending(devices: unknown) }
         return .failed(
-            "no device has \(describe(disk.selector)); compare with nvmectl device show, and "
+            "no device has \(disk.selector); compare with nvmectl device show, and "
                 + "correct \(disk.location.file)")
     }
 
@@ -100,19 +100,5 @@ public enum Resolver {
         case .eui64(let id): device.namespaces.filter { $0.eui64 == id }.map(\.nsid)
         case .uuid(let id): device.namespaces.filter { $0.uuid == id }.map(\.nsid)
         }
-    }
-
-    private static func describe(_ selector: NamespaceSelector) -> String {
-        switch selector {
-        case .namespace(let nsid): "namespace \(nsid)"
-        case .serial(let serial, _): "serial number '\(serial)'"
-        case .nguid(let id): "NGUID \(hex(id))"
-        case .eui64(let id): "EUI64 \(hex(id))"
-        case .uuid(let id): "UUID \(hex(id))"
-        }
-    }
-
-    private static func hex(_ bytes: [UInt8]) -> String {
-        bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
     }
 }

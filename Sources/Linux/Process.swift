@@ -24,9 +24,19 @@ public enum Process {
     }
 
     /// The path of the program that runs; nil when /proc does not tell.
-    public static var executablePath: String? {
+    public static var executablePath: String? { target(ofLink: "/proc/self/exe") }
+
+    /// A path that goes on meaning the same in a process with another working directory.
+    public static func absolute(_ path: String) -> String {
+        guard !path.hasPrefix("/"), let directory = target(ofLink: "/proc/self/cwd") else {
+            return path
+        }
+        return "\(directory)/\(path)"
+    }
+
+    private static func target(ofLink link: String) -> String? {
         var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
-        let count = unsafe readlink("/proc/self/exe", &buffer, buffer.count)
+        let count = unsafe readlink(link, &buffer, buffer.count)
         guard count > 0, count < buffer.count else { return nil }
         return String(decoding: buffer[0..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }

@@ -11,8 +11,19 @@ public enum ConfigurationFiles {
     public static let standardDirectories = ConfigLoader.standardDirectories
 
     /// Reads all files. Problems are part of the value.
+    ///
+    /// The standard directories may be missing; one that somebody named may not.
     public static func read(_ directories: [String]) -> Configuration {
-        ConfigLoader.configuration(directories, access: access, lookup: lookup)
+        var configuration = ConfigLoader.configuration(directories, access: access, lookup: lookup)
+        guard directories != standardDirectories else { return configuration }
+        for directory in directories {
+            guard case .missing = access.list(directory, 1) else { continue }
+            configuration.problems.insert(
+                ConfigProblem(
+                    .error, ConfigLocation(file: directory, line: 0),
+                    "there is no such directory; make it or correct --config"), at: 0)
+        }
+        return configuration
     }
 
     /// Reads all files; one that is wrong is an error that says where.

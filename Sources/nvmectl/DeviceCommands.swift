@@ -58,7 +58,7 @@ struct DeviceCommand: ParsableCommand {
             try global.perform(.device(name)) {
                 try global.connect().retryDevice(name, deadlineNanoseconds: global.deadline)
                 global.show([("device", .object([("name", .string(name))]))]) {
-                    "device \(name) is being started; see: nvmectl device show \(name)"
+                    "device \(name) is brought up if it is not; see: nvmectl device show \(name)"
                 }
             }
         }

@@ -92,8 +92,10 @@ struct Failure: Error {
         case (.notFound, .device): return "See: nvmectl device list"
         case (.notFound, .session): return "See: nvmectl session list"
         case (.busy, _): return "Somebody has it open. See: nvmectl session list"
-        case (.permissionDenied, _):
+        case (.permissionDenied, .disk):
             return "Add yourself to User= or Group= of the disk's file and reload, or use root."
+        case (.permissionDenied, _):
+            return "Use root, or name yourself in AdminUser= or AdminGroup= of nvmed.conf."
         case (.readOnly, _): return "The disk or this session may only read. See: nvmectl disk list"
         case (.deviceFailed, _):
             return "See: nvmectl device show \(device); then: nvmectl device retry \(device)"

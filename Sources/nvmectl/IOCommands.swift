@@ -85,6 +85,7 @@ struct IOCommand: ParsableCommand {
                 try job.write(buffer, part, fua: fua)
                 return bytes.count
             }
+            try job.checkInputEnd()
         }
     }
 
@@ -106,7 +107,7 @@ struct IOCommand: ParsableCommand {
                         try job.each { buffer, range in
                             try job.read(buffer, range)
                             if let place = source.firstMismatch(buffer, range) {
-                                throw mismatch(place)
+                                throw mismatch(job, place)
                             }
                         }
                     } else {
@@ -130,18 +131,20 @@ struct IOCommand: ParsableCommand {
                 if let place = buffer.firstDifference(
                     offset: 0, count: bytes.count, from: expected, otherOffset: 0)
                 {
-                    throw mismatch(range.byteOffset + UInt64(place))
+                    throw mismatch(job, range.byteOffset + UInt64(place))
                 }
                 return whole
             }
+            try job.checkInputEnd()
         }
 
-        private func mismatch(_ byteOffset: UInt64) -> Failure {
-            Failure(
+        private func mismatch(_ job: IOJob, _ byteOffset: UInt64) -> Failure {
+            let block = UInt64(job.blockByteCount)
+            return Failure(
                 .dataMismatch, .disk(io.disk), "the data differs at byte \(byteOffset)",
                 io.global.output, code: "data-mismatch",
-                hint: "Look: nvmectl io read \(io.disk) --offset \(byteOffset / 512 * 512) "
-                    + "--length 4K --hex")
+                hint: "Look: nvmectl io read \(io.disk) --offset \(byteOffset / block * block) "
+                    + "--length 1b --hex")
         }
     }
 

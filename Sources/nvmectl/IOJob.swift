@@ -87,6 +87,25 @@ final class IOJob {
         progress.finish()
     }
 
+    /// The input has to end where the part does: what is missing or left over is an error, so that
+    /// a cut image does not look whole. `--length` may take less than the input has.
+    func checkInputEnd() throws {
+        if options.length != nil, doneByteCount < byteCount {
+            throw Failure(
+                .failure, .disk(options.disk),
+                "the input ended after \(doneByteCount) of \(byteCount) bytes",
+                options.global.output, code: "input-too-short")
+        }
+        if options.length == nil, doneByteCount == byteCount,
+            !(try StandardStream.input.read(byteCount: 1).isEmpty)
+        {
+            throw Failure(
+                .failure, .disk(options.disk),
+                "the input is longer than the disk, which ended after \(byteCount) bytes of it",
+                options.global.output, code: "input-too-long")
+        }
+    }
+
     /// Does something with the disk; with `--reopen` again after its worker was restarted.
     private func persistently(_ work: () throws(ClientError) -> Void) throws(ClientError) {
         do throws(ClientError) { try work() } catch {

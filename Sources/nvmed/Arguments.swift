@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line of nvmed.
 
+import Linux
 import Supervisor
 
 /// A command line that cannot be followed.
@@ -39,6 +40,8 @@ enum Command {
 
         Signals: SIGTERM ends nvmed and leaves the workers running, SIGHUP reads the configuration
         again.
+        Environment: NVMED_LOG=plain|prefixed|journal is the form of the log, NVMED_LOG_LEVEL its
+        highest level (0 to 7, or debug, info, notice, warning, error).
         """
 
     /// Reads the arguments after the program's name.
@@ -54,9 +57,9 @@ enum Command {
             case "--standalone", "--check-config": mode = argument
             case "--end-workers": options.endsWorkers = true
             case "--config": directories.append(try value(argument, &rest))
-            case "--runtime": options.runtimeDirectory = try value(argument, &rest)
-            case "--socket": options.socketPath = try value(argument, &rest)
-            case "--worker": options.workerPath = try value(argument, &rest)
+            case "--runtime": options.runtimeDirectory = try path(argument, &rest)
+            case "--socket": options.socketPath = try path(argument, &rest)
+            case "--worker": options.workerPath = try path(argument, &rest)
             default: throw ArgumentError(description: "\(argument) is not an option")
             }
         }
@@ -66,6 +69,12 @@ enum Command {
         case "--check-config": return .checkConfiguration(directories: options.configDirectories)
         default: return .supervise(options)
         }
+    }
+
+    private static func path(
+        _ option: String, _ rest: inout ArraySlice<String>
+    ) throws(ArgumentError) -> String {
+        Process.absolute(try value(option, &rest))
     }
 
     private static func value(
