@@ -77,7 +77,10 @@ final class Namespace {
     private static func open(_ options: NamespaceOptions) throws(SystemCallError) -> OwnedFD {
         switch options.backing {
         case .memory: try MemFD.create(name: "namespace", byteCount: 0, seals: [])
-        case .file(let path): try OwnedFD.open(path, flags: O_RDWR | O_CREAT, mode: 0o600)
+        // Without a size there has to be a file that has one.
+        case .file(let path):
+            try OwnedFD.open(
+                path, flags: options.byteCount > 0 ? O_RDWR | O_CREAT : O_RDWR, mode: 0o600)
         }
     }
 
