@@ -78,11 +78,17 @@ public struct DMAPool: ~Copyable {
             unsafe DMAWindow(
                 iova: reads, byteCount: UInt64(readBytes), base: bytes.base, access: .deviceReads),
             fd: file, offset: 0)
-        try device.map(
-            unsafe DMAWindow(
-                iova: writes, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
-                access: .deviceReadsAndWrites),
-            fd: file, offset: UInt64(readBytes))
+        do throws(VFIOError) {
+            try device.map(
+                unsafe DMAWindow(
+                    iova: writes, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
+                    access: .deviceReadsAndWrites),
+                fd: file, offset: UInt64(readBytes))
+        } catch {
+            // The mapping goes away with this call: the carrier must not serve it any more.
+            try? device.unmap(iova: reads, byteCount: UInt64(readBytes))
+            throw error
+        }
         fd = file
         memory = bytes
         deviceReadsByteCount = readBytes

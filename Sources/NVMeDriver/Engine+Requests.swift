@@ -192,10 +192,14 @@ extension Engine {
         bouncePages.allocate(count).map { $0 + firstBouncePage }
     }
 
-    /// Gives back what `takePages` gave.
+    /// Gives back what `takePages` gave. A request that waits for bounce pages goes on at once:
+    /// with nothing in flight there is no completion that would let it. Rings the doorbell then.
     public mutating func releasePages(first: Int, count: Int) {
         guard count > 0 else { return }
         bouncePages.release(first - firstBouncePage, count)
+        guard requests.hasWork else { return }
+        pump()
+        queue.ring()
     }
 
     /// Bounce pages that are free.

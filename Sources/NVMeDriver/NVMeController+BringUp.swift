@@ -2,6 +2,7 @@
 // Bring-up: NVM Express Base Specification 2.0, 3.5.1 "Memory-based Controller Initialization
 // (PCIe)".
 
+internal import CLinux
 internal import CMemory
 internal import DMA
 internal import Linux
@@ -199,14 +200,9 @@ extension NVMeController {
     }
 
     private func duplicateInterrupt(_ index: Int) throws(DriverError) -> OwnedFD {
-        let borrowed = OwnedFD(adopting: interrupts[index])
-        do throws(SystemCallError) {
-            let copy = try borrowed.duplicate()
-            _ = borrowed.release()
-            return copy
-        } catch {
-            throw .system(error)
-        }
+        let raw = nv_dup_cloexec(interrupts[index])
+        guard raw >= 0 else { throw .system(SystemCallError("dup", errno: -raw)) }
+        return OwnedFD(adopting: raw)
     }
 
     /// The memory of a queue pair and the device's addresses of its two queues.

@@ -77,6 +77,9 @@ struct VFIOUserConnection: ~Copyable {
     }
 
     /// Takes bytes off the socket without waiting; false when there were none.
+    ///
+    /// Never more than the message under way needs: what follows stays on the socket, which so
+    /// stays readable for whoever watches it.
     private mutating func fill() throws(VFIOError) -> Bool {
         if start > 0 {
             buffer.removeFirst(start)
@@ -84,7 +87,7 @@ struct VFIOUserConnection: ~Copyable {
         }
         do throws(SystemCallError) {
             let room = unsafe UnsafeMutableRawBufferPointer(
-                start: chunk.base, count: chunk.byteCount)
+                start: chunk.base, count: min(chunk.byteCount, missingByteCount))
             guard var message = try unsafe UnixSocket.receive(fd, into: room, nonblocking: true)
             else { return false }
             ended = message.byteCount == 0
@@ -95,6 +98,14 @@ struct VFIOUserConnection: ~Copyable {
         }
         guard !ended else { throw .gone("the server closed the connection") }
         return true
+    }
+
+    /// Bytes until the header, or else the message, is whole; `parse` has judged the size.
+    private var missingByteCount: Int {
+        let have = buffer.count - start
+        guard have >= VFIOUser.headerByteCount, let size = ByteReader(buffer[start...]).u32(4)
+        else { return VFIOUser.headerByteCount - have }
+        return Int(size) - have
     }
 
     private mutating func parse() throws(VFIOError) -> VFIOUserMessage? {

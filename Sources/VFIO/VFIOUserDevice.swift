@@ -2,6 +2,7 @@
 // The vfio-user client: a PCI device that another process serves over a Unix socket (vfio-user
 // specification 0.9.2).
 
+internal import CLinux
 internal import Glibc
 public import Linux
 
@@ -26,7 +27,6 @@ public final class VFIOUserDevice: DeviceBacking {
     private var connection: VFIOUserConnection
     private var nextID: UInt16 = 0
     private var registerByteCount: UInt64 = 0
-    private var maxTransfer = VFIOUser.defaultMaxTransfer
     private var mappings: [MappedArea] = []
     private var windows: [DMAWindow] = []
     private var failure: VFIOError?
@@ -62,9 +62,11 @@ public final class VFIOUserDevice: DeviceBacking {
             throw .protocolViolation(operation: "VERSION", detail: "\(answer.count) bytes")
         }
         guard major == 0 else { throw .unsupported("vfio-user version \(major), we speak 0") }
-        if let limit = Self.number(after: "\"max_data_xfer_size\"", in: answer.dropFirst(4)) {
-            guard limit >= 8 else { throw .unsupported("max_data_xfer_size \(limit)") }
-            maxTransfer = min(limit, VFIOUser.defaultMaxTransfer)
+        // What we transfer is one register: 8 bytes at most.
+        if let limit = Self.number(after: "\"max_data_xfer_size\"", in: answer.dropFirst(4)),
+            limit < 8
+        {
+            throw .unsupported("max_data_xfer_size \(limit)")
         }
     }
 
@@ -257,8 +259,9 @@ public final class VFIOUserDevice: DeviceBacking {
         body.u32(0)
         body.u64(iova)
         body.u64(byteCount)
+        // Whatever the server says, it reaches this memory through us no more.
+        defer { windows.removeAll { $0.iova == iova } }
         _ = try request(VFIOUserCommand.dmaUnmap, body.bytes)
-        windows.removeAll { $0.iova == iova }
     }
 
     /// Hands an eventfd for each vector 0… to the server, one message each (servers bound the
@@ -470,12 +473,19 @@ private struct MappedArea {
     let offset: Int
     let byteCount: Int
     let base: UnsafeMutableRawPointer
+    private let guardNumber: CInt
 
     init(offset: Int, mapping: consuming Mapping) {
         self.offset = offset
         byteCount = mapping.byteCount
         unsafe base = mapping.leak()
+        // The server may truncate its file at any time: doorbells then go nowhere, and commands
+        // time out.
+        guardNumber = unsafe nv_guard_add(base, byteCount, 4096)
     }
 
-    func unmap() { unsafe _ = munmap(base, byteCount) }
+    func unmap() {
+        nv_guard_remove(guardNumber)
+        unsafe Mapping.unmap(base, byteCount: byteCount)
+    }
 }

@@ -20,6 +20,7 @@ struct OutgoingQueue {
     private var messages: [Message] = []
     private var head = 0
     private(set) var byteCount = 0
+    private(set) var sentCount: UInt64 = 0
 
     var count: Int { messages.count - head }
     var isEmpty: Bool { count == 0 }
@@ -37,6 +38,7 @@ struct OutgoingQueue {
 
     mutating func removeFirst() {
         byteCount -= messages[head].bytes.count
+        sentCount &+= 1
         head += 1
         // Amortised: what was sent is dropped when it is half of what is stored.
         guard head * 2 > messages.count else { return }

@@ -12,6 +12,8 @@ extension DeviceService {
     func reap(_ queue: Int) {
         guard let controller, failure == nil, queue < controller.queueCount else { return }
         let engine = unsafe controller.engine(queue)
+        // Commands of large requests go out from here too, and are stamped with this clock.
+        unsafe engine.pointee.tick = coarseClock
         var rounds = 0
         var total = 0
         while rounds < WorkerLimits.reapsPerTurn {
@@ -269,13 +271,13 @@ extension DeviceService {
     /// Identifies the namespaces again and tells everybody concerned what changed.
     func refreshNamespaces(_ controller: NVMeController) {
         let before = controller.namespaces
+        defer { afterAdminCommand() }
         do throws(DriverError) {
             try controller.refreshNamespaces()
         } catch {
             log.error("the namespaces cannot be identified: \(error)")
             return note(error)
         }
-        afterAdminCommand()
         let after = controller.namespaces
         for nsid in Set(before.keys).union(after.keys).sorted()
         where before[nsid] != after[nsid] {

@@ -5,6 +5,7 @@
 internal import Glibc
 internal import Linux
 internal import NVMeDriver
+internal import NVMeSpec
 internal import Systemd
 internal import Wire
 
@@ -284,9 +285,8 @@ extension DeviceService {
     /// Gives the parts of the request at the head of a session's socket to the engine, as far as
     /// they go.
     func issue(_ session: Session) -> Disposition {
-        guard let controller = usableController, let namespace = session.namespace else {
-            return .wait(.held)
-        }
+        guard let controller = usableController else { return .wait(.held) }
+        guard let namespace = session.namespace else { return namespaceGone(session) }
         while let (id, cursor) = session.issuing {
             guard var pending = session.pending[id], let part = cursor.next, pending.status == 0
             else { return issued(session, id) }
@@ -314,6 +314,15 @@ extension DeviceService {
             session.issuing?.cursor.advance()
         }
         return .taken
+    }
+
+    /// The namespace went away under a request: what is left of it fails as the device would say.
+    private func namespaceGone(_ session: Session) -> Disposition {
+        guard let (id, _) = session.issuing else { return .taken }
+        if session.pending[id]?.status == 0 {
+            session.pending[id]?.status = Status.invalidNamespaceOrFormat.rawValue
+        }
+        return issued(session, id)
     }
 
     /// All parts were given out, or one has failed: the message can go, and the last part's end is

@@ -140,6 +140,8 @@ extension DeviceService {
             guard let self else { return }
             settleIsScheduled = false
             settle()
+            // The one that ended may have been the one whose turn was to wake the next.
+            for queue in waiting.indices { resumeNext(queue) }
         }
     }
 

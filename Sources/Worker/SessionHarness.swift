@@ -19,7 +19,7 @@ final class SessionHarness: SessionClient {
     private var watchesOutput = false
     private var deadlineTimer: Timer?
     private var stallTimer: Timer?
-    private var queuedAtStallCheck = 0
+    private var relievedAtStallCheck: UInt64 = 0
 
     /// Takes over the worker's end of a session's socket pair. `whenEnded` is called once.
     init(
@@ -214,21 +214,22 @@ final class SessionHarness: SessionClient {
                 self?.checkStall()
             }
         }
-        queuedAtStallCheck = channel.queuedByteCount
+        relievedAtStallCheck = channel.relievedCount
         stallTimer?.arm(after: stallNanoseconds)
     }
 
-    /// Nothing left for the client within the bound: it does not read.
+    /// Nothing left for the client within the bound: it does not read. How much waits says nothing:
+    /// a slow client's queue is as full as before, because its next replies are in it.
     private func checkStall() {
         guard channel.wantsWrite, !session.hasEnded else { return }
-        guard channel.queuedByteCount < queuedAtStallCheck else {
+        guard channel.relievedCount != relievedAtStallCheck else {
             return service.end(
                 session,
                 WireError(
                     .resourceExhausted,
                     "the client has not read its replies for \(stallNanoseconds / 1_000_000) ms"))
         }
-        queuedAtStallCheck = channel.queuedByteCount
+        relievedAtStallCheck = channel.relievedCount
         stallTimer?.arm(after: stallNanoseconds)
     }
 

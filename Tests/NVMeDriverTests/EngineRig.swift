@@ -162,6 +162,8 @@ final class EngineRig {
     var fault: QueueFault { engine.fault }
     var failed: UInt64 { engine.failed }
     var freePageCount: Int { engine.freePageCount }
+    func takePages(byteCount: Int) -> Int? { engine.takePages(byteCount: byteCount) }
+    func releasePages(first: Int, count: Int) { engine.releasePages(first: first, count: count) }
     var hasAnswer: Bool { engine.hasAnswer }
 
     /// Reaps everything and retires it.

@@ -199,6 +199,22 @@ struct EngineTests {
         #expect(rig.freePageCount == 256)
     }
 
+    @Test("a request that waits for bounce pages goes out when the last of them are given back")
+    func bouncePagesComeBack() throws {
+        // Given: inline transfers have all pages, and nothing is with the device
+        let rig = try EngineRig()
+        let first = try requireValue(rig.takePages(byteCount: 256 * 4096))
+        #expect(rig.submit(rig.read(blocks: 8, offset: 3)) == .accepted)
+        rig.ring()
+        #expect(rig.takeCommands().isEmpty)
+        // When
+        rig.releasePages(first: first, count: 256)
+        // Then
+        #expect(rig.serveAll().count == 1)
+        #expect(rig.reap().map(\.status) == [0])
+        #expect(rig.isIdle)
+    }
+
     @Test("deallocate names its range in memory, with the attribute bit")
     func deallocate() throws {
         // Given
