@@ -147,16 +147,25 @@ extension DeviceService {
         armTick()
     }
 
-    /// An answer without an interrupt: looked at again after the loop had a turn to deliver one
-    /// that is on its way.
+    /// An answer without an interrupt is only suspected at first: a device that holds interrupts
+    /// back for some microseconds is in its right, so the accusation waits for a second look.
     private func lookForLostInterrupt(_ queue: Int, _ controller: NVMeController) {
         guard unsafe controller.engine(queue).pointee.hasAnswer else { return }
-        let completed = unsafe controller.engine(queue).pointee.completed
-        soon { [weak self] in
-            guard let self, let controller = usableController, queue < controller.queueCount,
+        suspects[queue] = unsafe controller.engine(queue).pointee.completed
+        if suspectTimer == nil {
+            suspectTimer = try? loop.timer(priority: .low) { [weak self] in self?.judgeSuspects() }
+        }
+        suspectTimer?.arm(after: WorkerLimits.interruptPatienceNanoseconds)
+    }
+
+    private func judgeSuspects() {
+        let suspects = suspects
+        self.suspects = [:]
+        for (queue, completed) in suspects {
+            guard let controller = usableController, queue < controller.queueCount,
                 unsafe controller.engine(queue).pointee.hasAnswer,
                 unsafe controller.engine(queue).pointee.completed == completed
-            else { return }
+            else { continue }
             counters.missedInterrupts += 1
             log.warning(
                 "a completion came without an interrupt; continuing",

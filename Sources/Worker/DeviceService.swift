@@ -80,6 +80,9 @@ final class DeviceService {
     var cancels: [PendingCancel] = []
     nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
     var tickTimer: Timer?
+    /// Queues with an answer and no interrupt, with what they had completed when that was seen.
+    var suspects: [Int: UInt64] = [:]
+    var suspectTimer: Timer?
     var tickIsArmed = false
     var settleIsScheduled = false
     private var watches: [DescriptorWatch] = []
@@ -298,6 +301,8 @@ final class DeviceService {
         for watch in watches { watch.cancel() }
         watches.removeAll()
         tickTimer?.disarm()
+        suspectTimer?.disarm()
+        suspects = [:]
         tickIsArmed = false
     }
 
