@@ -231,10 +231,14 @@ extension Engine {
         }
     }
 
-    /// The commands of a request that are with the device, for aborting them. No more of it is
-    /// issued: what is left of it ends as aborted (Command Abort Requested) when these have ended.
-    public mutating func giveUp(session: UInt32, token: UInt64) -> [UInt16] {
+    /// Issues no more commands of a request: what is left of it ends as aborted (Command Abort
+    /// Requested) when those with the device have ended.
+    public mutating func stopIssuing(session: UInt32, token: UInt64) {
         requests.stopIssuing(session: session, token: token, status: Status.abortRequested.rawValue)
+    }
+
+    /// The commands of a request that are with the device, for aborting them.
+    public func commandIDs(session: UInt32, token: UInt64) -> [UInt16] {
         var found: [UInt16] = []
         queue.forEachStaged(session: session, token: token) { found.append($0) }
         return found

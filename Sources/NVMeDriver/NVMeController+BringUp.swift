@@ -48,6 +48,9 @@ extension NVMeController {
     // MARK: Registers
 
     private func resetAndCheck() throws(DriverError) {
+        do throws(VFIOError) {
+            try device.enableMemorySpace()
+        } catch { throw .device(error) }
         capabilities = ControllerCapabilities(rawValue: try read64(RegisterOffset.cap, "CAP"))
         guard !capabilities.isGone else { throw .gone(register: "CAP") }
         guard capabilities.mpsmin == 0 else {
@@ -73,10 +76,12 @@ extension NVMeController {
         }
         version = SpecificationVersion(rawValue: try read32(RegisterOffset.vs, "VS"))
         try checkDoorbellsFit()
+        try stopController()
+        // After the reset: a controller that somebody left running must not go on with old
+        // addresses.
         do throws(VFIOError) {
             try device.enableBusMaster()
         } catch { throw .device(error) }
-        try stopController()
     }
 
     /// A doorbell stride that puts the last queue's doorbells behind the end of any BAR is
@@ -140,7 +145,8 @@ extension NVMeController {
     /// Lets time pass while the device's carrier is served.
     private func pause(_ milliseconds: Int) throws(DriverError) {
         do throws(VFIOError) {
-            try device.wait(interrupt: adminInterrupt, milliseconds: milliseconds)
+            // Registers have no interrupt: one that was left over must not make this a busy loop.
+            try device.wait(interrupt: -1, milliseconds: milliseconds)
         } catch { throw .device(error) }
     }
 

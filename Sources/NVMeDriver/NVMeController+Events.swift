@@ -4,7 +4,7 @@
 public import NVMeSpec
 
 /// Something that the controller said.
-public enum AdminEvent: Sendable, Equatable {
+public enum AdminEvent: Sendable {
     /// Namespaces were added, removed or changed; `refreshNamespaces` finds out.
     case namespacesChanged
     /// SMART / health: temperature, spare, reliability.
@@ -14,6 +14,8 @@ public enum AdminEvent: Sendable, Equatable {
     /// An Abort ended. `aborted` is false when the controller did not abort the command, which may
     /// still complete.
     case abortFinished(queue: Int, commandID: UInt16, aborted: Bool)
+    /// An event could not be handled: the device is at fault.
+    case failed(DriverError)
     /// The controller refused an event request: no more events will come.
     case eventsEnded(Status)
 }
@@ -26,17 +28,26 @@ extension NVMeController {
         for answer in admin?.takeAnswers() ?? [] {
             if answer.token == AdminToken.event {
                 eventRequests -= 1
-                events.append(try takeEvent(answer))
+                // What fails the device here fails it at its next command again: the other answers
+                // count meanwhile.
+                do throws(DriverError) {
+                    events.append(try takeEvent(answer))
+                } catch { events.append(.failed(error)) }
             } else if answer.token & AdminToken.abort == AdminToken.abort {
-                events.append(
-                    .abortFinished(
-                        queue: Int(answer.token >> 16 & 0xFFFF),
-                        commandID: UInt16(truncatingIfNeeded: answer.token),
-                        // Bit 0 of dword 0 set: not aborted (Base Specification 2.0, 5.1).
-                        aborted: answer.status.isSuccess && answer.result & 1 == 0))
+                events.append(abortEnded(answer))
             }
         }
         return events
+    }
+
+    private func abortEnded(_ answer: AdminAnswer) -> AdminEvent {
+        let queue = Int(answer.token >> 16 & 0xFFFF)
+        let commandID = UInt16(truncatingIfNeeded: answer.token)
+        if queue < queueCount { unsafe engine(queue).pointee.queue.letGo(commandID) }
+        return .abortFinished(
+            queue: queue, commandID: commandID,
+            // Bit 0 of dword 0 set: not aborted (Base Specification 2.0, 5.1).
+            aborted: answer.status.isSuccess && answer.result & 1 == 0)
     }
 
     private func collectAdmin() throws(DriverError) {
@@ -70,5 +81,6 @@ extension NVMeController {
         let token = AdminToken.abort | UInt64(index) << 16 | UInt64(commandID)
         try admin?.post(
             .abort(queueID: UInt16(index + 1), commandID: commandID), token: token, device: device)
+        unsafe engine(index).pointee.queue.hold(commandID)
     }
 }

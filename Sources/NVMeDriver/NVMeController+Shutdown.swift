@@ -47,13 +47,21 @@ extension NVMeController {
     /// Flush every namespace of a controller with a volatile write cache, through I/O queue 1.
     private func flushAll() throws(DriverError) {
         guard identify.hasVolatileWriteCache, queueCount > 0 else { return }
+        var first: DriverError?
         for info in namespaces.values where info.refusal == nil {
-            let request = IORequest(
-                operation: IOOperation.flush, namespaceID: info.namespaceID, session: 0, token: 0)
-            let status = try execute(request, on: 0)
-            guard status.isSuccess else {
-                throw .command(operation: "Flush of namespace \(info.namespaceID)", status: status)
-            }
+            do throws(DriverError) {
+                try flush(info.namespaceID)
+            } catch { first = first ?? error }
+        }
+        if let first { throw first }
+    }
+
+    private func flush(_ namespaceID: UInt32) throws(DriverError) {
+        let request = IORequest(
+            operation: IOOperation.flush, namespaceID: namespaceID, session: 0, token: 0)
+        let status = try execute(request, on: 0)
+        guard status.isSuccess else {
+            throw .command(operation: "Flush of namespace \(namespaceID)", status: status)
         }
     }
 
@@ -106,7 +114,7 @@ extension NVMeController {
                     waitingFor: false, milliseconds: bound, status: status.rawValue)
             }
             do throws(VFIOError) {
-                try device.wait(interrupt: adminInterrupt, milliseconds: 1)
+                try device.wait(interrupt: -1, milliseconds: 1)
             } catch { throw .device(error) }
         }
     }
@@ -128,7 +136,7 @@ extension NVMeController {
                 return false
             }
             if !ControllerStatus(rawValue: raw).rdy { return true }
-            guard (try? device.wait(interrupt: adminInterrupt, milliseconds: 1)) != nil else {
+            guard (try? device.wait(interrupt: -1, milliseconds: 1)) != nil else {
                 return false
             }
         }

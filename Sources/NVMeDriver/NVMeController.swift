@@ -66,6 +66,14 @@ public final class NVMeController {
     ) throws(DriverError) {
         self.device = device
         self.options = options.clamped
+        let needed = options.stateLayout
+        guard state.layout.queueCount >= needed.queueCount,
+            state.layout.slotsPerQueue >= needed.slotsPerQueue
+        else {
+            throw .unusable(
+                field: "state area", value: UInt64(state.layout.slotsPerQueue),
+                rule: "it was made for fewer queues or commands than are asked for")
+        }
         self.state = state
         do throws(SystemCallError) {
             regions = try RegionTable()

@@ -33,7 +33,7 @@ struct QueueMemory {
     var completionDoorbellOffset: Int
     var shadow: ShadowDoorbells?
 
-    static func scratchByteCount(entries: UInt32) -> Int { Int(entries) * (2 + 2 + 4) }
+    static func scratchByteCount(entries: UInt32) -> Int { Int(entries) * (2 + 2 + 4 + 1) }
 }
 
 /// The four words of the Doorbell Buffer Config buffers that belong to a queue pair (Base
@@ -66,6 +66,9 @@ struct QueuePair: ~Copyable {
     private let freeSlots: UnsafeMutablePointer<UInt16>
     private let reaped: UnsafeMutablePointer<UInt16>
     private let ticks: UnsafeMutablePointer<UInt32>
+    /// For each slot: twice the Aborts that name it, and 1 when it was to be freed meanwhile.
+    private let holds: UnsafeMutablePointer<UInt8>
+    private var heldCount: UInt32 = 0
     private let mask: UInt32
     private var tail: UInt32 = 0
     private var committedTail: UInt32 = 0
@@ -137,6 +140,7 @@ struct QueuePair: ~Copyable {
         unsafe freeSlots = (memory.scratch + 4 * count).bindMemory(
             to: UInt16.self, capacity: count)
         unsafe reaped = (memory.scratch + 6 * count).bindMemory(to: UInt16.self, capacity: count)
+        unsafe holds = (memory.scratch + 8 * count).bindMemory(to: UInt8.self, capacity: count)
         for index in 0..<slotCount {
             // The lowest slot is used first: at low depth the same few cache lines serve.
             unsafe freeSlots[Int(slotCount - 1 - index)] = UInt16(index)
@@ -318,8 +322,7 @@ struct QueuePair: ~Copyable {
             unsafe CommandSlot.setState(
                 at: slot, word6: nv_load64(slot + 48), key: slotKey &+ slotIndex,
                 low: SlotState.free | sequence << 8)
-            unsafe freeSlots[Int(freeCount)] = UInt16(truncatingIfNeeded: slotIndex)
-            freeCount = freeCount &+ 1
+            if heldCount == 0 || !deferFreeing(slotIndex) { pushFree(slotIndex) }
             index = index &+ 1
         }
         reapedCount = 0
@@ -333,6 +336,42 @@ struct QueuePair: ~Copyable {
                 completionDoorbell, head, pending: Self.completionDoorbellPending)
         }
         committedHead = head
+    }
+
+    @inline(__always)
+    private mutating func pushFree(_ slotIndex: UInt32) {
+        unsafe freeSlots[Int(freeCount)] = UInt16(truncatingIfNeeded: slotIndex)
+        freeCount = freeCount &+ 1
+    }
+
+    // MARK: Command ids that an Abort names
+
+    /// Keeps the id of a command from being used again until `letGo`: an Abort that is under way
+    /// names it, and must not hit another command. May be called several times.
+    mutating func hold(_ commandID: UInt16) {
+        let index = UInt32(commandID) & Self.slotMask
+        guard index < slotCount, unsafe holds[Int(index)] < 0xFE else { return }
+        if unsafe holds[Int(index)] == 0 { heldCount &+= 1 }
+        unsafe holds[Int(index)] += 2
+    }
+
+    /// The Abort has ended.
+    mutating func letGo(_ commandID: UInt16) {
+        let index = UInt32(commandID) & Self.slotMask
+        guard index < slotCount, unsafe holds[Int(index)] >= 2 else { return }
+        unsafe holds[Int(index)] -= 2
+        guard unsafe holds[Int(index)] < 2 else { return }
+        if unsafe holds[Int(index)] == 1 { pushFree(index) }
+        unsafe holds[Int(index)] = 0
+        heldCount &-= 1
+    }
+
+    /// Whether a slot is held; it is then given back by `letGo`.
+    @inline(never)
+    private mutating func deferFreeing(_ slotIndex: UInt32) -> Bool {
+        guard unsafe holds[Int(slotIndex)] != 0 else { return false }
+        unsafe holds[Int(slotIndex)] |= 1
+        return true
     }
 
     /// Whether an answer waits: what is asked once more before sleeping.

@@ -29,8 +29,9 @@ public struct ServiceTemplate: Sendable {
     public var isPlain = false
     /// The longest silence of a ready service before it is killed; 0: unwatched.
     public var watchdogMilliseconds: UInt64 = 0
-    /// How long it may take to be ready.
-    public var startTimeoutMilliseconds: UInt64 = 60_000
+    /// How long it may take to be ready: longer than the slowest controller may (CAP.TO is 127.5 s
+    /// at most, down and up).
+    public var startTimeoutMilliseconds: UInt64 = 300_000
     /// How long it may take to end after SIGTERM, before SIGKILL.
     public var stopTimeoutMilliseconds: UInt64 = 10_000
     /// The most descriptors kept for it (FileDescriptorStoreMax=).

@@ -60,7 +60,10 @@ public protocol DeviceBacking: AnyObject {
     /// Writes a doorbell of a device whose doorbells are not mapped. Does not wait for an answer.
     func writeDoorbell(offset: Int, value: UInt32) throws(VFIOError)
 
-    /// Switches memory space and bus mastering on.
+    /// Switches memory space on, so that BAR0 can be read and written.
+    func enableMemorySpace() throws(VFIOError)
+
+    /// Switches bus mastering on, so that the device can read and write memory.
     func enableBusMaster() throws(VFIOError)
 
     /// Makes memory reachable for the device.

@@ -217,13 +217,19 @@ public final class VFIOUserDevice: DeviceBacking {
         _ = try request(VFIOUserCommand.regionWrite, body.bytes)
     }
 
-    /// Sets memory space enable, bus master enable and interrupt disable in the command register
-    /// (PCI Local Bus 3.0, 6.2.2).
-    public func enableBusMaster() throws(VFIOError) {
+    /// Sets memory space enable and interrupt disable in the command register (PCI Local Bus 3.0,
+    /// 6.2.2).
+    public func enableMemorySpace() throws(VFIOError) { try setCommand(0x2 | 0x400) }
+
+    /// Sets bus master enable in the command register.
+    public func enableBusMaster() throws(VFIOError) { try setCommand(0x4) }
+
+    private func setCommand(_ bits: UInt64) throws(VFIOError) {
         let command = try readRegion(VFIOUser.regionConfig, offset: 4, byteCount: 4)
-        let wanted = (command & 0xFFFF) | 0x2 | 0x4 | 0x400
+        // The upper half is the status register, whose bits a 1 would clear.
         try writeRegion(
-            VFIOUser.regionConfig, offset: 4, byteCount: 4, value: wanted, reply: true)
+            VFIOUser.regionConfig, offset: 4, byteCount: 4, value: (command & 0xFFFF) | bits,
+            reply: true)
     }
 
     // MARK: Memory, interrupts, reset

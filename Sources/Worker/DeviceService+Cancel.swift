@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cancel: a request that a client gives up on is aborted at the device.
 
+internal import Linux
 internal import NVMeDriver
 internal import Wire
 
@@ -14,6 +15,9 @@ struct PendingCancel {
     var waiting: Set<UInt16>
     /// Whether the controller aborted any of them.
     var aborted = false
+    /// CLOCK_MONOTONIC: an Abort that is not answered by then fails the device, as one of the
+    /// time-out ladder does.
+    let deadlineNanoseconds: UInt64
 }
 
 extension DeviceService {
@@ -25,7 +29,8 @@ extension DeviceService {
             pending.isIssued, cancels.count < WorkerLimits.abortsPerQueue
         else { return false }
         let engine = unsafe controller.engine(session.queue)
-        let commands = unsafe engine.pointee.giveUp(session: session.key, token: target)
+        let commands = unsafe engine.pointee.commandIDs(
+            session: session.key, token: target)
         var waiting: Set<UInt16> = []
         for commandID in commands.prefix(WorkerLimits.abortsPerQueue) {
             do throws(DriverError) {
@@ -41,9 +46,25 @@ extension DeviceService {
             }
         }
         guard !waiting.isEmpty else { return false }
+        unsafe engine.pointee.stopIssuing(session: session.key, token: target)
+        let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
         cancels.append(
-            PendingCancel(session: session, id: id, queue: session.queue, waiting: waiting))
+            PendingCancel(
+                session: session, id: id, queue: session.queue, waiting: waiting,
+                deadlineNanoseconds: MonotonicClock.nowNanoseconds &+ bound))
+        armTick()
         return true
+    }
+
+    /// Fails the device when it has not answered an Abort in time. Called with every tick.
+    func checkCancels() {
+        let now = MonotonicClock.nowNanoseconds
+        guard let controller, cancels.contains(where: { $0.deadlineNanoseconds <= now }) else {
+            return
+        }
+        note(
+            .commandTimedOut(
+                operation: "Abort", milliseconds: controller.options.adminTimeoutMilliseconds))
     }
 
     /// An Abort has ended: the Cancel that waited for it may be answered.

@@ -128,7 +128,7 @@ extension DeviceService {
 
     /// Looks after what is with the device as long as something is.
     func armTick() {
-        guard !tickIsArmed, requestsInFlight > 0 else { return }
+        guard !tickIsArmed, requestsInFlight > 0 || !cancels.isEmpty else { return }
         if tickTimer == nil {
             tickTimer = try? loop.timer(priority: .low) { [weak self] in self?.tick() }
         }
@@ -143,6 +143,7 @@ extension DeviceService {
             lookForLostInterrupt(queue, controller)
             climb(queue, controller)
         }
+        checkCancels()
         if requestsInFlight > 0 { checkHealth(controller) }
         armTick()
     }
@@ -258,7 +259,9 @@ extension DeviceService {
         switch event {
         case .namespacesChanged: refreshNamespaces(controller)
         case .health(let event):
-            log.warning("the controller reports about its health: \(event)")
+            log.warning(
+                "the controller reports about its health: \(event)",
+                id: LogMessage.controllerEvent)
             var health = Health()
             // Asynchronous Event Information of SMART events (Base Specification 2.0, figure 148):
             // reliability, temperature, spare; as the Critical Warning bits of the log page.
@@ -266,12 +269,14 @@ extension DeviceService {
             let index = Int(event.information)
             health.criticalWarning = bits.indices.contains(index) ? bits[index] : 0
             observer?.tell(.health(health))
-        case .other(let event): log.notice("the controller reports: \(event)")
+        case .other(let event):
+            log.notice("the controller reports: \(event)", id: LogMessage.controllerEvent)
         case .abortFinished(let queue, let commandID, let aborted):
             log.notice(
                 "Abort of command \(commandID): \(aborted ? "aborted" : "not aborted")",
                 id: LogMessage.abort, queue: UInt16(clamping: queue + 1))
             finishCancel(queue, commandID, aborted)
+        case .failed(let error): note(error)
         case .eventsEnded(let status):
             log.warning("the controller takes no more event requests: \(status); continuing")
         }

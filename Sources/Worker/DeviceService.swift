@@ -471,5 +471,6 @@ enum LogMessage {
     static let failed = MessageID("b3f9a1c2d4e54f60a7b8c9d0e1f2a333")
     static let missedInterrupt = MessageID("6e2d9b8c7a5f4e3d8c1b0a9f8e7d6c44")
     static let abort = MessageID("9a8b7c6d5e4f40312213f4e5d6c7b855")
+    static let controllerEvent = MessageID("7d3c2b1a0f9e4d8c9b7a6f5e4d3c2b77")
     static let sessionEnded = MessageID("1f2e3d4c5b6a49788796a5b4c3d2e166")
 }

@@ -48,6 +48,7 @@ final class WatchedDevice: DeviceBacking {
         try device.writeDoorbell(offset: offset, value: value)
     }
 
+    func enableMemorySpace() throws(VFIOError) { try device.enableMemorySpace() }
     func enableBusMaster() throws(VFIOError) { try device.enableBusMaster() }
 
     func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError) {

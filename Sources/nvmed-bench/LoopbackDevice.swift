@@ -79,6 +79,7 @@ final class LoopbackDevice: DeviceBacking {
         }
     }
 
+    func enableMemorySpace() throws(VFIOError) {}
     func enableBusMaster() throws(VFIOError) {}
     func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError) {
         windows.append(window)

@@ -336,6 +336,26 @@ struct EngineTests {
         #expect(rig.completionHead == 1)
     }
 
+    @Test("a command id that an Abort names is not used again before the Aborts have ended")
+    func heldCommandID() throws {
+        // Given: a full queue, one command of it named by two Aborts
+        let rig = try EngineRig(entries: 4)
+        for token in 0..<2 { #expect(rig.submit(rig.read(token: UInt64(token))) == .accepted) }
+        rig.ring()
+        let held = try requireValue(rig.takeCommands().first).commandID
+        rig.engine.queue.hold(held)
+        rig.engine.queue.hold(held)
+        // When: it is answered
+        rig.post(commandID: held)
+        #expect(rig.reap().count == 1)
+        // Then: its slot comes back with the end of the second Abort, and not before
+        #expect(rig.submit(rig.read(token: 7)) == .full)
+        rig.engine.queue.letGo(held)
+        #expect(rig.submit(rig.read(token: 7)) == .full)
+        rig.engine.queue.letGo(held)
+        #expect(rig.submit(rig.read(token: 7)) == .accepted)
+    }
+
     @Test("every single changed bit of a staged slot is seen")
     func everyBitCounts() throws {
         // Given
