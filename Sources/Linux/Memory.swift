@@ -2,6 +2,7 @@
 // Shared memory: memory files and mappings of files.
 
 internal import CLinux
+internal import Glibc
 
 /// Seals of a memory file (fcntl F_ADD_SEALS).
 public struct Seals: OptionSet, Sendable {
@@ -15,6 +16,8 @@ public struct Seals: OptionSet, Sendable {
     public static let shrink = Seals(rawValue: NV_SEAL_SHRINK)
     /// The file cannot become larger.
     public static let grow = Seals(rawValue: NV_SEAL_GROW)
+    /// No new descriptor or mapping can write.
+    public static let futureWrite = Seals(rawValue: 0x10)
     /// Nobody can write, not even through an existing mapping.
     public static let write = Seals(rawValue: NV_SEAL_WRITE)
 }
@@ -42,6 +45,12 @@ public enum MemFD {
     /// The size of a file in bytes.
     public static func byteCount(of fd: borrowing OwnedFD) throws(SystemCallError) -> Int {
         Int(try checked("fstat", nv_file_size(fd.raw)))
+    }
+
+    /// Whether the descriptor may both read and write.
+    public static func isReadWrite(_ fd: borrowing OwnedFD) -> Bool {
+        let flags = fcntl(fd.raw, F_GETFL)
+        return flags >= 0 && flags & O_ACCMODE == O_RDWR
     }
 
     /// Whether the file lives in ordinary shared memory (tmpfs), as a memory file without huge

@@ -16,6 +16,14 @@ public enum StandardStream: CInt, Sendable {
     /// Whether a person is at the other end.
     public var isTerminal: Bool { isatty(rawValue) == 1 }
 
+    /// Opens those that the process was started without, as /dev/null: otherwise the next socket
+    /// or file takes their number, and what is meant for a stream ends up there.
+    public static func openMissing() {
+        for raw: CInt in 0...2 where fcntl(raw, F_GETFD) < 0 {
+            _ = unsafe open("/dev/null", O_RDWR)
+        }
+    }
+
     /// Bytes until `byteCount` have come or the stream ends; fewer only at the end.
     public func read(byteCount: Int) throws(SystemCallError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: max(byteCount, 0))

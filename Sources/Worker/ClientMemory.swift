@@ -57,9 +57,14 @@ enum ClientMemory {
     private static func checkSize(
         _ fd: borrowing OwnedFD, _ byteCount: UInt64, _ seals: Seals
     ) throws(WireError) {
-        guard !seals.contains(.write) else {
+        guard !seals.contains(.write), !seals.contains(.futureWrite) else {
             throw WireError(
-                .invalidArgument, "the memfd is sealed with F_SEAL_WRITE and cannot be shared",
+                .invalidArgument, "the memfd is sealed against writing and cannot be shared",
+                field: "register_memory.fd")
+        }
+        guard MemFD.isReadWrite(fd) else {
+            throw WireError(
+                .invalidArgument, "the memfd was not opened for reading and writing",
                 field: "register_memory.fd")
         }
         guard let size = try? MemFD.byteCount(of: fd), UInt64(clamping: size) >= byteCount else {

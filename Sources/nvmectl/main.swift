@@ -26,5 +26,6 @@ func run(_ arguments: [String]) -> Int32 {
     }
 }
 
+StandardStream.openMissing()
 Signals.ignoreBrokenPipes()
 exit(run(Array(CommandLine.arguments.dropFirst())))

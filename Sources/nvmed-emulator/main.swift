@@ -25,6 +25,7 @@ func serve(_ arguments: Arguments) throws {
     }
 }
 
+StandardStream.openMissing()
 do {
     switch try Arguments.parse(Array(CommandLine.arguments.dropFirst())) {
     case .help: Program.show(Arguments.help)

@@ -22,6 +22,7 @@ func isName(_ text: String) -> Bool {
         && text.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7f && $0 != UInt8(ascii: "/") }
 }
 
+StandardStream.openMissing()
 let arguments = Array(CommandLine.arguments.dropFirst())
 switch arguments {
 case ["--help"], ["-h"]:

@@ -17,6 +17,7 @@ func check(_ directories: [String]) -> Int32 {
     return 0
 }
 
+StandardStream.openMissing()
 do {
     switch try Command.parse(Array(CommandLine.arguments.dropFirst())) {
     case .help: Program.show(Command.usage)
