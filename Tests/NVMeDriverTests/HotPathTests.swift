@@ -12,11 +12,12 @@ struct HotPathTests {
         "10NVMeDriver6EngineV6submit5batch", "10NVMeDriver6EngineV4ring",
         "10NVMeDriver6EngineV4reap", "10NVMeDriver6EngineV6retire",
     ]
-    /// What they may call: requests of several commands, without data, or bounced.
+    /// What they may call: requests of several commands, without data, or bounced, and command ids
+    /// that an Abort names.
     static let cold = [
         "10NVMeDriver6EngineV11submitOther", "10NVMeDriver6EngineV10childEnded",
         "10NVMeDriver6EngineV4pump", "10NVMeDriver14RequestRecordsV",
-        "10NVMeDriver19PhysicalRegionPagesV5write",
+        "10NVMeDriver19PhysicalRegionPagesV5write", "10NVMeDriver9QueuePairV13deferFreeing",
     ]
 
     @Test("what is hot calls nothing but the less common kinds of requests")
