@@ -46,6 +46,7 @@ extension DeviceService {
             }
         }
         guard !waiting.isEmpty else { return false }
+        session.pending[target]?.isCancelled = true
         unsafe engine.pointee.stopIssuing(session: session.key, token: target)
         let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
         cancels.append(

@@ -91,9 +91,12 @@ extension DeviceService {
             if let failure {
                 client.send(error: failure, to: id)
             } else if pending.status != 0 {
-                client.send(
-                    error: CommandStatus.error(
-                        pending.status, device: name, disk: session.opening.disk), to: id)
+                var error = CommandStatus.error(
+                    pending.status, device: name, disk: session.opening.disk)
+                // Aborted by this worker's own ladder: the client cancelled nothing, and its effect
+                // may have happened.
+                if error.code == .cancelled, !pending.isCancelled { error.code = .outcomeUnknown }
+                client.send(error: error, to: id)
             } else if pending.operation == IOOperation.read {
                 unsafe client.send(
                     reply: .read, to: id, payload: payload ?? .init(start: nil, count: 0))

@@ -39,6 +39,8 @@ struct PendingRequest {
     var parts: UInt32 = 0
     /// All parts were given to the engine.
     var isIssued = true
+    /// The client gave up on it.
+    var isCancelled = false
     /// The first status that was not success.
     var status: UInt16 = 0
 }
