@@ -74,6 +74,9 @@ void *nv_map_anonymous(size_t length, int *error) {
 }
 int nv_unmap(void *address, size_t length) { return RETRY(munmap(address, length)); }
 int nv_dont_dump(void *address, size_t length) { return RETRY(madvise(address, length, MADV_DONTDUMP)); }
+int nv_advise_random(void *address, size_t length) {
+    return RETRY(madvise(address, length, MADV_RANDOM));
+}
 int nv_msync(void *address, size_t length) { return RETRY(msync(address, length, MS_SYNC)); }
 
 int nv_open(const char *path, int flags, unsigned mode) { return RETRY(open(path, flags | O_CLOEXEC, mode)); }

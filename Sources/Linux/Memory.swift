@@ -98,6 +98,11 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
 
     deinit { _ = unsafe nv_unmap(base, byteCount) }
 
+    /// Says that the bytes are used in random order, so that a fault reads no neighbours.
+    public borrowing func adviseRandomAccess() {
+        _ = unsafe nv_advise_random(base, byteCount)
+    }
+
     /// Leaves the bytes out of core dumps.
     public borrowing func excludeFromCoreDumps() {
         _ = unsafe nv_dont_dump(base, byteCount)

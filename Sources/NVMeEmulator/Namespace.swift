@@ -62,6 +62,7 @@ final class Namespace {
             let mapping = try Mapping(fd, byteCount: size)
             byteCount = mapping.byteCount
             mapping.excludeFromCoreDumps()
+            mapping.adviseRandomAccess()
             unsafe base = mapping.leak()
         } catch {
             throw .system(error)
@@ -96,6 +97,7 @@ final class Namespace {
             _ = unsafe nv_unmap(base, self.byteCount)
             self.byteCount = mapping.byteCount
             mapping.excludeFromCoreDumps()
+            mapping.adviseRandomAccess()
             unsafe base = mapping.leak()
         } catch {
             throw .system(error)

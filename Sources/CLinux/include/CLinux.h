@@ -28,6 +28,8 @@ void *_Nullable nv_map_shared(int fd, int64_t offset, size_t length, int writabl
 void *_Nullable nv_map_anonymous(size_t length, int *_Nonnull error);
 int nv_unmap(void *_Nonnull address, size_t length);
 int nv_dont_dump(void *_Nonnull address, size_t length);
+// Random access: a fault reads its own page, not its neighbours.
+int nv_advise_random(void *_Nonnull address, size_t length);
 int nv_msync(void *_Nonnull address, size_t length);
 
 // --- descriptors --------------------------------------------------------------------------------------------
