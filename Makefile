@@ -6,6 +6,8 @@
 #   make bench          benchmarks, one JSON object a line; ARGS= goes to nvmed-bench
 #   make soak           random load and faults for SECONDS= (default 60), replayed by SEED=
 #   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
+#   make install        installs what was built: DESTDIR=, PREFIX= (default /usr/local)
+#   make deb            a Debian package of it: .build/nvmed.deb
 #   make fmt            formats the Swift code
 #   make protos         regenerates Sources/CWire from Proto
 #   make install-deps   installs the Debian packages that are missing, and nothing else
@@ -13,11 +15,13 @@
 
 SECONDS ?= 60
 SEED ?=
+DESTDIR ?=
+PREFIX ?= /usr/local
 
 export SWIFT_BACKTRACE = enable=no
 export NVMED_BIN_DIR ?= $(CURDIR)/.build/release
 
-.PHONY: run test bench soak fuzz fmt protos install-deps build clean help
+.PHONY: run test bench soak fuzz install deb fmt protos install-deps build clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +52,13 @@ fuzz:
 build:
 	@.ci/bootstrap run
 	@.ci/build
+
+# Root installs what somebody else built: nothing is built here, so that no file of root's is left.
+install:
+	@.ci/install "$(DESTDIR)" "$(PREFIX)"
+
+deb: build
+	@.ci/deb
 
 fmt:
 	swift format --in-place --recursive Sources Tests Package.swift
