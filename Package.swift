@@ -68,6 +68,7 @@ let package = Package(
         // The device side.
         module("VFIO", ["Linux", "CLinux", "CMemory"]),
         module("DMA", ["Linux", "VFIO"]),
+        module("PCI", ["Linux"]),
         module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CLinux"]),
         module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
 
@@ -91,7 +92,7 @@ let package = Package(
         program(
             "nvmectl",
             [
-                "NVMeClient", "Wire", "Linux", "CVersion",
+                "NVMeClient", "Wire", "DiskConfig", "PCI", "Linux", "CVersion",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
         program(
@@ -133,6 +134,7 @@ let package = Package(
         .target(
             name: "TestSupport", dependencies: ["Linux"], path: "Tests/Support/TestSupport",
             swiftSettings: strictSwift),
+        tests("PCITests", ["PCI", "Linux", "TestSupport"]),
         tests("DMATests", ["DMA", "Linux", "TestSupport"]),
         tests(
             "NVMeDriverTests",

@@ -31,6 +31,9 @@ public struct ConfiguredDevice: Sendable, Hashable {
     public var ioTimeoutMilliseconds: UInt32?
     /// `AdminTimeoutSec=`.
     public var adminTimeoutMilliseconds: UInt32?
+    /// `nvme_vfio=`: whether nvmed drives the device; if not, it is left to the kernel. What the
+    /// file does not say, `[Supervisor]` does; on by default.
+    public var usesVFIO = true
 
     /// A device with the worker's defaults.
     public init(name: String, location: ConfigLocation, transport: DeviceTransport) {
@@ -125,6 +128,8 @@ public struct SupervisorSettings: Sendable, Hashable {
     public var adminUsers: [UInt32] = []
     /// `AdminGroup=`: members of which groups may administer.
     public var adminGroups: [UInt32] = []
+    /// `nvme_vfio=`: for PCI devices whose file does not say it.
+    public var usesVFIO: Bool?
     /// The defaults.
     public init() {}
 }
@@ -182,6 +187,11 @@ public struct Configuration: Sendable, Hashable {
 
     /// Whether an entry was left out.
     public var hasErrors: Bool { problems.contains { $0.severity == .error } }
+
+    /// The device at a PCI address with domain, in lower case.
+    public func device(atPCIAddress address: String) -> ConfiguredDevice? {
+        devices.first { $0.transport == .pci(address: address) }
+    }
 
     /// Reads files that were loaded.
     public static func parse(_ files: [ConfigSourceFile], lookup: NameLookup) -> Configuration {

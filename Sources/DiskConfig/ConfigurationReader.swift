@@ -80,6 +80,10 @@ struct KeyReader {
         return nil
     }
 
+    mutating func boolean(_ key: String) -> Bool? {
+        value(key, "on or off", ConfigValue.boolean)
+    }
+
     mutating func number(_ key: String, _ range: ClosedRange<UInt64>) -> UInt32? {
         value(key, "a number from \(range.lowerBound) to \(range.upperBound)") {
             ConfigValue.number($0).flatMap { range.contains($0) ? UInt32(exactly: $0) : nil }
@@ -132,6 +136,8 @@ struct ConfigurationReader {
     private var configuration = Configuration()
     private let lookup: NameLookup
     private var deviceFiles: Set<String> = []
+    /// Devices for which `[Supervisor]` says whether VFIO is used.
+    private var undecided: Set<String> = []
 
     init(lookup: NameLookup) { self.lookup = lookup }
 
@@ -157,7 +163,10 @@ struct ConfigurationReader {
 
     private mutating func readSupervisor(_ unit: ConfigUnit) {
         var keys = KeyReader(
-            unit, known: ["Socket", "SocketMode", "MaxSessions", "AdminUser", "AdminGroup"])
+            unit,
+            known: [
+                "Socket", "SocketMode", "MaxSessions", "AdminUser", "AdminGroup", "nvme_vfio",
+            ])
         var settings = SupervisorSettings()
         settings.socketPath = Self.socketPath(&keys)
         settings.socketMode = keys.value("SocketMode", "an octal mode like 0660") {
@@ -166,6 +175,7 @@ struct ConfigurationReader {
         settings.maxSessions = keys.number("MaxSessions", 1...65_536)
         settings.adminUsers = keys.ids("AdminUser", "user", lookup.user)
         settings.adminGroups = keys.ids("AdminGroup", "group", lookup.group)
+        settings.usesVFIO = keys.boolean("nvme_vfio")
         if settle(unit, keys) { configuration.supervisor = settings }
     }
 
@@ -184,7 +194,7 @@ struct ConfigurationReader {
             unit,
             known: [
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
-                "IOTimeoutSec", "AdminTimeoutSec",
+                "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -195,6 +205,15 @@ struct ConfigurationReader {
         device.poolByteCount = keys.byteCount("Pool", (1 << 20)...(1 << 40))
         device.ioTimeoutMilliseconds = keys.milliseconds("IOTimeoutSec")
         device.adminTimeoutMilliseconds = keys.milliseconds("AdminTimeoutSec")
+        if let usesVFIO = keys.boolean("nvme_vfio") {
+            if case .pci = device.transport {
+            } else if transport != nil {
+                keys.fail("nvme_vfio", "it goes with Transport=pci only; remove it")
+            }
+            device.usesVFIO = usesVFIO
+        } else {
+            undecided.insert(unit.name)
+        }
         if let other = configuration.devices.first(where: { $0.transport == device.transport }),
             device.transport != .null
         {
@@ -308,6 +327,14 @@ struct ConfigurationReader {
 
     mutating func finish() -> Configuration {
         warnAboutSharedNamespaces()
+        if configuration.supervisor.usesVFIO == false {
+            for index in configuration.devices.indices
+            where undecided.contains(configuration.devices[index].name) {
+                if case .pci = configuration.devices[index].transport {
+                    configuration.devices[index].usesVFIO = false
+                }
+            }
+        }
         if problems.count > ConfigLimits.problemCount {
             problems.removeLast(problems.count - ConfigLimits.problemCount)
         }

@@ -36,4 +36,36 @@ public enum Files {
         }
         return bytes
     }
+
+    /// What a symbolic link says; nil when the path is none or cannot be read.
+    public static func target(ofLink link: String) -> String? {
+        var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let count = unsafe readlink(link, &buffer, buffer.count)
+        guard count > 0, count < buffer.count else { return nil }
+        return String(decoding: buffer[0..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// Whether there is something of this name; links are followed.
+    public static func exists(_ path: String) -> Bool { unsafe access(path, F_OK) == 0 }
+
+    /// The number of a device node: `b259:0` of a block device, `c10:196` of another; nil when the
+    /// path is no node. Links are followed.
+    public static func deviceNumber(_ path: String) -> String? {
+        var status = stat()
+        guard unsafe stat(path, &status) == 0 else { return nil }
+        let kind = status.st_mode & S_IFMT
+        guard kind == S_IFBLK || kind == S_IFCHR else { return nil }
+        // How the C library packs the two numbers (makedev(3)).
+        let number = UInt64(status.st_rdev)
+        let major = number >> 8 & 0xFFF | number >> 32 & ~0xFFF
+        let minor = number & 0xFF | number >> 12 & ~0xFF
+        return "\(kind == S_IFBLK ? "b" : "c")\(UInt32(truncatingIfNeeded: major)):"
+            + "\(UInt32(truncatingIfNeeded: minor))"
+    }
+
+    /// Opens a block device so that nobody else can mount it, swap to it or build on it meanwhile.
+    /// EBUSY: somebody does already.
+    public static func claim(blockDevice path: String) throws(SystemCallError) -> OwnedFD {
+        try OwnedFD.open(path, flags: O_RDONLY | O_EXCL | O_NONBLOCK)
+    }
 }

@@ -24,21 +24,14 @@ public enum Process {
     }
 
     /// The path of the program that runs; nil when /proc does not tell.
-    public static var executablePath: String? { target(ofLink: "/proc/self/exe") }
+    public static var executablePath: String? { Files.target(ofLink: "/proc/self/exe") }
 
     /// A path that goes on meaning the same in a process with another working directory.
     public static func absolute(_ path: String) -> String {
-        guard !path.hasPrefix("/"), let directory = target(ofLink: "/proc/self/cwd") else {
+        guard !path.hasPrefix("/"), let directory = Files.target(ofLink: "/proc/self/cwd") else {
             return path
         }
         return "\(directory)/\(path)"
-    }
-
-    private static func target(ofLink link: String) -> String? {
-        var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
-        let count = unsafe readlink(link, &buffer, buffer.count)
-        guard count > 0, count < buffer.count else { return nil }
-        return String(decoding: buffer[0..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
     /// The path of a program in the same directory as another.

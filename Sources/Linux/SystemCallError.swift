@@ -58,6 +58,8 @@ public enum Errno {
     public static let addressInUse = EADDRINUSE
     /// A protocol error: the peer broke the rules.
     public static let `protocol` = EPROTO
+    /// Somebody else uses it.
+    public static let busy = EBUSY
     /// It took too long.
     public static let timedOut = ETIMEDOUT
     /// The device is gone.

@@ -7,14 +7,21 @@ import Wire
 
 struct DeviceCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "device", abstract: "Shows devices, and brings failed ones up again.",
-        subcommands: [List.self, Show.self, Retry.self])
+        commandName: "device",
+        abstract: "Shows devices, binds them, and brings failed ones up again.",
+        subcommands: [
+            List.self, Show.self, Retry.self, Bind.self, Unbind.self, Rebind.self,
+        ])
 
     struct List: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Lists the devices.")
+        @Flag(help: "List the NVMe controllers of this machine and their drivers instead.")
+        var pci = false
+        @OptionGroup var machine: MachineOptions
         @OptionGroup var global: GlobalOptions
 
         func run() throws {
+            if pci { return try PCIListing(machine, global).run() }
             try global.perform(.service) {
                 let devices = try global.connect().listDevices(deadlineNanoseconds: global.deadline)
                 global.show([("devices", .array(devices.map(DeviceCommand.json)))]) {

@@ -45,7 +45,7 @@ extension Rules {
         "CMemory": 0, "CLinux": 0, "CSystemd": 0, "CProtobufC": 0, "CVersion": 0,
         "CSystemdShim": 1, "CWire": 1,
         "NVMeSpec": 1, "DiskConfig": 1, "Linux": 1,
-        "VFIO": 2, "Systemd": 2, "Wire": 2,
+        "VFIO": 2, "PCI": 2, "Systemd": 2, "Wire": 2,
         "DMA": 3, "ServiceManager": 3, "NVMeEmulator": 3, "NVMeClient": 3,
         "NVMeDriver": 4,
         "Worker": 5, "Supervisor": 5,

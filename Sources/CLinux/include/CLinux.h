@@ -139,3 +139,12 @@ int nv_poll_many(struct nv_poll_entry *_Nonnull entries, int count, int64_t time
 int nv_termination_fd(void);
 // Sends one datagram to $NOTIFY_SOCKET; 0 also when there is none.
 int nv_notify_plain(const char *_Nonnull message);
+
+// --- files that may block in the kernel for ever (Bounded.c) ----------------------------------------------------
+#define NV_BOUNDED_READ_MAX 4096
+// Writes to `count` files in turn, in a process of its own that nobody waits for longer than timeout_ms. `steps` is
+// "path NUL value NUL" for each. 0, or -errno with *step the one that failed; -ETIMEDOUT: the process *pid goes on.
+int nv_write_bounded(const char *_Nonnull steps, int count, int timeout_ms, int *_Nonnull step, int32_t *_Nonnull pid);
+// Reads at most NV_BOUNDED_READ_MAX bytes in the same way: how many, or -errno.
+ssize_t nv_read_bounded(const char *_Nonnull path, void *_Nonnull buffer, size_t length, int timeout_ms,
+                        int32_t *_Nonnull pid);

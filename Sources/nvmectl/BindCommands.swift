@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// nvmectl device bind, unbind, rebind, list --pci: which driver has a PCI device.
+
+import ArgumentParser
+import DiskConfig
+import Linux
+import NVMeClient
+import PCI
+
+extension DeviceCommand {
+    struct Bind: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Takes a PCI device from the kernel's driver for nvmed.",
+            discussion: """
+                Refused while anybody uses the device: a mount, swap, LVM, RAID, a loop device, a \
+                process. Nothing is changed then.
+                """)
+        @Argument(help: "The PCI address, or the configured name.") var device: String
+        @Flag(help: "Bind what is no NVMe controller, too.") var force = false
+        @Flag(help: "Bind without an IOMMU; the device can then write to all of memory.")
+        var noIOMMU = false
+        @Flag(help: "Check everything and change nothing.") var dryRun = false
+        @Flag(
+            help: "Bind only what a .device file names and leaves to nvmed; else succeed silently.")
+        var ifConfigured = false
+        @OptionGroup var machine: MachineOptions
+        @OptionGroup var global: GlobalOptions
+
+        func run() throws {
+            let target = try PCITarget(device, machine.configuration, global.output)
+            if ifConfigured, target.device?.usesVFIO != true { return }
+            if target.device?.usesVFIO == false, !force {
+                throw Failure(
+                    .usage, .device(target.address.description),
+                    "nvme_vfio=off in \(target.device?.location.description ?? "") leaves it to "
+                        + "the kernel", global.output, code: "invalid-argument",
+                    hint: "Change that, or use --force.")
+            }
+            try machine.demandRoot(target, global.output)
+            var options = PCIBinder.Options()
+            options.force = force
+            options.noIOMMU = noIOMMU
+            options.dryRun = dryRun
+            try machine.perform(target, global.output) { () throws(PCIError) in
+                let outcome = try PCIBinder(machine.host).bind(target.address, options)
+                if ifConfigured, !outcome.changed { return }
+                machine.show(outcome, target, global, dryRun)
+            }
+        }
+    }
+
+    struct Unbind: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Gives a PCI device back to the kernel's driver.",
+            discussion: "Its sessions end, and its worker shuts the controller down first.")
+        @Argument(help: "The PCI address, or the configured name.") var device: String
+        @Flag(help: "Have the kernel wait for whoever still has the device open.") var force = false
+        @Flag(help: "Only say who has it open.") var dryRun = false
+        @OptionGroup var machine: MachineOptions
+        @OptionGroup var global: GlobalOptions
+
+        func run() throws {
+            let target = try PCITarget(device, machine.configuration, global.output)
+            try machine.demandRoot(target, global.output)
+            var options = PCIBinder.Options()
+            options.force = force
+            options.dryRun = dryRun
+            try machine.perform(target, global.output) { () throws(PCIError) in
+                let outcome = try PCIBinder(machine.host).unbind(target.address, options)
+                machine.show(outcome, target, global, dryRun)
+            }
+        }
+    }
+
+    struct Rebind: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Gives a PCI device back to the kernel and takes it again.",
+            discussion: "The kernel's driver resets the controller meanwhile.")
+        @Argument(help: "The PCI address, or the configured name.") var device: String
+        @Flag(help: "As of bind and unbind.") var force = false
+        @Flag(help: "Bind without an IOMMU; the device can then write to all of memory.")
+        var noIOMMU = false
+        @OptionGroup var machine: MachineOptions
+        @OptionGroup var global: GlobalOptions
+
+        func run() throws {
+            let target = try PCITarget(device, machine.configuration, global.output)
+            try machine.demandRoot(target, global.output)
+            var options = PCIBinder.Options()
+            options.force = force
+            options.noIOMMU = noIOMMU
+            try machine.perform(target, global.output) { () throws(PCIError) in
+                let binder = PCIBinder(machine.host)
+                _ = try binder.unbind(target.address, options)
+                machine.show(try binder.bind(target.address, options), target, global, false)
+            }
+        }
+    }
+}
+
+extension MachineOptions {
+    /// Changing drivers is root's, except in a tree of a test.
+    func demandRoot(_ target: PCITarget, _ output: OutputFormat) throws(Failure) {
+        guard root == nil, Process.uid != 0 else { return }
+        throw Failure(
+            .permission, .device(target.address.description), "only root may change drivers",
+            output, code: "permission-denied", hint: "Use root, for example with sudo.")
+    }
+
+    func perform(
+        _ target: PCITarget, _ output: OutputFormat, _ work: () throws(PCIError) -> Void
+    ) throws(Failure) {
+        do {
+            try work()
+        } catch {
+            throw Failure(error, target.address, output)
+        }
+    }
+
+    func show(
+        _ outcome: PCIBinder.Outcome, _ target: PCITarget, _ global: GlobalOptions, _ dryRun: Bool
+    ) {
+        let name = target.device.map { "\(target.address) (\($0.name))" } ?? "\(target.address)"
+        global.show([
+            (
+                "device",
+                .object([
+                    ("address", .string(target.address.description)),
+                    ("name", .text(target.device?.name ?? "")),
+                    ("former_driver", .text(outcome.formerDriver ?? "")),
+                    ("driver", .text(outcome.driver ?? "")), ("changed", .bool(outcome.changed)),
+                    ("dry_run", .bool(dryRun)),
+                    ("notes", .array(outcome.notes.map { .string($0) })),
+                ])
+            )
+        ]) {
+            let driver = outcome.driver.map { "bound to \($0)" } ?? "without a driver"
+            let former = outcome.formerDriver ?? "no driver"
+            var line = "\(name) is \(driver)"
+            if outcome.changed { line += dryRun ? ", which would change" : " (was \(former))" }
+            return ([line] + outcome.notes).map(Text.printable).joined(separator: "\n")
+        }
+    }
+}
+
+/// The NVMe controllers of the machine.
+struct PCIListing {
+    private struct Row {
+        var function: PCIFunction
+        var controller: KernelController?
+        var device: ConfiguredDevice?
+        var users: [String]
+    }
+
+    private let machine: MachineOptions
+    private let global: GlobalOptions
+
+    init(_ machine: MachineOptions, _ global: GlobalOptions) {
+        self.machine = machine
+        self.global = global
+    }
+
+    func run() throws {
+        let host = machine.host
+        let configuration = machine.configuration
+        let rows: [Row]
+        do throws(PCIError) {
+            rows = try host.nvmeFunctions().map { function throws(PCIError) in
+                var users = try host.users(function.address).map(\.description)
+                users += try host.vfioHolders(function).map { "\($0) has it open" }
+                return Row(
+                    function: function, controller: host.controller(function.address),
+                    device: configuration.device(atPCIAddress: function.address.description),
+                    users: users)
+            }
+        } catch {
+            throw Failure(.failure, .service, error.description, global.output)
+        }
+        global.show([("controllers", .array(rows.map(json)))]) {
+            Text.table(
+                ["ADDRESS", "DRIVER", "GROUP", "DEVICE", "KERNEL", "MODEL", "SERIAL", "IN USE"],
+                rows.map {
+                    [
+                        $0.function.address.description, $0.function.driver ?? "-",
+                        $0.function.iommuGroup ?? "-", $0.device?.name ?? "-",
+                        $0.controller?.name ?? "-", $0.controller?.model ?? "-",
+                        $0.controller?.serial ?? "-", $0.users.joined(separator: "; "),
+                    ]
+                })
+        }
+    }
+
+    private func json(_ row: Row) -> JSON {
+        .object([
+            ("address", .string(row.function.address.description)),
+            ("vendor", .number(UInt64(row.function.vendor))),
+            ("device_id", .number(UInt64(row.function.device))),
+            ("driver", .text(row.function.driver ?? "")),
+            ("iommu_group", .text(row.function.iommuGroup ?? "")),
+            ("name", .text(row.device?.name ?? "")),
+            ("nvme_vfio", row.device.map { .bool($0.usesVFIO) } ?? .null),
+            ("kernel_name", .text(row.controller?.name ?? "")),
+            ("model", .text(row.controller?.model ?? "")),
+            ("serial", .text(row.controller?.serial ?? "")),
+            ("users", .array(row.users.map { .string($0) })),
+        ])
+    }
+}
