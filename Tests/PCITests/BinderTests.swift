@@ -76,7 +76,7 @@ struct BinderTests {
 
     @Test("an address that does not exist is named")
     func absent() {
-        let other = PCIAddress("0000:02:00.0")!
+        let other = PCIAddress(unchecked: "0000:02:00.0")
         #expect(throws: PCIError.absent(other)) { try binder.bind(other) }
     }
 
