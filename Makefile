@@ -3,6 +3,7 @@
 #
 #   make run            installs what is missing, builds, and shows a disk served end to end
 #   make test           format lint, build, house rules, unit and process tests
+#   make guest          the same on a whole machine: systemd, VFIO and a controller by QEMU; FILTER=, KEEP=1
 #   make bench          benchmarks, one JSON object a line; ARGS= goes to nvmed-bench
 #   make soak           random load and faults for SECONDS= (default 60), replayed by SEED=
 #   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
@@ -21,7 +22,7 @@ PREFIX ?= /usr/local
 export SWIFT_BACKTRACE = enable=no
 export NVMED_BIN_DIR ?= $(CURDIR)/.build/release
 
-.PHONY: run test bench soak fuzz install deb fmt protos install-deps build clean help
+.PHONY: run test guest bench soak fuzz install deb fmt protos install-deps build clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,9 @@ run:
 
 test:
 	@.ci/test
+
+guest:
+	@.ci/guest
 
 bench:
 	@.ci/bootstrap test
