@@ -55,6 +55,28 @@ int nv_is_shmem(int fd) {
     return s.f_type == TMPFS_MAGIC;
 }
 
+static void *close_one(void *argument) {
+    close((int)(intptr_t)argument);
+    return NULL;
+}
+
+int nv_close_in_background(int fd) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes)) return -ENOMEM;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    // Signals are the main thread's.
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int error = pthread_create(&thread, &attributes, close_one, (void *)(intptr_t)fd);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    return -error;
+}
+
+ssize_t nv_read_link(const char *path, char *buffer, size_t length) { return RETRY(readlink(path, buffer, length)); }
+
 int nv_punch_hole(int fd, int64_t offset, int64_t length) {
     return RETRY(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length));
 }

@@ -1357,7 +1357,7 @@ const ProtobufCMessageDescriptor nvmed__v1__controller_info__descriptor =
   (ProtobufCMessageInit) nvmed__v1__controller_info__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors[4] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors[5] =
 {
   {
     "controller",
@@ -1407,17 +1407,30 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "descriptor_count",
+    5,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__DeviceReady, has_descriptor_count),
+    offsetof(Nvmed__V1__DeviceReady, descriptor_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_ready__field_indices_by_name[] = {
   2,   /* field[2] = bring_up_ns */
   0,   /* field[0] = controller */
+  4,   /* field[4] = descriptor_count */
   3,   /* field[3] = generation */
   1,   /* field[1] = namespaces */
 };
 static const ProtobufCIntRange nvmed__v1__device_ready__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 4 }
+  { 0, 5 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor =
 {
@@ -1427,7 +1440,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor =
   "Nvmed__V1__DeviceReady",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceReady),
-  4,
+  5,
   nvmed__v1__device_ready__field_descriptors,
   nvmed__v1__device_ready__field_indices_by_name,
   1,  nvmed__v1__device_ready__number_ranges,

@@ -12,6 +12,7 @@ public struct IOVASpace: Sendable {
     private let first: UInt64
     private let end: UInt64
     private var used: [Range<UInt64>] = []
+    private var holeByteCount: UInt64 = 0
 
     /// An empty space between two page-aligned addresses.
     public init(first: UInt64 = 1 << 32, end: UInt64 = 1 << 47) {
@@ -19,8 +20,42 @@ public struct IOVASpace: Sendable {
         self.end = end
     }
 
+    /// An empty space made of the ranges that a device can reach, which rise and are apart.
+    ///
+    /// What lies below 4 GiB, where firmware and interrupts have their windows, is used only when
+    /// there is little above.
+    public init(ranges: [ClosedRange<UInt64>]) {
+        let above = Self.clipped(ranges, from: 1 << 32)
+        let roomAbove = above.reduce(0) { $0 &+ ($1.upperBound &- $1.lowerBound) }
+        // Never address 0: too many bugs write there.
+        let usable = roomAbove >= Self.enoughAbove ? above : Self.clipped(ranges, from: 1 << 20)
+        self.init(first: usable.first?.lowerBound ?? 0, end: usable.last?.upperBound ?? 0)
+        for (lower, upper) in zip(usable, usable.dropFirst()) {
+            used.append(lower.upperBound..<upper.lowerBound)
+            holeByteCount &+= upper.lowerBound &- lower.upperBound
+        }
+    }
+
+    /// Above 4 GiB this much is enough to leave everything below alone: what one worker maps.
+    private static let enoughAbove: UInt64 = 64 << 30
+    /// No device address needs more bits than a processor's.
+    private static let highest: UInt64 = 1 << 47
+
+    /// The whole pages of the ranges from an address on.
+    private static func clipped(
+        _ ranges: [ClosedRange<UInt64>], from: UInt64
+    ) -> [Range<UInt64>] {
+        ranges.compactMap { range in
+            let lower = roundUp(max(range.lowerBound, from), pageByteCount)
+            let upper = (min(range.upperBound, highest - 1) + 1) & ~(pageByteCount - 1)
+            return lower >= from && lower < upper ? lower..<upper : nil
+        }
+    }
+
     /// The bytes in use.
-    public var usedByteCount: UInt64 { used.reduce(0) { $0 + UInt64($1.count) } }
+    public var usedByteCount: UInt64 {
+        used.reduce(0) { $0 + ($1.upperBound - $1.lowerBound) } - holeByteCount
+    }
 
     /// Takes the first gap of `byteCount` bytes at a multiple of `alignment` (a power of two); nil
     /// when none fits.

@@ -22,7 +22,12 @@ extension NVMeController {
     /// Blocks, but no longer than the controller's own bounds and the admin timeout for each
     /// command. On an error nothing is left running: the controller was asked to stop, as far as it
     /// still listens.
-    public func start() throws(DriverError) {
+    ///
+    /// `keep` is called when the pool and the interrupts exist, before the controller may use them:
+    /// whoever keeps them for a successor must have them by then.
+    public func start(
+        keep: (NVMeController) -> Void = { _ in }
+    ) throws(DriverError) {
         let begin = MonotonicClock.nowNanoseconds
         do throws(DriverError) {
             state.beginEpoch()
@@ -30,6 +35,7 @@ extension NVMeController {
             let queues = min(options.queueCount, 64)
             try makePool(queues)
             try makeAdminQueue()
+            keep(self)
             try enable()
             try identifyController()
             try configureFeatures()
@@ -80,6 +86,7 @@ extension NVMeController {
         // After the reset: a controller that somebody left running must not go on with old
         // addresses.
         do throws(VFIOError) {
+            try device.forgetMappings()
             try device.enableBusMaster()
         } catch { throw .device(error) }
     }

@@ -46,7 +46,7 @@ public final class NVMeController {
     /// Namespaces beyond this are left out: each costs three admin commands at start.
     public static let maxNamespaces = 1024
 
-    var space = IOVASpace()
+    var space: IOVASpace
     var plan: ControllerMemoryPlan?
     var pool: DMAPool?
     var admin: AdminQueue?
@@ -65,6 +65,7 @@ public final class NVMeController {
         device: any DeviceBacking, options: ControllerOptions, state: consuming StateArea
     ) throws(DriverError) {
         self.device = device
+        space = IOVASpace(ranges: device.addressRanges)
         self.options = options.clamped
         let needed = options.stateLayout
         guard state.layout.queueCount >= needed.queueCount,
@@ -110,6 +111,9 @@ public final class NVMeController {
 
     /// The eventfd that the device signals for completions of the admin queue.
     public var adminInterrupt: CInt { interrupts.first ?? -1 }
+
+    /// The eventfds of vectors 0…, for the fd store; empty before bring-up.
+    public var interruptDescriptors: [CInt] { interrupts }
 
     /// The descriptor of the DMA pool's memory file, for the fd store; nil before bring-up.
     public var poolFD: CInt? {

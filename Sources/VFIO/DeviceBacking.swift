@@ -78,14 +78,52 @@ public protocol DeviceBacking: AnyObject {
     /// Resets the function.
     func resetDevice() throws(VFIOError)
 
-    /// A descriptor to watch while the device is in use, on which the other side speaks first (a
-    /// vfio-user server that asks for DMA by message, or dies); nil when there is none.
-    var eventDescriptor: CInt? { get }
+    /// Descriptors to watch while the device is in use, on which the other side speaks first: a
+    /// vfio-user server that asks for DMA by message, or dies; the kernel, which wants the device
+    /// back.
+    var eventDescriptors: [EventDescriptor] { get }
 
-    /// Handles what waits on `eventDescriptor`, without blocking. Throws `gone` when the device is.
-    func handleEvents() throws(VFIOError)
+    /// Handles what waits on `eventDescriptors`, without blocking, and tells what the owner has to
+    /// act on. Throws `gone` when the device is.
+    func handleEvents() throws(VFIOError) -> [DeviceNotice]
+
+    /// The addresses that the device can reach, rising and apart: where memory may be mapped.
+    var addressRanges: [ClosedRange<UInt64>] { get }
+
+    /// Takes away all memory that a predecessor of this process left with the device, which must
+    /// have been stopped.
+    func forgetMappings() throws(VFIOError)
 
     /// Waits until one of the device's interrupts was raised on `interrupt`, the backing itself had
     /// something to do, or the time is up. Returns at the latest after `milliseconds`.
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError)
+}
+
+extension DeviceBacking {
+    /// All that the device's own address width allows.
+    public var addressRanges: [ClosedRange<UInt64>] { [0...((1 << 47) - 1)] }
+
+    /// Nothing was left.
+    public func forgetMappings() throws(VFIOError) {}
+}
+
+/// A descriptor that becomes readable when the other side has something to say.
+public struct EventDescriptor: Sendable, Equatable {
+    /// The descriptor's number; it stays the backing's.
+    public let raw: CInt
+    /// It is an eventfd that is never read, so that all its watchers hear of every signal: to be
+    /// watched for edges.
+    public let isNeverRead: Bool
+
+    /// Describes a descriptor.
+    public init(raw: CInt, isNeverRead: Bool = false) {
+        self.raw = raw
+        self.isNeverRead = isNeverRead
+    }
+}
+
+/// What a device's carrier tells its owner.
+public enum DeviceNotice: Sendable, Equatable {
+    /// The kernel wants the device back (unbind, hot-unplug): let go of it soon.
+    case removalRequested
 }

@@ -13,6 +13,8 @@ public enum VFIOError: Error, Sendable, Equatable, CustomStringConvertible {
     case timedOut(operation: String, milliseconds: Int)
     /// The server broke the protocol.
     case protocolViolation(operation: String, detail: String)
+    /// The function reported an error by itself (AER) and must be reset before it is believed.
+    case deviceError(String)
     /// The server answered with an error number.
     case refused(operation: String, errno: Int32)
     /// The device lacks something the driver needs.
@@ -27,6 +29,7 @@ public enum VFIOError: Error, Sendable, Equatable, CustomStringConvertible {
             "\(operation): no answer within \(milliseconds) ms"
         case .protocolViolation(let operation, let detail):
             "\(operation): the vfio-user server broke the protocol: \(detail)"
+        case .deviceError(let detail): detail
         case .refused(let operation, let errno):
             SystemCallError("\(operation) refused by the device", errno: errno).description
         case .unsupported(let what): "not usable: \(what)"

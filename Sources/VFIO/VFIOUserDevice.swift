@@ -291,25 +291,26 @@ public final class VFIOUserDevice: DeviceBacking {
     // MARK: Messages
 
     /// The socket: readable when the server asks for something or died.
-    public var eventDescriptor: CInt? { connection.fd.raw }
+    public var eventDescriptors: [EventDescriptor] { [EventDescriptor(raw: connection.fd.raw)] }
 
     /// Answers what the server asks, without waiting.
-    public func handleEvents() throws(VFIOError) {
+    public func handleEvents() throws(VFIOError) -> [DeviceNotice] {
         for _ in 0..<Self.messagesPerTurn {
-            guard let message = try receive(deadline: 0) else { return }
+            guard let message = try receive(deadline: 0) else { break }
             try handle(message)
         }
+        return []
     }
 
     /// Waits for an interrupt while answering the server.
     public func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {
-        try handleEvents()
+        _ = try handleEvents()
         var descriptors = [
             pollfd(fd: interrupt, events: Int16(POLLIN), revents: 0),
             pollfd(fd: connection.fd.raw, events: Int16(POLLIN), revents: 0),
         ]
         _ = unsafe poll(&descriptors, 2, CInt(clamping: milliseconds))
-        if descriptors[1].revents != 0 { try handleEvents() }
+        if descriptors[1].revents != 0 { _ = try handleEvents() }
     }
 
     private func header(

@@ -90,6 +90,7 @@ extension DeviceReady {
         }
         writer.number(3, bringUpNanoseconds)
         writer.number(4, generation)
+        if descriptorCount > 0 { writer.number(5, descriptorCount) }
     }
 
     init(_ c: UnsafePointer<Nvmed__V1__DeviceReady>) throws(WireError) {
@@ -101,6 +102,12 @@ extension DeviceReady {
             ) { element throws(WireError) in try unsafe NamespaceInfo(element) },
             bringUpNanoseconds: unsafe c.pointee.bring_up_ns,
             generation: unsafe c.pointee.generation)
+        descriptorCount = unsafe c.pointee.descriptor_count
+        guard Int(descriptorCount) <= WireLimits.fdCount else {
+            throw WireError(
+                .invalidArgument, "\(descriptorCount) descriptors are more than a message carries",
+                field: "device_ready.descriptor_count")
+        }
     }
 }
 
@@ -148,9 +155,14 @@ extension OpenSession {
 }
 
 extension WorkerProtocol {
-    /// One descriptor comes with an opened session.
+    /// One descriptor comes with an opened session; with a device that is ready, as many as it
+    /// says.
     public static func fdCount(of content: Content<WorkerProtocol>) -> Int {
-        if case .reply(.sessionOpened) = content { 1 } else { 0 }
+        switch content {
+        case .reply(.sessionOpened): 1
+        case .reply(.deviceReady(let ready)): Int(ready.descriptorCount)
+        default: 0
+        }
     }
 
     /// Reads an envelope.

@@ -72,6 +72,9 @@ public struct DeviceReady: Sendable, Hashable {
     public var bringUpNanoseconds: UInt64
     /// Rises whenever the worker starts afresh.
     public var generation: UInt64
+    /// Descriptors that travel along: the VFIO device and the eventfd of the kernel's requests, or
+    /// none.
+    public var descriptorCount: UInt32 = 0
     /// Describes a device that is up.
     public init(
         controller: ControllerInfo, namespaces: [NamespaceInfo], bringUpNanoseconds: UInt64,
@@ -169,7 +172,7 @@ public enum WorkerRequest: Sendable, Hashable {
 public enum WorkerReply: Sendable, Hashable {
     /// It was done; there is nothing to return.
     case done
-    /// The device is up.
+    /// The device is up; `descriptorCount` descriptors travel along.
     case deviceReady(DeviceReady)
     /// The state of the device.
     case device(WorkerDevice)

@@ -27,8 +27,13 @@ struct DeviceEnvironment {
     var log: Log
     /// Connects to a device.
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
-    /// Keeps the pool for a successor; the descriptor stays the driver's.
-    var keepPool: @Control (CInt) -> Void = { _ in }
+    /// Keeps the device, its pool and its interrupts for a successor, before the controller may use
+    /// them.
+    var keep: @Control (NVMeController) -> Void = { _ in }
+    /// Lets go of what is kept: the device is given back.
+    var forget: @Control () -> Void = {}
+    /// The device and the eventfd of the kernel's requests, for the supervisor; empty: none.
+    var watched: @Control () -> [CInt] = { [] }
 }
 
 /// Events counted since the worker started.
@@ -160,7 +165,7 @@ final class DeviceService {
         let controller = try NVMeController(
             device: device, options: options(config), state: try takeState())
         do throws(DriverError) {
-            try controller.start()
+            try controller.start { environment.keep($0) }
             try watch(controller)
         } catch {
             reclaimState(controller)
@@ -200,7 +205,6 @@ final class DeviceService {
         } else {
             log.warning("the configuration is too long to be kept; continuing without")
         }
-        if let pool = controller.poolFD { environment.keepPool(pool) }
     }
 
     /// Takes the step and tells the supervisor; a refused one changes nothing.
@@ -285,8 +289,10 @@ final class DeviceService {
                 ) { [weak self] _ in self?.adminInterrupted() }
                 watches.append(watch)
             }
-            if let raw = controller.device.eventDescriptor {
-                let watch = try DescriptorWatch(raw, .readable) { [weak self] _ in
+            for descriptor in controller.device.eventDescriptors {
+                let events: Events =
+                    descriptor.isNeverRead ? [.readable, .edgeTriggered] : .readable
+                let watch = try DescriptorWatch(descriptor.raw, events) { [weak self] _ in
                     self?.deviceSpoke()
                 }
                 watches.append(watch)
@@ -323,7 +329,7 @@ final class DeviceService {
     private func deviceSpoke() {
         guard let controller, failure == nil else { return }
         do throws(VFIOError) {
-            try controller.device.handleEvents()
+            for notice in try controller.device.handleEvents() { act(on: notice) }
         } catch {
             note(.device(error))
         }
@@ -353,17 +359,63 @@ final class DeviceService {
     /// Takes a device that cannot be trusted out of service. Every request ends, once.
     private func fail() {
         guard let failure, let controller else { return }
-        log.error("failed: \(failure)", id: LogMessage.failed)
+        // A server in another process may come back; hardware that is gone is gone.
+        let isRemoved = failure.isGone && config?.transport.isHardware == true
+        log.error(
+            "\(isRemoved ? "removed" : "failed"): \(failure)",
+            id: isRemoved ? LogMessage.removed : LogMessage.failed)
         unwatch()
         // First of all the device must stop touching memory that others will get.
         let stopped = controller.disable()
         if !stopped { log.warning("the controller did not confirm its reset; continuing") }
-        step(.fault, failure.description)
-        let error = failure.onWire(.deviceFailed, device: name)
-        endEverything(controller, error)
+        step(isRemoved ? .remove : .fault, failure.description)
+        endEverything(
+            controller,
+            failure.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name))
         reclaimState(controller)
         self.controller = nil
+        if isRemoved { environment.forget() }
         finishDrain(false)
+    }
+
+    // MARK: Removal
+
+    private func act(on notice: DeviceNotice) {
+        switch notice {
+        case .removalRequested: release("the system wants the device back (unbind or unplug)")
+        }
+    }
+
+    /// Gives the device back: what is in flight may finish for a moment, then the controller is
+    /// stopped and every descriptor closed, here and in the store.
+    private func release(_ reason: String) {
+        guard controller != nil, failure == nil, lifecycle.state != .removed else { return }
+        log.warning("\(reason): it is given back", id: LogMessage.removed)
+        step(.remove, reason)
+        // A worker that is leaving already lets go by itself.
+        guard whenDrained == nil else { return }
+        whenDrained = { [weak self] isIdle in self?.finishRelease(isIdle, reason) }
+        guard requestsInFlight > 0 else { return finishDrain(true) }
+        drainTimer = try? loop.after(nanoseconds: WorkerLimits.releaseNanoseconds) { [weak self] in
+            self?.finishDrain(false)
+        }
+    }
+
+    private func finishRelease(_ isIdle: Bool, _ reason: String) {
+        guard let controller, failure == nil else { return }
+        unwatch()
+        do throws(DriverError) {
+            if isIdle { try controller.stop() } else { controller.disable() }
+        } catch {
+            log.warning("could not be shut down in order: \(error); continuing")
+        }
+        endEverything(
+            controller,
+            WireError(.deviceRemoved, "the device is gone: \(reason)", device: name))
+        reclaimState(controller)
+        self.controller = nil
+        environment.forget()
+        log.notice("has been given back", id: LogMessage.removed)
     }
 
     /// Ends all requests without the device, then all sessions.
@@ -469,6 +521,7 @@ enum LogMessage {
     static let ready = MessageID("5c7a2f0d41f24b6f9f0a5d2f5f0c9e11")
     static let startFailed = MessageID("0d1be5b1a6a14e0d8f5a7f4f4a8b6c22")
     static let failed = MessageID("b3f9a1c2d4e54f60a7b8c9d0e1f2a333")
+    static let removed = MessageID("c2d1e0f9a8b74c6d9e5f40312a1b3c88")
     static let missedInterrupt = MessageID("6e2d9b8c7a5f4e3d8c1b0a9f8e7d6c44")
     static let abort = MessageID("9a8b7c6d5e4f40312213f4e5d6c7b855")
     static let controllerEvent = MessageID("7d3c2b1a0f9e4d8c9b7a6f5e4d3c2b77")

@@ -13,10 +13,18 @@ extension DriverError {
         case .gone, .notReady, .fatalStatus, .commandTimedOut, .queueFault: true
         case .device(let error):
             switch error {
-            case .gone, .timedOut, .protocolViolation: true
+            case .gone, .timedOut, .protocolViolation, .deviceError: true
             case .system, .refused, .unsupported: false
             }
         case .system, .unusable, .page, .command, .exhausted: false
+        }
+    }
+
+    /// Whether the device is not there any more.
+    var isGone: Bool {
+        switch self {
+        case .gone, .device(.gone): true
+        default: false
         }
     }
 

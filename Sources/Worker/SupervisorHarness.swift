@@ -160,7 +160,10 @@ final class SupervisorHarness: DeviceObserver {
         switch request {
         case .loadDriver(let config):
             try checkName(config)
-            reply(.deviceReady(try service.load(config)), id, channel)
+            var ready = try service.load(config)
+            let fds = service.environment.watched()
+            ready.descriptorCount = UInt32(fds.count)
+            reply(.deviceReady(ready), id, channel, fds: fds)
         case .getDevice: reply(.device(device()), id, channel)
         case .getNamespace(let nsid):
             reply(.namespace(try service.freshNamespace(nsid)), id, channel)

@@ -29,7 +29,8 @@ final class WatchedDevice: DeviceBacking {
 
     var name: String { device.name }
     var vectorCount: Int { device.vectorCount }
-    var eventDescriptor: CInt? { device.eventDescriptor }
+    var eventDescriptors: [EventDescriptor] { device.eventDescriptors }
+    var addressRanges: [ClosedRange<UInt64>] { device.addressRanges }
 
     func readRegister(offset: Int, byteCount: Int) throws(VFIOError) -> UInt64 {
         ping()
@@ -65,7 +66,9 @@ final class WatchedDevice: DeviceBacking {
 
     func resetDevice() throws(VFIOError) { try device.resetDevice() }
 
-    func handleEvents() throws(VFIOError) { try device.handleEvents() }
+    func handleEvents() throws(VFIOError) -> [DeviceNotice] { try device.handleEvents() }
+
+    func forgetMappings() throws(VFIOError) { try device.forgetMappings() }
 
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {
         ping()

@@ -49,6 +49,9 @@ enum WorkerLimits {
     static let tickMilliseconds: UInt32 = 100
     /// How long requests in flight may take to finish when the worker is asked to leave.
     static let drainNanoseconds: UInt64 = 10_000_000_000
+    /// How long requests in flight may take when the system wants the device back: the supervisor
+    /// ends a worker that has not let go after two seconds.
+    static let releaseNanoseconds: UInt64 = 500_000_000
     /// How long a predecessor that still holds the state area is waited for.
     static let fenceMilliseconds: Int32 = 10_000
     /// How long the service manager may take to confirm a stored descriptor.

@@ -32,11 +32,12 @@ public enum WorkerProgram {
             }
             let names = fds.names
             let kept = fds.take("state")
+            let stored = StoredDevice(from: &fds)
             // Whatever else was kept is closed before the lock is taken: closing a second
             // descriptor of the state area's file later would drop it.
             _ = consume fds
             let area = try fenced(kept, log)
-            return try start(device, log, listener, area, names, loop)
+            return try start(device, log, listener, area, stored, names, loop)
         } catch {
             log.error("the worker cannot go on: \(error)")
             return 1
@@ -45,15 +46,17 @@ public enum WorkerProgram {
 
     private static func start(
         _ device: String, _ log: Log, _ listener: consuming OwnedFD, _ area: consuming FoundArea,
-        _ names: [String], _ loop: EventLoop
+        _ stored: consuming StoredDevice, _ names: [String], _ loop: EventLoop
     ) throws -> Int32 {
         // Closures cannot consume what they capture, but they can take it out of an optional.
         var listener: OwnedFD? = consume listener
         var area: FoundArea? = consume area
+        var stored: StoredDevice? = consume stored
         let process = try Control.assumeIsolated { () throws -> WorkerProcess? in
             guard let listener = listener.take(), let area = area.take() else { return nil }
             return try WorkerProcess(
-                device: device, log: log, listener: listener, found: area, storedNames: names)
+                device: device, log: log, listener: listener, found: area,
+                stored: stored.take() ?? StoredDevice(), storedNames: names)
         }
         Control.assumeIsolated { process?.begin() }
         defer { withExtendedLifetime(process) {} }
@@ -116,22 +119,28 @@ final class WorkerProcess {
     private let service: DeviceService
     private let harness: SupervisorHarness
     private let store: FDStore
+    private let keeper: DeviceKeeper
     private let notifier = Notifier()
     private var sources: [Source] = []
     private var isLeaving = false
 
     init(
         device: String, log: Log, listener: consuming OwnedFD,
-        found: consuming FoundArea, storedNames: [String]
+        found: consuming FoundArea, stored: consuming StoredDevice, storedNames: [String]
     ) throws {
         self.log = log
         let store = FDStore(inherited: storedNames.filter { $0 != "listen" })
         self.store = store
         if found.isNew { Self.replace("state", found.area.fd, store, log) }
+        let keeper = DeviceKeeper(
+            device: device, log: log, store: store, stored: stored, names: storedNames)
+        self.keeper = keeper
         let environment = DeviceEnvironment(
             name: device, log: log,
-            open: { config throws(DriverError) in try Self.open(config, device) },
-            keepPool: { raw in Self.keepPool(raw, store, log) })
+            open: { config throws(DriverError) in try Self.open(config, device, keeper) },
+            keep: { controller in keeper.keep(controller) },
+            forget: { keeper.forget() },
+            watched: { keeper.watched })
         service = DeviceService(environment: environment, state: found.area)
         let stall = Program.environment("NVMED_CLIENT_STALL_MS").flatMap { UInt64($0) }
         harness = try SupervisorHarness(
@@ -144,14 +153,14 @@ final class WorkerProcess {
 
     /// Connects to a device of a configuration.
     private static func open(
-        _ config: DeviceConfig, _ name: String
+        _ config: DeviceConfig, _ name: String, _ keeper: DeviceKeeper
     ) throws(DriverError) -> any DeviceBacking {
         switch config.transport {
         case .vfioUser(let path):
             do throws(VFIOError) {
                 return WatchedDevice(try VFIOUserDevice(path: path, name: name))
             } catch { throw .device(error) }
-        case .pci: throw .device(.unsupported("kernel VFIO devices are not driven yet"))
+        case .pci(let address): return WatchedDevice(try keeper.open(address: address))
         case .null: throw .device(.unsupported("the null device is not there yet"))
         }
     }
@@ -167,12 +176,6 @@ final class WorkerProcess {
         } catch {
             log.warning("\(error); continuing without: a restarted worker begins afresh")
         }
-    }
-
-    private static func keepPool(_ raw: CInt, _ store: FDStore, _ log: Log) {
-        let copy = nv_dup_cloexec(raw)
-        guard copy >= 0 else { return }
-        replace("pool", OwnedFD(adopting: copy), store, log)
     }
 
     // MARK: Life
@@ -239,8 +242,9 @@ final class WorkerProcess {
 
     /// Removes what is stored, so that the next worker begins afresh.
     private func forget(_ done: @escaping @Control () -> Void) {
-        service.loop.task { [weak self, store, log] in
+        service.loop.task { [weak self, store, keeper, log] in
             do {
+                keeper.forget()
                 try store.remove("state")
                 try store.remove("pool")
                 try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)

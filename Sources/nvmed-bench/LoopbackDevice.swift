@@ -14,7 +14,7 @@ import VFIO
 final class LoopbackDevice: DeviceBacking {
     let name = "loopback"
     let vectorCount = 2
-    let eventDescriptor: CInt? = nil
+    let eventDescriptors: [EventDescriptor] = []
 
     private static let entries: UInt16 = 255
     private let registers: UnsafeMutableRawPointer
@@ -89,7 +89,7 @@ final class LoopbackDevice: DeviceBacking {
     }
     func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {}
     func resetDevice() throws(VFIOError) { enabled = false }
-    func handleEvents() throws(VFIOError) {}
+    func handleEvents() throws(VFIOError) -> [DeviceNotice] { [] }
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {}
 
     /// Completes every command up to the doorbell. Not inlined, so that its instructions can be

@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "CLinuxVFIO.h"
+
 // The most file descriptors one message may carry.
 #define NV_MAX_MESSAGE_FDS 16
 
@@ -35,6 +37,10 @@ int nv_msync(void *_Nonnull address, size_t length);
 // --- descriptors --------------------------------------------------------------------------------------------
 int nv_open(const char *_Nonnull path, int flags, unsigned mode);
 int nv_close(int fd);
+// Closes in a thread of its own: the last close of a VFIO device may sleep in a reset of the function.
+int nv_close_in_background(int fd);
+// The target of a symbolic link, without a NUL: its length.
+ssize_t nv_read_link(const char *_Nonnull path, char *_Nonnull buffer, size_t length);
 int nv_dup_cloexec(int fd);
 int nv_set_cloexec(int fd, int on);
 int nv_set_nonblocking(int fd, int on);

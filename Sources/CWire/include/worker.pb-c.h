@@ -302,10 +302,16 @@ struct  Nvmed__V1__DeviceReady
    */
   protobuf_c_boolean has_generation;
   uint64_t generation;
+  /*
+   * Descriptors that travel along with the reply to LoadDriver: 2 of a PCI device (the VFIO device, and the eventfd by
+   * which the kernel asks for it back; never to be read), else 0 or absent.
+   */
+  protobuf_c_boolean has_descriptor_count;
+  uint32_t descriptor_count;
 };
 #define NVMED__V1__DEVICE_READY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_ready__descriptor) \
-    , NULL, 0,NULL, 0, 0, 0, 0 }
+    , NULL, 0,NULL, 0, 0, 0, 0, 0, 0 }
 
 
 /*
