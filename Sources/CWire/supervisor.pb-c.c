@@ -502,6 +502,51 @@ void   nvmed__v1__retry_device__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__retry_device__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__release_device__init
+                     (Nvmed__V1__ReleaseDevice         *message)
+{
+  static const Nvmed__V1__ReleaseDevice init_value = NVMED__V1__RELEASE_DEVICE__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__release_device__get_packed_size
+                     (const Nvmed__V1__ReleaseDevice *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__release_device__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__release_device__pack
+                     (const Nvmed__V1__ReleaseDevice *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__release_device__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__release_device__pack_to_buffer
+                     (const Nvmed__V1__ReleaseDevice *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__release_device__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__ReleaseDevice *
+       nvmed__v1__release_device__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__ReleaseDevice *)
+     protobuf_c_message_unpack (&nvmed__v1__release_device__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__release_device__free_unpacked
+                     (Nvmed__V1__ReleaseDevice *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__release_device__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__supervisor_shutdown__init
                      (Nvmed__V1__SupervisorShutdown         *message)
 {
@@ -547,7 +592,7 @@ void   nvmed__v1__supervisor_shutdown__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__supervisor_shutdown__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_descriptors[21] =
+static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_descriptors[22] =
 {
   {
     "version",
@@ -718,6 +763,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_desc
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "release_device",
+    29,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, release_device),
+    &nvmed__v1__release_device__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -805,23 +862,24 @@ static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_desc
 static const unsigned nvmed__v1__supervisor_envelope__field_indices_by_name[] = {
   9,   /* field[9] = close_session */
   2,   /* field[2] = deadline_ns */
-  15,   /* field[15] = device_list */
-  16,   /* field[16] = disk_list */
-  17,   /* field[17] = disk_opened */
-  14,   /* field[14] = done */
+  16,   /* field[16] = device_list */
+  17,   /* field[17] = disk_list */
+  18,   /* field[18] = disk_opened */
+  15,   /* field[15] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
   10,   /* field[10] = inspect */
-  19,   /* field[19] = inspect_reply */
+  20,   /* field[20] = inspect_reply */
   5,   /* field[5] = list_devices */
   6,   /* field[6] = list_disks */
   8,   /* field[8] = list_sessions */
   7,   /* field[7] = open_disk */
+  14,   /* field[14] = release_device */
   11,   /* field[11] = reload */
-  20,   /* field[20] = reload_reply */
+  21,   /* field[21] = reload_reply */
   1,   /* field[1] = request_id */
   12,   /* field[12] = retry_device */
-  18,   /* field[18] = session_list */
+  19,   /* field[19] = session_list */
   13,   /* field[13] = shutdown */
   0,   /* field[0] = version */
 };
@@ -829,8 +887,8 @@ static const ProtobufCIntRange nvmed__v1__supervisor_envelope__number_ranges[3 +
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 14 },
-  { 0, 21 }
+  { 60, 15 },
+  { 0, 22 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor =
 {
@@ -840,7 +898,7 @@ const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor =
   "Nvmed__V1__SupervisorEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__SupervisorEnvelope),
-  21,
+  22,
   nvmed__v1__supervisor_envelope__field_descriptors,
   nvmed__v1__supervisor_envelope__field_indices_by_name,
   3,  nvmed__v1__supervisor_envelope__number_ranges,
@@ -1387,6 +1445,70 @@ const ProtobufCMessageDescriptor nvmed__v1__retry_device__descriptor =
   nvmed__v1__retry_device__field_indices_by_name,
   1,  nvmed__v1__retry_device__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__retry_device__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__release_device__field_descriptors[3] =
+{
+  {
+    "name",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__ReleaseDevice, has_name),
+    offsetof(Nvmed__V1__ReleaseDevice, name),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reason",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__ReleaseDevice, reason),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "undo",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__ReleaseDevice, has_undo),
+    offsetof(Nvmed__V1__ReleaseDevice, undo),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__release_device__field_indices_by_name[] = {
+  0,   /* field[0] = name */
+  1,   /* field[1] = reason */
+  2,   /* field[2] = undo */
+};
+static const ProtobufCIntRange nvmed__v1__release_device__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__release_device__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ReleaseDevice",
+  "ReleaseDevice",
+  "Nvmed__V1__ReleaseDevice",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__ReleaseDevice),
+  3,
+  nvmed__v1__release_device__field_descriptors,
+  nvmed__v1__release_device__field_indices_by_name,
+  1,  nvmed__v1__release_device__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__release_device__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 #define nvmed__v1__supervisor_shutdown__field_descriptors NULL

@@ -170,6 +170,14 @@ public final class NVMeBackend {
         try done(.retryDevice(name: name), deadlineNanoseconds)
     }
 
+    /// Has nvmed let go of a device until it is retried, or until a call with `undo`. Returns when
+    /// its worker has ended.
+    public func releaseDevice(
+        _ name: String, reason: String, undo: Bool = false, deadlineNanoseconds: UInt64? = nil
+    ) throws(ClientError) {
+        try done(.releaseDevice(name: name, reason: reason, undo: undo), deadlineNanoseconds)
+    }
+
     /// Stops the service in order.
     public func shutdown(deadlineNanoseconds: UInt64? = nil) throws(ClientError) {
         try done(.shutdown, deadlineNanoseconds)

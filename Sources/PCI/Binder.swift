@@ -136,12 +136,16 @@ public struct PCIBinder: Sendable {
         try write(
             [.init("\(path)/driver_override", Self.vfioDriver)], function,
             "writing driver_override", true)
+        var current = function
         do {
             let claims = try claim(function)
-            // Once more: somebody may have come since, and from here on nobody can.
+            // Once more: somebody may have come since; from here on nobody can. The driver, too:
+            // the kernel probes a new device while udev announces it.
             try checkUsers(function.address)
+            current = try host.function(function.address)
+            guard current.driver != Self.vfioDriver else { return }
             var writes: [SlowFiles.Write] = []
-            if function.driver != nil {
+            if current.driver != nil {
                 writes.append(.init("\(path)/driver/unbind", function.address.description))
             }
             writes.append(
@@ -150,7 +154,7 @@ public struct PCIBinder: Sendable {
             try verify(function, Self.vfioDriver)
             extendLifetime(claims)
         } catch {
-            throw restore(function, former, after: error)
+            throw restore(current, former, after: error)
         }
     }
 

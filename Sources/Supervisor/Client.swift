@@ -188,6 +188,9 @@ final class Client {
         case .retryDevice(let name):
             try service.retryDevice(name, caller)
             return Answer(.done)
+        case .releaseDevice(let name, let reason, let undo):
+            try await service.releaseDevice(name, reason: reason, undo: undo, caller)
+            return Answer(.done)
         case .shutdown:
             try await service.shutdown(caller)
             return Answer(.done)

@@ -27,6 +27,11 @@ final class Device {
     /// Serialises opening.
     let turn: Turn
 
+    /// Why the configuration leaves the device to the kernel; nil: it does not.
+    var leftToKernel: String?
+    /// Why an operator took the device away for now; nil: nobody did.
+    var released: String?
+
     private var backOff: Timer?
     private var load: Task<Void, Never>?
     /// Tells a load that was overtaken by another one to keep its result for itself.
@@ -47,6 +52,20 @@ final class Device {
 
     /// Where the device is.
     var state: DeviceLifecycle.State { lifecycle.state }
+
+    /// Why the device is not to be used, if so.
+    private var withheld: String? { leftToKernel ?? released }
+
+    /// Brings the device up again; an operator wants it.
+    func retry() throws(WireError) {
+        if let leftToKernel {
+            throw WireError(
+                .notSupported, "device \(name): \(leftToKernel); change that and reload",
+                device: name, field: "nvme_vfio")
+        }
+        released = nil
+        post(.retry)
+    }
 
     // MARK: Events
 
@@ -169,6 +188,14 @@ final class Device {
 
     /// Adopts a worker that runs already, without starting one; the supervisor was restarted.
     func adopt() async {
+        do throws(WireError) {
+            if withheld != nil {
+                if try await units.isRunning(name) { try await units.stop(name) }
+                return
+            }
+        } catch {
+            return log.warning("its worker could not be stopped: \(error); continuing")
+        }
         do {
             guard try await units.isRunning(name), lifecycle.state == .absent else { return }
         } catch {
@@ -240,6 +267,10 @@ final class Device {
 
     /// Starts the device if need be and waits until it is ready.
     func becomeReady(_ deadline: UInt64) async throws(WireError) {
+        if let withheld {
+            throw WireError(
+                .deviceFailed, "device \(name) is not used by nvmed: \(withheld)", device: name)
+        }
         post(.wanted)
         // Each turn waits for a change of state, which the table bounds.
         while true {
@@ -344,7 +375,7 @@ final class Device {
     /// The device as clients see it.
     var info: DeviceInfo {
         var info = DeviceInfo(name: name, state: lifecycle.told)
-        info.reason = lifecycle.reason
+        info.reason = withheld ?? lifecycle.reason
         info.attempts = lifecycle.attempts
         info.sinceNanoseconds = lifecycle.sinceNanoseconds
         info.transport = config.transport.told

@@ -9,6 +9,8 @@ internal import Wire
 struct Plan: Sendable, Equatable {
     /// Devices by name.
     var devices: [String: DeviceConfig] = [:]
+    /// Devices that nvmed does not drive, and why.
+    var leftToKernel: [String: String] = [:]
     /// Disks by name.
     var disks: [String: ConfiguredDisk] = [:]
     /// Who may administer beside root and the supervisor's own user.
@@ -23,7 +25,12 @@ struct Plan: Sendable, Equatable {
 
     /// Takes over what was read.
     init(_ configuration: Configuration) {
-        for device in configuration.devices { devices[device.name] = DeviceConfig(device) }
+        for device in configuration.devices {
+            devices[device.name] = DeviceConfig(device)
+            guard !device.usesVFIO else { continue }
+            leftToKernel[device.name] =
+                "nvme_vfio=off leaves it to the kernel (\(device.location) or nvmed.conf)"
+        }
         for disk in configuration.disks { disks[disk.name] = disk }
         admins = Policy(
             users: Set(configuration.supervisor.adminUsers),

@@ -81,10 +81,11 @@ final class Service {
         sessionsMax = plan.sessionsMax
         await stop(withdrawn, "the device was taken out of the configuration")
         for (name, config) in plan.devices {
-            guard let device = devices[name] else {
-                devices[name] = Device(config: config, units: units, log: log)
-                continue
-            }
+            let device = devices[name] ?? Device(config: config, units: units, log: log)
+            if devices[name] == nil { devices[name] = device }
+            let isGiven = device.leftToKernel == nil && plan.leftToKernel[name] != nil
+            device.leftToKernel = plan.leftToKernel[name]
+            if isGiven { await stop([device], device.leftToKernel ?? "") }
             guard device.config != config else { continue }
             device.config = config
             if device.sessions.isEmpty {
@@ -274,7 +275,20 @@ final class Service {
     /// Brings a failed device up again, for an operator.
     func retryDevice(_ name: String, _ caller: Caller) throws(WireError) {
         try requireOperator("retry a device", caller)
-        try device(name, field: "retry_device.name").post(.retry)
+        try device(name, field: "retry_device.name").retry()
+    }
+
+    /// Ends the use of a device until it is retried, for an operator; or allows it again.
+    func releaseDevice(
+        _ name: String, reason: String, undo: Bool, _ caller: Caller
+    ) async throws(WireError) {
+        try requireOperator("release a device", caller)
+        let device = try device(name, field: "release_device.name")
+        guard !undo else { return device.released = nil }
+        let reason = reason.isEmpty ? "released by an operator" : reason
+        // First, so that no client has it started again meanwhile.
+        device.released = reason
+        await stop([device], reason)
     }
 
     /// Stops all devices in order, for an operator; afterwards nothing is taken any more.

@@ -106,6 +106,12 @@ extension SupervisorProtocol {
             return .retryDevice(
                 name: try unsafe Field.name(m.has_name, m.name, "retry_device.name"))
         case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SHUTDOWN: return .shutdown
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELEASE_DEVICE:
+            let m = try unsafe Field.need(c.pointee.release_device, "release_device").pointee
+            return .releaseDevice(
+                name: try unsafe Field.name(m.has_name, m.name, "release_device.name"),
+                reason: unsafe Field.text(m.reason),
+                undo: unsafe m.undo != 0)
         default: return nil
         }
     }
@@ -193,6 +199,12 @@ extension SupervisorProtocol {
         case .reload: w.message(26) { _ in }
         case .retryDevice(let name): w.message(27) { $0.text(1, name) }
         case .shutdown: w.message(28) { _ in }
+        case .releaseDevice(let name, let reason, let undo):
+            w.message(29) {
+                $0.text(1, name)
+                $0.text(2, reason)
+                $0.flag(3, undo)
+            }
         }
     }
 

@@ -46,6 +46,8 @@ public enum SupervisorRequest: Sendable, Hashable {
     case reload
     /// Brings a failed device up again. Reply: `.done` when started.
     case retryDevice(name: String)
+    /// Has nvmed let go of a device until it is retried, or until `undo`. Reply: `.done`.
+    case releaseDevice(name: String, reason: String, undo: Bool)
     /// Stops everything in order. Reply: `.done`.
     case shutdown
 }

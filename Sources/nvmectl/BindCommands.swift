@@ -44,6 +44,7 @@ extension DeviceCommand {
             try machine.perform(target, global.output) { () throws(PCIError) in
                 let outcome = try PCIBinder(machine.host).bind(target.address, options)
                 if ifConfigured, !outcome.changed { return }
+                if !dryRun { machine.asking(target, global).announce(isEvent: ifConfigured) }
                 machine.show(outcome, target, global, dryRun)
             }
         }
@@ -66,7 +67,9 @@ extension DeviceCommand {
             options.force = force
             options.dryRun = dryRun
             try machine.perform(target, global.output) { () throws(PCIError) in
-                let outcome = try PCIBinder(machine.host).unbind(target.address, options)
+                let outcome = try PCIBinder(machine.host).unbind(target.address, options) {
+                    machine.asking(target, global).letGo()
+                }
                 machine.show(outcome, target, global, dryRun)
             }
         }
@@ -91,8 +94,11 @@ extension DeviceCommand {
             options.noIOMMU = noIOMMU
             try machine.perform(target, global.output) { () throws(PCIError) in
                 let binder = PCIBinder(machine.host)
-                _ = try binder.unbind(target.address, options)
-                machine.show(try binder.bind(target.address, options), target, global, false)
+                let asking = machine.asking(target, global)
+                _ = try binder.unbind(target.address, options) { asking.letGo() }
+                let outcome = try binder.bind(target.address, options)
+                asking.announce(isEvent: false)
+                machine.show(outcome, target, global, false)
             }
         }
     }
@@ -105,6 +111,10 @@ extension MachineOptions {
         throw Failure(
             .permission, .device(target.address.description), "only root may change drivers",
             output, code: "permission-denied", hint: "Use root, for example with sudo.")
+    }
+
+    func asking(_ target: PCITarget, _ global: GlobalOptions) -> ServiceAsking {
+        ServiceAsking(target: target, global: global, host: host)
     }
 
     func perform(

@@ -165,4 +165,30 @@ struct ConfigurationTests {
                 "/etc/nvmed/b.disk: error: cannot be read (Input/output error); it is ignored",
             ])
     }
+
+    @Test("nvme_vfio= of a device counts, then that of [Supervisor], and on without either")
+    func vfio() {
+        let silent = file("b.device", "[Device]\nTransport=pci\nAddress=00:02.0")
+        let emulated = file("c.device", "[Device]\nTransport=null")
+        let off = file("nvmed.conf", "[Supervisor]\nnvme_vfio=off")
+        let addressed = file("a.device", "[Device]\nTransport=pci\nAddress=01:00.0\nnvme_vfio=on")
+
+        #expect(parse(addressed, silent, emulated).devices.map(\.usesVFIO) == [true, true, true])
+        let host = parse(addressed, silent, emulated, off)
+        #expect(host.devices.map(\.usesVFIO) == [true, false, true])
+        #expect(host.device(atPCIAddress: "0000:01:00.0")?.name == "a")
+    }
+
+    @Test("nvme_vfio= is a switch, and of PCI devices only")
+    func badVFIO() {
+        #expect(
+            problems(ofDevice: "[Device]\nTransport=pci\nAddress=01:00.0\nnvme_vfio=perhaps") == [
+                "/etc/nvmed/nvme1.device:4: error: nvme_vfio=: 'perhaps' is not on or off"
+            ])
+        #expect(
+            problems(ofDevice: "[Device]\nTransport=null\nnvme_vfio=on") == [
+                "/etc/nvmed/nvme1.device:3: error: nvme_vfio=: "
+                    + "it goes with Transport=pci only; remove it"
+            ])
+    }
 }

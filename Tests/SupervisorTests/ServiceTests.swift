@@ -421,7 +421,7 @@ struct ServiceTests {
 
 /// A configuration that a test changes.
 @Control
-private final class PlanBox {
+final class PlanBox {
     var plan = examplePlan()
 }
 

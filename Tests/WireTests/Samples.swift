@@ -217,6 +217,8 @@ enum Messages {
         .request(.listSessions(after: 1)), .request(.closeSession(sessionID: 2, reason: "")),
         .request(.inspect(prefix: "device/", after: "device/x")), .request(.reload),
         .request(.retryDevice(name: "nvme0")), .request(.shutdown),
+        .request(.releaseDevice(name: "nvme0", reason: "unbind", undo: false)),
+        .request(.releaseDevice(name: "nvme0", reason: "", undo: true)),
         .reply(.done), .reply(.devices(Page([Samples.device], more: true))),
         .reply(.disks(Page([Samples.diskEntry], more: false))),
         .reply(.diskOpened(sessionID: 5, Samples.diskInfo)),

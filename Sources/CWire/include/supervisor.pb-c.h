@@ -27,6 +27,7 @@ typedef struct Nvmed__V1__DiskOpened Nvmed__V1__DiskOpened;
 typedef struct Nvmed__V1__Reload Nvmed__V1__Reload;
 typedef struct Nvmed__V1__ReloadReply Nvmed__V1__ReloadReply;
 typedef struct Nvmed__V1__RetryDevice Nvmed__V1__RetryDevice;
+typedef struct Nvmed__V1__ReleaseDevice Nvmed__V1__ReleaseDevice;
 typedef struct Nvmed__V1__SupervisorShutdown Nvmed__V1__SupervisorShutdown;
 
 
@@ -46,6 +47,7 @@ typedef enum {
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELOAD = 26,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RETRY_DEVICE = 27,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SHUTDOWN = 28,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELEASE_DEVICE = 29,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DEVICE_LIST = 61,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DISK_LIST = 62,
@@ -97,6 +99,7 @@ struct  Nvmed__V1__SupervisorEnvelope
     Nvmed__V1__Reload *reload;
     Nvmed__V1__RetryDevice *retry_device;
     Nvmed__V1__SupervisorShutdown *shutdown;
+    Nvmed__V1__ReleaseDevice *release_device;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceList *device_list;
     Nvmed__V1__DiskList *disk_list;
@@ -345,6 +348,34 @@ struct  Nvmed__V1__RetryDevice
 
 
 /*
+ * Has nvmed let go of a device, so that the kernel or somebody else can have it: sessions end, the worker shuts the
+ * controller down and closes it. It is not started again until RetryDevice or another ReleaseDevice with `undo`.
+ * Reply: Done when the worker has ended.
+ */
+struct  Nvmed__V1__ReleaseDevice
+{
+  ProtobufCMessage base;
+  /*
+   * The configured name.
+   */
+  protobuf_c_boolean has_name;
+  ProtobufCBinaryData name;
+  /*
+   * Why, for the sessions and the log. Absent: no reason.
+   */
+  char *reason;
+  /*
+   * The device may be used again; nothing is started. Absent: false.
+   */
+  protobuf_c_boolean has_undo;
+  protobuf_c_boolean undo;
+};
+#define NVMED__V1__RELEASE_DEVICE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__release_device__descriptor) \
+    , 0, {0,NULL}, NULL, 0, 0 }
+
+
+/*
  * Stops everything in order: sessions, devices, workers, supervisor. Reply: Done, then the connection ends.
  */
 struct  Nvmed__V1__SupervisorShutdown
@@ -565,6 +596,25 @@ Nvmed__V1__RetryDevice *
 void   nvmed__v1__retry_device__free_unpacked
                      (Nvmed__V1__RetryDevice *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__ReleaseDevice methods */
+void   nvmed__v1__release_device__init
+                     (Nvmed__V1__ReleaseDevice         *message);
+size_t nvmed__v1__release_device__get_packed_size
+                     (const Nvmed__V1__ReleaseDevice   *message);
+size_t nvmed__v1__release_device__pack
+                     (const Nvmed__V1__ReleaseDevice   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__release_device__pack_to_buffer
+                     (const Nvmed__V1__ReleaseDevice   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__ReleaseDevice *
+       nvmed__v1__release_device__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__release_device__free_unpacked
+                     (Nvmed__V1__ReleaseDevice *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__SupervisorShutdown methods */
 void   nvmed__v1__supervisor_shutdown__init
                      (Nvmed__V1__SupervisorShutdown         *message);
@@ -619,6 +669,9 @@ typedef void (*Nvmed__V1__ReloadReply_Closure)
 typedef void (*Nvmed__V1__RetryDevice_Closure)
                  (const Nvmed__V1__RetryDevice *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__ReleaseDevice_Closure)
+                 (const Nvmed__V1__ReleaseDevice *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__SupervisorShutdown_Closure)
                  (const Nvmed__V1__SupervisorShutdown *message,
                   void *closure_data);
@@ -639,6 +692,7 @@ extern const ProtobufCMessageDescriptor nvmed__v1__disk_opened__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__reload__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__reload_reply__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__retry_device__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__release_device__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__supervisor_shutdown__descriptor;
 
 PROTOBUF_C__END_DECLS

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices that nvmed does not use: released by an operator, or left to the kernel by configuration.
+
+import Linux
+import Systemd
+import Testing
+import Wire
+
+@testable import Supervisor
+
+@Suite("Devices that are not used", .timeLimit(.minutes(1)))
+struct WithheldTests {
+    @Test("a released device loses its sessions and worker, and is not started until retried")
+    func released() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let service = try await Service.example(units)
+            _ = try await service.openDisk("root", nil, .root)
+
+            try await service.releaseDevice("a", reason: "wanted elsewhere", undo: false, .root)
+            let error = await failure { try await service.openDisk("root", nil, .root) }
+            let info = service.devices["a"]?.info
+            try service.retryDevice("a", .root)
+            _ = try await service.openDisk("root", nil, .root)
+
+            #expect(error?.code == .deviceFailed)
+            #expect(error?.message.contains("wanted elsewhere") == true)
+            #expect(info?.state == .absent)
+            #expect(info?.reason == "wanted elsewhere")
+            #expect(info?.sessionCount == 0)
+            #expect(units.stopped == ["a"])
+        }
+    }
+
+    @Test("a release can be taken back, which starts nothing")
+    func undone() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let service = try await Service.example(units)
+
+            try await service.releaseDevice("a", reason: "", undo: false, .root)
+            let told = service.devices["a"]?.info.reason
+            try await service.releaseDevice("a", reason: "", undo: true, .root)
+
+            #expect(told == "released by an operator")
+            #expect(service.devices["a"]?.info.reason == "")
+            #expect(units.connects == [])
+        }
+    }
+
+    @Test("strangers release nothing")
+    func strangers() async throws {
+        try await onLoop {
+            let service = try await Service.example(FakeUnits())
+            let error = await failure {
+                try await service.releaseDevice("a", reason: "", undo: false, .user(5))
+            }
+            #expect(error?.code == .permissionDenied)
+        }
+    }
+
+    @Test("nvme_vfio=off leaves a device alone, says so, and takes it back when that changes")
+    func leftToKernel() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let plan = PlanBox()
+            let service = try await Service.example(units) { plan.plan }
+            _ = try await service.openDisk("root", nil, .root)
+
+            plan.plan.leftToKernel = ["a": "nvme_vfio=off"]
+            _ = try await service.reload(.root)
+            let open = await failure { try await service.openDisk("root", nil, .root) }
+            let retry = await failure { try service.retryDevice("a", .root) }
+            let info = service.devices["a"]?.info
+            plan.plan.leftToKernel = [:]
+            _ = try await service.reload(.root)
+            _ = try await service.openDisk("root", nil, .root)
+
+            #expect(open?.code == .deviceFailed)
+            #expect(retry?.code == .notSupported)
+            #expect(info?.reason == "nvme_vfio=off")
+            #expect(info?.sessionCount == 0)
+            #expect(units.stopped == ["a"])
+        }
+    }
+}
