@@ -107,7 +107,10 @@ let package = Package(
             name: "ServiceProbe",
             dependencies: ["ServiceManager", "Systemd", "Linux", "CLinux"],
             path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
-        tests("SystemdTests", ["ServiceProbe", "Systemd", "Linux", "CLinux"]),
+        .target(
+            name: "FakeSystemd", dependencies: ["Systemd", "CSystemd", "Linux", "CLinux"],
+            path: "Tests/Support/FakeSystemd", swiftSettings: strictSwift),
+        tests("SystemdTests", ["ServiceProbe", "FakeSystemd", "Systemd", "Linux", "CLinux"]),
         tests(
             "ServiceManagerTests",
             ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),

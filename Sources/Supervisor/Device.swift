@@ -173,6 +173,7 @@ final class Device {
     private func learn(_ found: WorkerDevice, _ sessions: [SessionInfo]) {
         if let workerPID, workerPID != found.workerPID { restarts &+= 1 }
         workerPID = found.workerPID
+        units.answered(name)
         ready = found.ready
         self.sessions = [:]
         for session in sessions.prefix(SupervisorLimits.sessionsPerDevice) {

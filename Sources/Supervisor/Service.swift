@@ -50,6 +50,9 @@ final class Service {
         // Ids are never used twice: a supervisor that was restarted begins above those of the one
         // before it, which opened fewer than one session per microsecond.
         lastSessionID = MonotonicClock.nowNanoseconds / 1000
+        units.onTrouble = { [weak self] device, reason in
+            self?.devices[device]?.post(.failed, reason: reason)
+        }
     }
 
     /// Devices by rising name.

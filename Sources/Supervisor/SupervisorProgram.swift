@@ -108,8 +108,7 @@ private final class SupervisorProcess {
             manager = try ServiceManagerClient(fd)
         }
         self.manager = manager
-        let units: any WorkerUnits =
-            manager.map { ManagedUnits($0) } ?? SocketUnits(directory: options.runtimeDirectory)
+        let units = Self.units(manager, options, log)
         let directories = options.configDirectories
         service = Service(units: units, ownUID: Process.uid, log: log) {
             () throws(WireError) in try ConfigurationFiles.plan(directories)
@@ -122,6 +121,18 @@ private final class SupervisorProcess {
                 options.socket(settings), kind: .sequencedPacket,
                 mode: settings.socketMode ?? SupervisorProgram.socketMode)
         }
+    }
+
+    /// With a connection to the minimal service manager the workers are its units; under systemd
+    /// (something listens to notifications) they are systemd's; else somebody else starts them.
+    private static func units(
+        _ manager: ServiceManagerClient?, _ options: SupervisorProgram.Options, _ log: Log
+    ) -> any WorkerUnits {
+        if let manager { return ManagedUnits(manager) }
+        guard Notifier().hasManager else {
+            return SocketUnits(directory: options.runtimeDirectory)
+        }
+        return SystemdUnits(directory: options.runtimeDirectory, bus: Bus(), log: log)
     }
 
     func begin() {

@@ -8,10 +8,24 @@ internal import Wire
 /// Whoever runs the workers: systemd, the minimal service manager, or a test.
 @Control
 protocol WorkerUnits: AnyObject {
+    /// Called when the worker of a device cannot run, with the reason: nothing starts it by itself
+    /// any more.
+    var onTrouble: (@Control (_ device: String, _ reason: String) -> Void)? { get set }
     /// Connects to the worker of a device, which starts it when it does not run.
     func connect(_ device: String) async throws(WireError) -> PassedFD
     /// Whether the worker of a device runs now; connecting to it would start nothing.
     func isRunning(_ device: String) async throws(WireError) -> Bool
+    /// The worker of a device answered: failures of its process before do not count any more.
+    func answered(_ device: String)
     /// Ends the worker of a device, releases what is stored for it, and forgets its socket.
     func stop(_ device: String) async throws(WireError)
+}
+
+/// Managers that see to failing workers themselves need neither of these.
+extension WorkerUnits {
+    var onTrouble: (@Control (_ device: String, _ reason: String) -> Void)? {
+        get { nil }
+        set {}
+    }
+    func answered(_ device: String) {}
 }
