@@ -144,7 +144,10 @@ let package = Package(
             ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux", "TestSupport"]),
         tests(
             "WorkerTests",
-            ["Worker", "Wire", "NVMeDriver", "Linux", "CLinux", "nvmed-worker", "nvmed-emulator"]),
+            [
+                "Worker", "Wire", "NVMeDriver", "Linux", "CLinux", "TestSupport", "nvmed-worker",
+                "nvmed-emulator",
+            ]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],

@@ -37,6 +37,8 @@ final class Device {
     /// Tells a load that was overtaken by another one to keep its result for itself.
     private var loadNumber: UInt64 = 0
     private var waiting: [OneShot<Void>] = []
+    /// A worker that ran before this supervisor is being asked what it has.
+    private var isAdopting = false
     private var endWaiting: [UInt64: [OneShot<Void>]] = [:]
 
     /// A device that was never started.
@@ -74,6 +76,7 @@ final class Device {
         let before = lifecycle.state
         let action = lifecycle.handle(
             event, reason: reason, nowNanoseconds: MonotonicClock.nowNanoseconds)
+        if lifecycle.state != .starting { isAdopting = false }
         if lifecycle.state != before { announce(before) }
         switch action {
         case .none: break
@@ -202,7 +205,19 @@ final class Device {
         } catch {
             return log.warning("whether its worker runs is unknown: \(error); continuing")
         }
+        isAdopting = true
         post(.wanted)
+    }
+
+    /// Waits until a worker that is being adopted has said what sessions it has, or cannot.
+    func waitForAdoption(_ deadline: UInt64) async {
+        while isAdopting {
+            let change = OneShot<Void>()
+            waiting.append(change)
+            do throws(WireError) {
+                try await change.wait(until: deadline, "adopting the worker of device \(name)")
+            } catch { return }
+        }
     }
 
     // MARK: What the worker tells
@@ -300,7 +315,7 @@ final class Device {
         return WireError(
             .deviceFailed,
             "device \(name) could not be brought up (attempt \(max(lifecycle.attempts, 1))): "
-                + "\(lifecycle.reason); \(next), or use RetryDevice", device: name)
+                + "\(lifecycle.reason); \(next), or when an operator retries it", device: name)
     }
 
     /// Waits until a session has ended; returns whether it has.

@@ -223,6 +223,7 @@ final class Service {
             caller.deadlineNanoseconds, Deadline.after(SupervisorLimits.inspectNanoseconds))
         let gathered = Gathered<SessionInfo>()
         await Self.inParallel(sortedDevices) { device in
+            await device.waitForAdoption(deadline)
             guard let link = device.link, device.state == .ready else {
                 gathered.all += device.sessions.values
                 return
@@ -244,11 +245,12 @@ final class Service {
     func closeSession(
         _ id: UInt64, reason: String, _ caller: Caller
     ) async throws(WireError) {
+        await forEachDevice { await $0.waitForAdoption(caller.deadlineNanoseconds) }
         guard let device = devices.values.first(where: { $0.sessions[id] != nil }),
             let session = device.sessions[id]
         else {
             throw WireError(
-                .notFound, "there is no session \(id); ListSessions tells which there are",
+                .notFound, "there is no session \(id)",
                 field: "close_session.session_id")
         }
         guard isOperator(caller) || session.clientUID == caller.peer.uid else {
@@ -338,13 +340,13 @@ final class Service {
         }
         if let byAddress { return byAddress }
         throw WireError(
-            .notFound, "there is no device \(name); ListDevices tells which there are",
+            .notFound, "there is no device \(name)",
             device: name, field: field)
     }
 
     func unknownDisk(_ name: String, field: String) -> WireError {
         WireError(
-            .notFound, "there is no disk \(name); ListDisks tells which there are", disk: name,
+            .notFound, "there is no disk \(name)", disk: name,
             field: field)
     }
 

@@ -171,9 +171,15 @@ struct ManagerProcessTests {
             let first = try await round()
             var last = first
             for _ in 0..<5 { last = try await round() }
+            // What the manager was still closing when it was counted is no leak: that one stays,
+            // and the test runs into its time limit.
+            while last > first {
+                try await manager.loop.sleep(nanoseconds: 1_000_000)
+                last = descriptorCount(manager.process.pid)
+            }
             return [first, last]
         }
         #expect(counts[0] > 0)
-        #expect(counts[0] == counts[1])
+        #expect(counts[1] <= counts[0])
     }
 }

@@ -4,6 +4,7 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 import Wire
 
@@ -36,11 +37,11 @@ extension WorkerProcessTests {
             // The first start brings the program into the page cache.
             var best = UInt64.max
             for _ in 0..<5 {
-                let begin = MonotonicClock.nowNanoseconds
+                let watch = try Stopwatch(rig)
                 try rig.startWorker()
                 let supervisor = try rig.connect()
                 _ = try supervisor.ask(.loadDriver(rig.config))
-                best = min(best, (MonotonicClock.nowNanoseconds - begin) / 1000)
+                best = min(best, try watch.nanoseconds() / 1000)
                 let bytes = try #require(try supervisor.inspect("process/resident_bytes"))
                 #expect((Int64(bytes) ?? .max) < 16 << 20)
                 try #require(rig.worker).signal(SIGKILL)
@@ -82,14 +83,14 @@ extension WorkerProcessTests {
             try rig.notify.pump()
             #expect(Set(rig.notify.storedNames) == ["state", "pool"])
 
-            let begin = MonotonicClock.nowNanoseconds
+            let watch = try Stopwatch(rig)
             try #require(rig.worker).signal(SIGKILL)
             #expect(try #require(rig.worker).wait() == -SIGKILL)
             try client.end()
             try rig.startWorker()
             let successor = try rig.connect()
             let device = try successor.device()
-            let milliseconds = (MonotonicClock.nowNanoseconds - begin) / 1_000_000
+            let milliseconds = try watch.nanoseconds() / 1_000_000
 
             #expect(device.state == .ready)
             #expect(device.config == rig.config)
@@ -238,5 +239,29 @@ extension WorkerProcessTests {
                 Set(paths).isSuperset(of: ["queues/1/depth", "controller/cap", "device/epoch"]))
             #expect(clients.count == 20)
         }
+    }
+}
+
+/// Measures how long a new worker takes, less the time for which the test, the emulator and the
+/// worker waited for a processor of a loaded machine.
+private struct Stopwatch {
+    private let rig: Rig
+    private let emulator: Int32
+    private let began = MonotonicClock.nowNanoseconds
+    private let waitedBefore: UInt64
+
+    init(_ rig: Rig) throws {
+        self.rig = rig
+        emulator = try #require(rig.emulator).pid
+        waitedBefore = ProcessorWait.ofThisThread + ProcessorWait.of([emulator])
+    }
+
+    /// Since the beginning; all that the worker there is now has waited counts.
+    func nanoseconds() throws -> UInt64 {
+        let elapsed = MonotonicClock.nowNanoseconds - began
+        let worker = try #require(rig.worker).pid
+        let waited =
+            ProcessorWait.ofThisThread + ProcessorWait.of([emulator, worker]) - waitedBefore
+        return elapsed - min(elapsed, waited)
     }
 }

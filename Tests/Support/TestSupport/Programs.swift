@@ -75,6 +75,8 @@ public final class EmulatorProcess: Sendable {
     public let socket: String
     /// The control socket.
     public let control: String
+    /// Its process.
+    public var pid: Int32 { process.pid }
     private let process: SpawnedProcess
     private let directory: TemporaryDirectory
 
