@@ -69,6 +69,7 @@ struct AdminQueue: ~Copyable {
         nextToken &+= 1
         let deadline =
             MonotonicClock.nowNanoseconds &+ UInt64(clamping: timeoutMilliseconds) &* 1_000_000
+        var look = Look()
         try post(entry, token: token, device: device)
         while true {
             try collect(device)
@@ -79,6 +80,7 @@ struct AdminQueue: ~Copyable {
                 }
                 return answer.result
             }
+            try look.ifDue(device, operation)
             guard MonotonicClock.nowNanoseconds < deadline else {
                 throw .commandTimedOut(operation: operation, milliseconds: timeoutMilliseconds)
             }
@@ -113,6 +115,22 @@ struct AdminQueue: ~Copyable {
         let taken = answers.filter { $0.token & Self.waitedFor == 0 }
         answers.removeAll()
         return taken
+    }
+}
+
+/// Looks at CSTS now and then during a wait: a controller that has failed or is gone does not
+/// answer, and waiting for the end of the timeout would keep everybody from knowing.
+struct Look {
+    /// An answer usually comes before the first look, which then costs nothing.
+    private static let intervalNanoseconds: UInt64 = 10_000_000
+    private var next = MonotonicClock.nowNanoseconds &+ intervalNanoseconds
+
+    /// Throws when the controller will not answer any more.
+    mutating func ifDue(_ device: any DeviceBacking, _ operation: String) throws(DriverError) {
+        let now = MonotonicClock.nowNanoseconds
+        guard now >= next else { return }
+        next = now &+ Self.intervalNanoseconds
+        try device.checkStatus(during: operation)
     }
 }
 

@@ -19,6 +19,8 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
     case notReady(waitingFor: Bool, milliseconds: UInt32, status: UInt32)
     /// CSTS.CFS: the controller reports a fatal error.
     case fatalStatus(during: String, status: UInt32)
+    /// CSTS.RDY is 0 although nobody here disabled the controller.
+    case stopped(during: String, status: UInt32)
     /// An identify or log page was malformed.
     case page(PageError)
     /// An admin command was answered with an error.
@@ -44,6 +46,9 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
         case .fatalStatus(let during, let status):
             "the controller reports a fatal error (CSTS.CFS) during \(during), "
                 + "CSTS 0x\(String(status, radix: 16))"
+        case .stopped(let during, let status):
+            "the controller stopped by itself (CSTS.RDY is 0) during \(during), "
+                + "CSTS 0x\(String(status, radix: 16))"
         case .page(let error): error.description
         case .command(let operation, let status): "\(operation): \(status)"
         case .commandTimedOut(let operation, let milliseconds):
@@ -51,6 +56,16 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
         case .queueFault(let queue, let fault, let entry):
             "queue \(queue): \(fault) (entry 0x\(String(entry, radix: 16)))"
         case .exhausted(let what): what
+        }
+    }
+}
+
+extension DriverError {
+    /// Whether the device is not there any more: nothing that is asked of it will be answered.
+    public var isGone: Bool {
+        switch self {
+        case .gone, .device(.gone): true
+        default: false
         }
     }
 }

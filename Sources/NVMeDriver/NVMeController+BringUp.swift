@@ -38,6 +38,7 @@ extension NVMeController {
             keep(self)
             try enable()
             try identifyController()
+            try chooseCommandSets()
             try configureFeatures()
             let granted = try negotiateQueues(queues)
             try configureShadowDoorbells(granted)
@@ -58,7 +59,6 @@ extension NVMeController {
             try device.enableMemorySpace()
         } catch { throw .device(error) }
         capabilities = ControllerCapabilities(rawValue: try read64(RegisterOffset.cap, "CAP"))
-        guard !capabilities.isGone else { throw .gone(register: "CAP") }
         guard capabilities.mpsmin == 0 else {
             throw .unusable(
                 field: "CAP.MPSMIN", value: UInt64(capabilities.mpsmin),
@@ -105,7 +105,6 @@ extension NVMeController {
     private func stopController() throws(DriverError) {
         var configuration = ControllerConfiguration(rawValue: try read32(RegisterOffset.cc, "CC"))
         let status = ControllerStatus(rawValue: try read32(RegisterOffset.csts, "CSTS"))
-        guard !status.isGone else { throw .gone(register: "CSTS") }
         guard configuration.en || status.rdy else { return }
         if configuration.en {
             configuration.en = false
@@ -136,7 +135,6 @@ extension NVMeController {
         let deadline = MonotonicClock.nowNanoseconds + UInt64(bound) * 1_000_000
         while true {
             let status = ControllerStatus(rawValue: try read32(RegisterOffset.csts, "CSTS"))
-            guard !status.isGone else { throw .gone(register: "CSTS") }
             // A controller in a fatal state may still be reset: CFS counts only on the way up.
             guard !(ready && status.cfs) else {
                 throw .fatalStatus(during: during, status: status.rawValue)
@@ -330,6 +328,31 @@ extension NVMeController {
         takeCommandSetLimits()
     }
 
+    /// With CC.CSS 110b a combination of command sets is in effect, the first one after a reset
+    /// (Base Specification 2.0, 5.17.2.21 and 5.27.1.21): one with the NVM command set is needed.
+    private func chooseCommandSets() throws(DriverError) {
+        guard !capabilities.supportsNVMCommandSet else { return }
+        let bytes: [UInt8]
+        do throws(DriverError) {
+            bytes = try executeForPage(
+                .identify(cns: .ioCommandSets, controllerID: .max), "Identify I/O Command Set")
+        } catch {
+            // Without the page there is nothing to choose; namespaces tell their command sets.
+            guard case .command = error else { throw error }
+            return
+        }
+        // 512 vectors of 64 bits; bit 0 is the NVM command set.
+        guard let index = (0..<512).first(where: { bytes[$0 * 8] & 1 != 0 }) else {
+            throw .unusable(
+                field: "I/O Command Set vector", value: UInt64(bytes[0]),
+                rule: "no combination has the NVM command set (bit 0)")
+        }
+        guard index > 0 else { return }
+        _ = try execute(
+            .setFeatures(.ioCommandSetProfile, value: UInt32(index)),
+            "Set Features (I/O Command Set Profile)")
+    }
+
     private func checkEntrySizes() throws(DriverError) {
         guard identify.minimumSubmissionEntryShift <= 6, identify.maximumSubmissionEntryShift >= 6
         else {
@@ -471,22 +494,67 @@ extension NVMeController {
         namespacesLeftOut = leftOut
     }
 
-    private func identifyNamespace(_ id: UInt32) throws(DriverError) -> NamespaceInfo {
+    /// Identifies one namespace again, or forgets it when it is not active any more. Much cheaper
+    /// than `refreshNamespaces` where there are many.
+    public func refreshNamespace(_ id: UInt32) throws(DriverError) {
+        guard id > 0, id < 0xFFFF_FFFE else { return }
+        // The list of those above the one before begins with it, or it is not active.
         let bytes = try executeForPage(
-            .identify(cns: .namespace, namespaceID: id), "Identify Namespace \(id)")
-        let page = try parse { () throws(PageError) in try IdentifyNamespace(parsing: bytes) }
-        var descriptors = NamespaceDescriptors()
-        // The descriptor list is mandatory from 1.3 on.
-        if version >= .v1_3 {
+            .identify(cns: .activeNamespaceList, namespaceID: id - 1),
+            "Identify Active Namespace List")
+        let list = try parse { () throws(PageError) in
+            try NamespaceList(parsing: bytes, after: id - 1)
+        }
+        guard list.namespaceIDs.first == id else {
+            namespaces[id] = nil
+            return
+        }
+        guard namespaces[id] != nil || namespaces.count < Self.maxNamespaces else { return }
+        namespaces[id] = try identifyNamespace(id)
+    }
+
+    /// The descriptors come first: they name the command set, and CNS 00h is about no other than
+    /// the NVM command set.
+    private func identifyNamespace(_ id: UInt32) throws(DriverError) -> NamespaceInfo {
+        do throws(DriverError) {
+            let descriptors = try namespaceDescriptors(id)
+            if let csi = descriptors.csi, csi != 0 {
+                return NamespaceInfo(
+                    namespaceID: id, refusal: NamespaceInfo.commandSetRefusal(csi))
+            }
+            let bytes = try executeForPage(
+                .identify(cns: .namespace, namespaceID: id), "Identify Namespace \(id)")
+            let page = try parse { () throws(PageError) in try IdentifyNamespace(parsing: bytes) }
+            return NamespaceInfo(
+                namespaceID: id, identify: page, descriptors: descriptors, controller: limits)
+        } catch {
+            // What the controller does not say, or says wrongly, of one namespace must not cost the
+            // others.
+            switch error {
+            case .command, .page: return NamespaceInfo(namespaceID: id, refusal: error.description)
+            default: throw error
+            }
+        }
+    }
+
+    /// The list is mandatory from 1.3 on, and wherever there are several command sets.
+    private func namespaceDescriptors(_ id: UInt32) throws(DriverError) -> NamespaceDescriptors {
+        guard version >= .v1_3 || capabilities.supportsMultipleCommandSets else {
+            return NamespaceDescriptors()
+        }
+        do throws(DriverError) {
             let bytes = try executeForPage(
                 .identify(cns: .namespaceDescriptors, namespaceID: id),
                 "Identify Namespace Descriptors \(id)")
-            descriptors = try parse { () throws(PageError) in
-                try NamespaceDescriptors(parsing: bytes)
+            return try parse { () throws(PageError) in try NamespaceDescriptors(parsing: bytes) }
+        } catch {
+            // Some controllers claim 1.3 and do not have it. Where there are several command sets
+            // the answer is needed: guessing one would misread the namespace.
+            guard case .command = error, !capabilities.supportsMultipleCommandSets else {
+                throw error
             }
+            return NamespaceDescriptors()
         }
-        return NamespaceInfo(
-            namespaceID: id, identify: page, descriptors: descriptors, controller: limits)
     }
 
     func postEventRequests() throws(DriverError) {

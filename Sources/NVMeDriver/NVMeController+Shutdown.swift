@@ -20,10 +20,11 @@ extension NVMeController {
     /// Takes the controller down in order: flush, delete the queues, CC.SHN, wait for CSTS.SHST.
     ///
     /// Nothing may be in flight. Every step is tried even when one before it failed; the first
-    /// error is thrown at the end.
+    /// error is thrown at the end. A device that is gone ends it at once.
     public func stop() throws(DriverError) {
         var first: DriverError?
         func attempt(_ step: () throws(DriverError) -> Void) {
+            if first?.isGone == true { return }
             do throws(DriverError) {
                 try step()
             } catch { first = first ?? error }
@@ -76,6 +77,7 @@ extension NVMeController {
         let deadline =
             MonotonicClock.nowNanoseconds + UInt64(options.adminTimeoutMilliseconds) * 1_000_000
         var completion = IOCompletion()
+        var look = Look()
         while true {
             let count = unsafe engine.pointee.reap(into: &completion, capacity: 1)
             unsafe engine.pointee.retire()
@@ -86,6 +88,7 @@ extension NVMeController {
                     queue: UInt16(index + 1), fault: unsafe engine.pointee.fault,
                     entry: unsafe engine.pointee.faultyEntry)
             }
+            try look.ifDue(device, "I/O command \(request.operation)")
             guard MonotonicClock.nowNanoseconds < deadline else {
                 throw .commandTimedOut(
                     operation: "I/O command \(request.operation)",
@@ -107,7 +110,6 @@ extension NVMeController {
         let deadline = MonotonicClock.nowNanoseconds + UInt64(bound) * 1_000_000
         while true {
             let status = ControllerStatus(rawValue: try read32(RegisterOffset.csts, "CSTS"))
-            guard !status.isGone else { throw .gone(register: "CSTS") }
             if status.shst == .complete { return }
             guard MonotonicClock.nowNanoseconds < deadline else {
                 throw .notReady(
@@ -123,7 +125,7 @@ extension NVMeController {
     /// whether the device confirmed.
     @discardableResult
     public func disable() -> Bool {
-        guard let raw = try? read32(RegisterOffset.cc, "CC"), raw != .max else { return false }
+        guard let raw = try? read32(RegisterOffset.cc, "CC") else { return false }
         var configuration = ControllerConfiguration(rawValue: raw)
         configuration.en = false
         configuration.shn = .none
@@ -132,9 +134,7 @@ extension NVMeController {
         }
         let deadline = MonotonicClock.nowNanoseconds + Self.disableMilliseconds * 1_000_000
         while MonotonicClock.nowNanoseconds < deadline {
-            guard let raw = try? read32(RegisterOffset.csts, "CSTS"), raw != .max else {
-                return false
-            }
+            guard let raw = try? read32(RegisterOffset.csts, "CSTS") else { return false }
             if !ControllerStatus(rawValue: raw).rdy { return true }
             guard (try? device.wait(interrupt: -1, milliseconds: 1)) != nil else {
                 return false

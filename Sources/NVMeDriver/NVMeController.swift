@@ -143,11 +143,16 @@ public final class NVMeController {
         try read(offset, 8, name)
     }
 
+    /// All ones are what a bus answers for a device that is not there. No register that this driver
+    /// reads may have that value, so that none needs a look of its own.
     private func read(_ offset: UInt64, _ count: Int, _ name: String) throws(DriverError) -> UInt64
     {
+        let value: UInt64
         do throws(VFIOError) {
-            return try device.readRegister(offset: Int(offset), byteCount: count)
+            value = try device.readRegister(offset: Int(offset), byteCount: count)
         } catch { throw .device(error) }
+        guard value != UInt64.max >> (64 - UInt64(count) * 8) else { throw .gone(register: name) }
+        return value
     }
 
     func write(_ offset: UInt64, _ count: Int, _ value: UInt64) throws(DriverError) {
@@ -156,15 +161,10 @@ public final class NVMeController {
         } catch { throw .device(error) }
     }
 
-    /// CSTS, or an error when it says that the device is gone or has failed.
+    /// CSTS, or an error when it says that the device is gone, has failed or has stopped.
     @discardableResult
     public func checkStatus() throws(DriverError) -> ControllerStatus {
-        let status = ControllerStatus(rawValue: try read32(RegisterOffset.csts, "CSTS"))
-        guard !status.isGone else { throw .gone(register: "CSTS") }
-        guard !status.cfs else {
-            throw .fatalStatus(during: "operation", status: status.rawValue)
-        }
-        return status
+        try device.checkStatus(during: "operation")
     }
 
     /// The registers that `inspect` shows, read now.
@@ -209,5 +209,25 @@ public final class NVMeController {
     private static func unmap(_ address: UInt, _ byteCount: UInt) {
         guard let base = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
         unsafe Mapping.unmap(base, byteCount: Int(byteCount))
+    }
+}
+
+extension DeviceBacking {
+    /// CSTS of a controller that was brought up, or an error when it says that the device is gone,
+    /// has failed or has stopped: what every wait for an answer looks at.
+    @discardableResult
+    func checkStatus(during operation: String) throws(DriverError) -> ControllerStatus {
+        let raw: UInt64
+        do throws(VFIOError) {
+            raw = try readRegister(offset: Int(RegisterOffset.csts), byteCount: 4)
+        } catch { throw .device(error) }
+        let status = ControllerStatus(rawValue: UInt32(truncatingIfNeeded: raw))
+        guard !status.isGone else { throw .gone(register: "CSTS") }
+        guard !status.cfs else {
+            throw .fatalStatus(during: operation, status: status.rawValue)
+        }
+        // A reset by somebody else, or BAR memory that reads as zero: no answer will come.
+        guard status.rdy else { throw .stopped(during: operation, status: status.rawValue) }
+        return status
     }
 }

@@ -52,6 +52,23 @@ public struct NamespaceInfo: Sendable, Equatable {
     /// Bytes of a block.
     public var blockByteCount: UInt32 { 1 << UInt32(blockShift) }
 
+    /// A namespace that is not served.
+    init(namespaceID: UInt32, refusal: String) {
+        self.namespaceID = namespaceID
+        self.refusal = refusal
+    }
+
+    /// Why a namespace of another command set is not served.
+    static func commandSetRefusal(_ csi: UInt8) -> String {
+        let name =
+            switch csi {
+            case 1: "the key value command set"
+            case 2: "the zoned namespace command set"
+            default: "an unknown command set"
+            }
+        return "it belongs to \(name) (CSI \(csi)); only the NVM command set is served"
+    }
+
     /// Reads the identify pages. Nothing in them is trusted: what cannot be served gives a
     /// `refusal`.
     init(
@@ -79,9 +96,7 @@ public struct NamespaceInfo: Sendable, Equatable {
         _ identify: IdentifyNamespace, _ descriptors: NamespaceDescriptors
     ) -> String? {
         guard identify.nsze > 0 else { return "NSZE is 0: the namespace has no blocks" }
-        if let csi = descriptors.csi, csi != 0 {
-            return "its command set is \(csi); only the NVM command set is served"
-        }
+        if let csi = descriptors.csi, csi != 0 { return commandSetRefusal(csi) }
         guard identify.formatIndex <= Int(identify.nlbaf), let format = identify.format else {
             return "FLBAS names format \(identify.formatIndex), but there are \(identify.nlbaf) + 1"
         }
@@ -89,10 +104,12 @@ public struct NamespaceInfo: Sendable, Equatable {
             return "LBADS is \(format.lbads); blocks from 2^9 to 2^16 bytes are served"
         }
         guard !identify.hasMetadata else {
-            return "its format has \(format.ms) bytes of metadata a block, which are not served"
+            return "its format has \(format.ms) bytes of metadata a block, which are not served; "
+                + "format it without metadata"
         }
         guard identify.protectionType == 0 else {
-            return "protection information type \(identify.protectionType) is on"
+            return "protection information type \(identify.protectionType) is on, which is not "
+                + "served; format it without protection"
         }
         guard identify.nsze <= UInt64(Int64.max) >> UInt64(format.lbads) else {
             return "NSZE is \(identify.nsze): more bytes than 2^63"

@@ -142,12 +142,14 @@ extension DeviceService {
     private func tick() {
         tickIsArmed = false
         guard let controller, failure == nil else { return }
+        // First of all: a device that is gone or has failed needs no ladder.
+        if requestsInFlight > 0 { checkHealth(controller) }
+        guard failure == nil else { return }
         for queue in 0..<controller.queueCount {
             lookForLostInterrupt(queue, controller)
             climb(queue, controller)
         }
         checkCancels()
-        if requestsInFlight > 0 { checkHealth(controller) }
         armTick()
     }
 
@@ -285,12 +287,16 @@ extension DeviceService {
         }
     }
 
-    /// Identifies the namespaces again and tells everybody concerned what changed.
-    func refreshNamespaces(_ controller: NVMeController) {
+    /// Identifies the namespaces, or one of them, again and tells everybody concerned what changed.
+    func refreshNamespaces(_ controller: NVMeController, only nsid: UInt32? = nil) {
         let before = controller.namespaces
         defer { afterAdminCommand() }
         do throws(DriverError) {
-            try controller.refreshNamespaces()
+            if let nsid {
+                try controller.refreshNamespace(nsid)
+            } else {
+                try controller.refreshNamespaces()
+            }
         } catch {
             log.error("the namespaces cannot be identified: \(error)")
             return note(error)

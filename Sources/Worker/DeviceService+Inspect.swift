@@ -46,8 +46,12 @@ extension DeviceService {
     }
 
     private func inspectController(_ controller: NVMeController, _ tree: inout InspectTree) {
-        if let registers = try? controller.inspectRegisters() {
-            for register in registers { tree.addHex("controller/\(register.name)", register.value) }
+        do throws(DriverError) {
+            for register in try controller.inspectRegisters() {
+                tree.addHex("controller/\(register.name)", register.value)
+            }
+        } catch {
+            note(error)
         }
         let identify = controller.identify
         tree.add("controller/serial", DiskInfo.trimmed(identify.sn))

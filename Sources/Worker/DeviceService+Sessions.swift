@@ -88,7 +88,7 @@ extension DeviceService {
     /// A namespace, freshly identified.
     func freshNamespace(_ nsid: UInt32) throws(WireError) -> Wire.NamespaceInfo {
         guard let controller = usableController else { throw unavailable() }
-        refreshNamespaces(controller)
+        refreshNamespaces(controller, only: nsid)
         guard usableController != nil else { throw unavailable() }
         return try namespace(nsid, controller, "get_namespace.nsid").onWire
     }

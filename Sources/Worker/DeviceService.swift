@@ -154,8 +154,19 @@ final class DeviceService {
 
     private func startFailed(_ error: DriverError) -> WireError {
         log.error("cannot be started: \(error)", id: LogMessage.startFailed)
-        step(.startFailed, error.description)
-        return error.onWire(.deviceFailed, device: name)
+        let isRemoved = isRemoval(error)
+        step(isRemoved ? .remove : .startFailed, error.description)
+        return error.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name)
+    }
+
+    /// Whether an error says that the hardware was taken away. A server in another process that is
+    /// gone may come back.
+    private func isRemoval(_ error: DriverError) -> Bool {
+        switch error {
+        case .gone: true
+        case .device(.gone): config?.transport.isHardware == true
+        default: false
+        }
     }
 
     private func start(_ config: DeviceConfig) throws(DriverError) {
@@ -221,6 +232,10 @@ final class DeviceService {
     /// Why requests are not taken in this state.
     func unavailable() -> WireError {
         let reason = lifecycle.reason.isEmpty ? "" : ": \(lifecycle.reason)"
+        // Noted, and acted upon in the next turn.
+        if let failure, lifecycle.state == .ready {
+            return failure.onWire(isRemoval(failure) ? .deviceRemoved : .deviceFailed, device: name)
+        }
         return switch lifecycle.state {
         case .absent:
             WireError(.deviceStarting, "the device has not been loaded yet", device: name)
@@ -359,15 +374,16 @@ final class DeviceService {
     /// Takes a device that cannot be trusted out of service. Every request ends, once.
     private func fail() {
         guard let failure, let controller else { return }
-        // A server in another process may come back; hardware that is gone is gone.
-        let isRemoved = failure.isGone && config?.transport.isHardware == true
+        let isRemoved = isRemoval(failure)
         log.error(
             "\(isRemoved ? "removed" : "failed"): \(failure)",
             id: isRemoved ? LogMessage.removed : LogMessage.failed)
         unwatch()
         // First of all the device must stop touching memory that others will get.
         let stopped = controller.disable()
-        if !stopped { log.warning("the controller did not confirm its reset; continuing") }
+        if !stopped, !failure.isGone {
+            log.warning("the controller did not confirm its reset; continuing")
+        }
         step(isRemoved ? .remove : .fault, failure.description)
         endEverything(
             controller,
@@ -429,6 +445,7 @@ final class DeviceService {
             session.partsInFlight = 0
             end(session, error)
             sessions[session.slot] = nil
+            controller.state.setSession(session.slot, id: 0, highestRequestID: 0)
         }
         dyingSessions = 0
         requestsInFlight = 0

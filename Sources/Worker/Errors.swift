@@ -10,7 +10,7 @@ extension DriverError {
     /// Whether the device cannot be believed or used any more. The others concern one operation.
     var isFatal: Bool {
         switch self {
-        case .gone, .notReady, .fatalStatus, .commandTimedOut, .queueFault: true
+        case .gone, .notReady, .fatalStatus, .stopped, .commandTimedOut, .queueFault: true
         case .device(let error):
             switch error {
             case .gone, .timedOut, .protocolViolation, .deviceError: true
@@ -20,20 +20,12 @@ extension DriverError {
         }
     }
 
-    /// Whether the device is not there any more.
-    var isGone: Bool {
-        switch self {
-        case .gone, .device(.gone): true
-        default: false
-        }
-    }
-
     /// The register or identify field at fault; nil when it is no field.
     var fieldName: String? {
         switch self {
         case .gone(let register): register
         case .unusable(let field, _, _): field
-        case .notReady: "CSTS.RDY"
+        case .notReady, .stopped: "CSTS.RDY"
         case .fatalStatus: "CSTS.CFS"
         case .device, .system, .page, .command, .commandTimedOut, .queueFault, .exhausted: nil
         }
@@ -50,8 +42,9 @@ extension DriverError {
         let natural: ErrorCode =
             switch self {
             case .exhausted: .resourceExhausted
+            case .gone: .deviceRemoved
             case .device(.unsupported): .notSupported
-            case .device, .system, .gone, .unusable, .notReady, .fatalStatus, .page, .command,
+            case .device, .system, .unusable, .notReady, .fatalStatus, .stopped, .page, .command,
                 .commandTimedOut, .queueFault:
                 .deviceFailed
             }

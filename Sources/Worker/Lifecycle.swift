@@ -33,7 +33,8 @@ enum LifecycleEvent: Sendable, CaseIterable {
     case startFailed
     /// The device broke a rule, failed, or does not answer.
     case fault
-    /// The hardware was taken away (kernel VFIO tells; a vfio-user server cannot).
+    /// The hardware was taken away: its registers read as all ones. (The end of a vfio-user server
+    /// is a `fault`: it may come back.)
     case remove
     /// The worker is asked to leave.
     case drain

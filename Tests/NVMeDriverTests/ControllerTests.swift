@@ -132,6 +132,8 @@ struct ControllerTests {
         ("register:mqes=0", "CAP.MQES"),
         ("register:mpsmin=4", "CAP.MPSMIN"),
         ("register:css=128", "CAP.CSS"),
+        ("command:gone,opcode=6,queue=admin", "CSTS reads as all ones"),
+        ("command:fatal,opcode=6,queue=admin", "CFS"),
         ("register:dstrd=15", "CAP.DSTRD"),
         ("identify:sqes=0x77,cns=1", "SQES"),
         ("identify:cqes=0x55,cns=1", "CQES"),
@@ -197,6 +199,45 @@ struct ControllerTests {
             outcome = "served \(rig.controller.namespaces.count)"
         } catch { outcome = "\(error)" }
         #expect(!outcome.isEmpty)
+    }
+
+    @Test("a controller of many command sets alone is driven with CC.CSS 110b")
+    func multipleCommandSets() throws {
+        // Given, when: CAP.CSS bit 6 without bit 0.
+        let rig = try ControllerRig(["--namespace", "memory=4M", "--fault", "register:css=0x40"])
+        let registers = try rig.controller.inspectRegisters()
+        // Then
+        let configuration = try requireValue(registers.first { $0.name == "cc" }).value
+        #expect(configuration >> 4 & 7 == 6)
+        #expect(rig.controller.namespaces[1]?.refusal == nil)
+    }
+
+    @Test("a combination of command sets without NVM is refused")
+    func noNVMCommandSet() throws {
+        // Given, when: vector 0 has only the zoned command set (bit 2).
+        var message = "no error"
+        do {
+            _ = try ControllerRig([
+                "--namespace", "memory=4M", "--fault", "register:css=0x40", "--fault",
+                "identify:bytes=0/8/4,cns=0x1C",
+            ])
+        } catch { message = "\(error)" }
+        // Then
+        #expect(message.contains("I/O Command Set vector"), "\(message)")
+    }
+
+    @Test("an orderly stop of a device that is gone ends at once")
+    func stopWhenGone() throws {
+        // Given
+        let rig = try ControllerRig(["--namespace", "memory=4M"], adminTimeoutMilliseconds: 60_000)
+        _ = try rig.emulator.command("fault command:gone")
+        // When
+        let begin = MonotonicClock.nowNanoseconds
+        var seen: DriverError?
+        do throws(DriverError) { try rig.controller.stop() } catch { seen = error }
+        // Then
+        #expect(seen?.isGone == true)
+        #expect(MonotonicClock.nowNanoseconds - begin < 60_000_000_000)
     }
 
     /// Completions of I/O commands that cannot be right.

@@ -12,6 +12,8 @@ import Wire
 struct BringUpFault: Sendable, CustomTestStringConvertible {
     let rule: String
     let words: String
+    var code = ErrorCode.deviceFailed
+    var state = DeviceState.failed
     var testDescription: String { rule }
 }
 
@@ -29,7 +31,13 @@ extension WorkerProcessTests {
             arguments: [
                 BringUpFault(rule: "register:never-ready", words: "CSTS.RDY"),
                 BringUpFault(rule: "register:fatal-at-enable", words: "CSTS.CFS"),
-                BringUpFault(rule: "register:gone", words: "all ones"),
+                BringUpFault(
+                    rule: "register:gone", words: "all ones", code: .deviceRemoved,
+                    state: .removed),
+                BringUpFault(
+                    rule: "command:gone,queue=admin,opcode=6", words: "all ones",
+                    code: .deviceRemoved, state: .removed),
+                BringUpFault(rule: "command:fatal,queue=admin,opcode=6", words: "CSTS.CFS"),
                 BringUpFault(rule: "register:mqes=0", words: "CAP.MQES"),
                 BringUpFault(rule: "register:mpsmin=1", words: "CAP.MPSMIN"),
                 BringUpFault(rule: "register:css=0", words: "CAP.CSS"),
@@ -53,9 +61,9 @@ extension WorkerProcessTests {
             try rig.startEmulatorAfresh()
             let reply = try supervisor.ask(.loadDriver(rig.config))
 
-            #expect(error.code == .deviceFailed)
+            #expect(error.code == fault.code)
             #expect(error.message.contains(fault.words), "\(error)")
-            #expect(failed.state == .failed)
+            #expect(failed.state == fault.state)
             #expect(reply == (try supervisor.device().ready).map { .deviceReady($0) })
         }
 
@@ -67,6 +75,7 @@ extension WorkerProcessTests {
                 "command:fatal,queue=io", "command:gone,queue=io", "command:disconnect,queue=io",
             ])
         func operation(_ rule: String) throws {
+            let isGone = rule.hasPrefix("command:gone")
             let rig = impatient(try Rig())
             let supervisor = try rig.startLoaded()
             let client = try supervisor.open()
@@ -90,12 +99,93 @@ extension WorkerProcessTests {
             try rig.startEmulatorAfresh()
             _ = try supervisor.ask(.loadDriver(rig.config))
 
-            #expect(reason?.code == .deviceFailed)
-            #expect(other.code == .deviceFailed)
+            #expect(reason?.code == (isGone ? .deviceRemoved : .deviceFailed))
+            #expect(other.code == (isGone ? .deviceRemoved : .deviceFailed))
             #expect(ids.allSatisfy { answers[$0, default: 0] <= 1 })
-            #expect(device.state == .failed)
+            #expect(device.state == (isGone ? .removed : .failed))
             #expect(!device.reason.isEmpty)
             #expect(try supervisor.open().read(1, 1).count == 512)
+        }
+
+        @Test("a device that is taken away ends everything at once, without any step of the ladder")
+        func takenAway() throws {
+            let rig = try Rig()
+            rig.config.ioTimeoutMilliseconds = 1 << 20
+            rig.config.adminTimeoutMilliseconds = 1 << 20
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try rig.control("fault command:hang,queue=io")
+            try rig.control("fault register:gone")
+
+            // Nothing but a look at CSTS can end this: both timeouts are far away.
+            let error = try client.refusal(.read(lba: 0, blockCount: 1, location: .inline))
+            _ = try supervisor.entered(.removed)
+
+            #expect(error.code == .deviceRemoved)
+            #expect(try supervisor.inspect("counters/aborts") == "0")
+            #expect(
+                try supervisor.refusal(.openSession(supervisor.opening())).code == .deviceRemoved)
+        }
+
+        @Test("a device that is taken away while it is idle is noticed by whoever looks")
+        func takenAwayIdle() throws {
+            let rig = try Rig()
+            rig.config.adminTimeoutMilliseconds = 1 << 20
+            let supervisor = try rig.startLoaded()
+            try rig.control("fault command:hang,queue=admin")
+            try rig.control("fault register:gone,skip=1")
+
+            let error = try supervisor.refusal(.getNamespace(nsid: 1))
+            _ = try supervisor.entered(.removed)
+
+            #expect(error.code == .deviceRemoved)
+        }
+
+        @Test(
+            "a namespace that cannot be served is refused with the reason, the others are served",
+            arguments: [
+                ("identify:ms=8,cns=0,nsid=1", "8 bytes of metadata"),
+                // DPS: protection information type 1.
+                ("identify:bytes=29/1/1,cns=0,nsid=1", "protection information type 1"),
+                // The descriptor of type 4 (CSI) comes behind EUI64, NGUID and UUID.
+                ("identify:bytes=56/1/2,cns=3,nsid=1", "zoned"),
+                ("command:status=1/0x2C,opcode=6,cns=0,nsid=1", "Invalid I/O Command Set"),
+                ("identify:bytes=1/1/3,cns=3,nsid=1", "NIDL of type 1"),
+            ])
+        func refusedNamespace(_ rule: String, _ words: String) throws {
+            let rig = try Rig(
+                namespaces: ["memory=4M", "memory=4M"], arguments: ["--fault", rule])
+            let supervisor = try rig.startLoaded()
+
+            let error = try supervisor.refusal(.openSession(supervisor.opening(nsid: 1)))
+            let fresh = try supervisor.refusal(.getNamespace(nsid: 1))
+            let other = try supervisor.ask(.getNamespace(nsid: 2))
+
+            #expect(error.code == .notSupported)
+            #expect(error.message.contains(words), "\(error)")
+            #expect(fresh.code == .notSupported)
+            guard case .namespace(let namespace) = other else {
+                Issue.record("\(other)")
+                return
+            }
+            #expect(namespace.nsid == 2)
+        }
+
+        @Test("identifying one namespace costs the same however many there are")
+        func identifyingOne() throws {
+            let rig = try Rig(namespaces: Array(repeating: "memory=1M", count: 16))
+            let supervisor = try rig.startLoaded()
+            try rig.control("fault command:status=0/6,opcode=6,cns=0,nsid=9")
+
+            let one = try supervisor.ask(.getNamespace(nsid: 8))
+
+            // Namespace 9, which could not be identified any more, was not asked about.
+            _ = try supervisor.ask(.openSession(supervisor.opening(nsid: 9)))
+            guard case .namespace(let namespace) = one else {
+                Issue.record("\(one)")
+                return
+            }
+            #expect(namespace.nsid == 8)
         }
 
         @Test("a lost interrupt costs a moment, and is counted")
