@@ -71,7 +71,7 @@ public final class NVMeBackend {
     ) throws(ClientError) -> (Channel<SessionProtocol>, DiskInfo?) {
         let (reply, fd) = try call(.openDisk(name: name, access: access), deadline)
         guard case .diskOpened(_, let info) = reply, let session = fd.take() else {
-            throw .protocolViolation("the supervisor did not answer OpenDisk with a session")
+            throw .protocolViolation("the supervisor opened the disk without giving a session")
         }
         return (Channel(session, role: .client, buffer: buffer), info)
     }

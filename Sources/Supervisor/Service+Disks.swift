@@ -193,11 +193,16 @@ extension Service {
     }
 
     private func held(_ disk: ConfiguredDisk, _ holder: SessionInfo) -> WireError {
-        WireError(
+        let what =
+            holder.disk == disk.name
+            ? "disk \(disk.name) is open for writing"
+            : "disk \(disk.name) is the same namespace as disk \(holder.disk), which is open for "
+                + "writing"
+        return WireError(
             .busy,
-            "disk \(disk.name) is open for writing: session \(holder.sessionID) of process "
-                + "\(holder.clientPID), user \(holder.clientUID); close it first, open read-only, "
-                + "or set Shared= of the disk", device: holder.device, disk: disk.name)
+            "\(what): session \(holder.sessionID) of process \(holder.clientPID), user "
+                + "\(holder.clientUID); close it first, open read-only, or set Shared= of the disk",
+            device: holder.device, disk: disk.name)
     }
 }
 

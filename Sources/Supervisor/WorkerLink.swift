@@ -165,7 +165,9 @@ extension WorkerLink {
     func getDevice(_ deadlineNanoseconds: UInt64) async throws(WireError) -> WorkerDevice {
         let answer = try await call(
             .getDevice, deadlineNanoseconds: deadlineNanoseconds, "asking for the device")
-        guard case .device(let device) = answer.reply else { throw surprise("GetDevice") }
+        guard case .device(let device) = answer.reply else {
+            throw surprise("asking for the device")
+        }
         return device
     }
 
@@ -176,7 +178,9 @@ extension WorkerLink {
         let answer = try await call(
             .loadDriver(config), deadlineNanoseconds: deadlineNanoseconds,
             "bringing the device up")
-        guard case .deviceReady(let ready) = answer.reply else { throw surprise("LoadDriver") }
+        guard case .deviceReady(let ready) = answer.reply else {
+            throw surprise("bringing the device up")
+        }
         return ready
     }
 
@@ -188,7 +192,9 @@ extension WorkerLink {
             let answer = try await call(
                 .listSessions(after: after), deadlineNanoseconds: deadlineNanoseconds,
                 "listing sessions")
-            guard case .sessions(let page) = answer.reply else { throw surprise("ListSessions") }
+            guard case .sessions(let page) = answer.reply else {
+                throw surprise("listing sessions")
+            }
             all += page.entries
             guard page.more, let last = page.entries.last?.sessionID else { break }
             after = last
@@ -206,7 +212,7 @@ extension WorkerLink {
             let answer = try await call(
                 .inspect(prefix: prefix, after: after), deadlineNanoseconds: deadlineNanoseconds,
                 "inspecting")
-            guard case .inspect(let page) = answer.reply else { throw surprise("Inspect") }
+            guard case .inspect(let page) = answer.reply else { throw surprise("inspecting") }
             all += page.entries
             guard page.more, let last = page.entries.last?.path else { break }
             after = last
@@ -214,10 +220,11 @@ extension WorkerLink {
         return all
     }
 
-    func surprise(_ request: String) -> WireError {
+    func surprise(_ what: String) -> WireError {
         WireError(
-            .internalError, "device \(device): the worker answered \(request) with another message",
-            device: device)
+            .internalError,
+            "device \(device): \(what): the worker's answer is one to another question; are worker "
+                + "and supervisor of the same version?", device: device)
     }
 }
 
@@ -229,7 +236,9 @@ extension WorkerLink {
         let answer = try await call(
             .getNamespace(nsid: nsid), deadlineNanoseconds: deadlineNanoseconds,
             "identifying namespace \(nsid)")
-        guard case .namespace(let namespace) = answer.reply else { throw surprise("GetNamespace") }
+        guard case .namespace(let namespace) = answer.reply else {
+            throw surprise("identifying a namespace")
+        }
         return namespace
     }
 
@@ -241,7 +250,7 @@ extension WorkerLink {
             .openSession(session), deadlineNanoseconds: deadlineNanoseconds,
             "opening disk \(session.disk)")
         guard case .sessionOpened(let info) = answer.reply, let fd = answer.fd else {
-            throw surprise("OpenSession")
+            throw surprise("opening a session")
         }
         return (info, fd)
     }

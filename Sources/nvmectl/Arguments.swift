@@ -22,3 +22,11 @@ func normalized(_ arguments: [String]) -> [String] {
     guard let end = rest.firstIndex(of: "--") else { return rest + front }
     return rest[..<end] + front + rest[end...]
 }
+
+/// Whether results are wanted as JSON, told from arguments that the parser refuses: then nobody
+/// else knows.
+func asksForJSON(_ arguments: [String]) -> Bool {
+    let options = arguments.prefix { $0 != "--" }
+    return options.contains("--output=json")
+        || zip(options, options.dropFirst()).contains { $0 == ("--output", "json") }
+}

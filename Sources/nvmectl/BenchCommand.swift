@@ -16,10 +16,12 @@ struct BenchCommand: ParsableCommand {
 
     @Argument(help: "The configured name of the disk.") var disk: String
     @Option(help: "read or write.") var operation: Operation = .read
-    @Option(help: "Requests in flight, 1 to \(Disk.windowCount).") var queueDepth = 1
+    @Option(parsing: .unconditional, help: "Requests in flight, 1 to \(Disk.windowCount).")
+    var queueDepth = 1
     @Option(help: "Bytes of a request: with K, M, or b for blocks.")
     var size = Size(byteCount: 4096, written: "4K")
-    @Option(help: "How long to measure.") var seconds: UInt32 = 5
+    @Option(parsing: .unconditional, help: "How long to measure, 1 to \(Self.secondsMax).")
+    var seconds = 5
     @Option(help: "Determines the order of the blocks.") var seed: UInt64 = 1
     @Flag(help: "Go from the beginning to the end.") var sequential = false
     @Flag(help: "Move data through registered memory instead of messages.") var direct = false
@@ -27,7 +29,13 @@ struct BenchCommand: ParsableCommand {
     var destroyData = false
     @OptionGroup var global: GlobalOptions
 
+    /// A day: longer measurements are mistakes.
+    static let secondsMax = 86400
+
     func validate() throws {
+        guard (1...Self.secondsMax).contains(seconds) else {
+            throw ValidationError("--seconds is from 1 to \(Self.secondsMax).")
+        }
         guard (1...Disk.windowCount).contains(queueDepth) else {
             throw ValidationError("--queue-depth is from 1 to \(Disk.windowCount).")
         }
@@ -154,11 +162,11 @@ struct BenchLoad {
     /// Runs until the time is over and everything has come back.
     mutating func run() throws(ClientError) {
         let begin = MonotonicClock.nowNanoseconds
-        let end = begin &+ UInt64(options.seconds) * 1_000_000_000
+        let end = begin &+ UInt64(clamping: options.seconds) * 1_000_000_000
         for slot in 0..<options.queueDepth { try start(slot) }
         while let completion = try disk.nextCompletion(
             deadlineNanoseconds: Deadline.after(
-                milliseconds: UInt64(options.global.timeout) * 1000))
+                milliseconds: UInt64(clamping: options.global.timeout) * 1000))
         {
             if let error = completion.error { throw .failed(error) }
             let now = MonotonicClock.nowNanoseconds

@@ -112,18 +112,21 @@ struct Failure: Error {
     func show() {
         Program.complain("nvmectl: \(subject.text)\(message)")
         if let hint { Program.complain(hint) }
-        guard output == .json else { return }
-        Program.show(
-            JSON.object([
-                ("version", 1),
-                (
-                    "error",
-                    .object([
-                        ("code", .string(code)), ("message", .string(subject.text + message)),
-                        ("hint", hint.map { .string($0) } ?? .null),
-                        ("exit_code", .number(UInt64(exitCode.rawValue))),
-                    ])
-                ),
-            ]).text)
+        if output == .json { Program.show(json.text) }
+    }
+
+    /// The failure for a script.
+    var json: JSON {
+        .object([
+            ("version", 1),
+            (
+                "error",
+                .object([
+                    ("code", .string(code)), ("message", .string(subject.text + message)),
+                    ("hint", hint.map { .string($0) } ?? .null),
+                    ("exit_code", .number(UInt64(exitCode.rawValue))),
+                ])
+            ),
+        ])
     }
 }

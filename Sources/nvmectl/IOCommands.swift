@@ -51,6 +51,12 @@ struct IOCommand: ParsableCommand {
         @Flag(help: "Make each write durable before it is answered.") var fua = false
         @Flag(help: "Fill the last block of the input with zeroes.") var pad = false
         @Flag(help: "Only say what would be written.") var dryRun = false
+        @OptionGroup var whole: WholeDiskOptions
+
+        func validate() throws {
+            // Input has an end of its own.
+            if pattern.source != nil { try whole.check(io, "overwrite") }
+        }
 
         func run() throws {
             try io.withJob("write", .readWrite, dryRun: dryRun) { job in
@@ -96,11 +102,21 @@ struct IOCommand: ParsableCommand {
         @OptionGroup var io: IOOptions
         @OptionGroup var pattern: PatternOptions
         @Flag(help: "Have the device check instead of reading.") var device = false
-        @Option(help: "Do it so many times.") var `repeat`: UInt32 = 1
+        @Option(parsing: .unconditional, help: "Do it so many times.") var `repeat` = 1
+
+        func validate() throws {
+            guard (1...Int(UInt32.max)).contains(`repeat`) else {
+                throw ValidationError("--repeat is 1 or more.")
+            }
+            guard `repeat` == 1 || device || pattern.source != nil else {
+                throw ValidationError(
+                    "The standard input can be compared only once: leave out --repeat.")
+            }
+        }
 
         func run() throws {
             try io.withJob("verify", .readOnly) { job in
-                for _ in 0..<max(`repeat`, 1) {
+                for _ in 0..<`repeat` {
                     if device {
                         try job.each { _, range in try job.verify(range) }
                     } else if let source = pattern.source {
@@ -154,6 +170,9 @@ struct IOCommand: ParsableCommand {
         @OptionGroup var io: IOOptions
         @Flag(help: "Let the device free the blocks.") var deallocate = false
         @Flag(help: "Only say what would be zeroed.") var dryRun = false
+        @OptionGroup var whole: WholeDiskOptions
+
+        func validate() throws { try whole.check(io, "zero") }
 
         func run() throws {
             try io.withJob("zero", .readWrite, dryRun: dryRun) { job in
@@ -168,6 +187,9 @@ struct IOCommand: ParsableCommand {
             abstract: "Tells the device that a part of a disk is not needed. Its data is lost.")
         @OptionGroup var io: IOOptions
         @Flag(help: "Only say what would be unmapped.") var dryRun = false
+        @OptionGroup var whole: WholeDiskOptions
+
+        func validate() throws { try whole.check(io, "unmap") }
 
         func run() throws {
             try io.withJob("unmap", .readWrite, dryRun: dryRun) { job in

@@ -40,6 +40,23 @@ struct IOOptions: ParsableArguments {
     }
 }
 
+/// Says that a command without --length may destroy all data there is.
+struct WholeDiskOptions: ParsableArguments {
+    @Flag(help: "Take everything from --offset to the end of the disk.") var all = false
+
+    /// What destroys data without asking for input needs to be told how much.
+    func check(_ io: IOOptions, _ deed: String) throws {
+        if all, io.length != nil {
+            throw ValidationError("Give --length or --all, not both.")
+        }
+        guard all || io.length != nil else {
+            throw ValidationError(
+                "Without --length this would \(deed) everything from --offset to the end of the "
+                    + "disk. Give --length, or --all if you want that.")
+        }
+    }
+}
+
 /// Which data, where it is not the standard input's.
 struct PatternOptions: ParsableArguments {
     enum Kind: String, ExpressibleByArgument, CaseIterable {

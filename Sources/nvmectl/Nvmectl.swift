@@ -54,14 +54,21 @@ struct GlobalOptions: ParsableArguments {
     var output: OutputFormat = .text
 
     @Option(
+        parsing: .unconditional,
         help: ArgumentHelp("Give up on an answer after so many seconds.", valueName: "seconds"))
-    var timeout: UInt32 = 60
+    var timeout = 60
+
+    func validate() throws {
+        guard (0...Int(UInt32.max)).contains(timeout) else {
+            throw ValidationError("--timeout is from 0 to \(UInt32.max) seconds.")
+        }
+    }
 
     var socketPath: String {
         socket ?? Program.environment("NVMED_SOCKET") ?? Self.defaultSocket
     }
 
-    var deadline: UInt64 { Deadline.after(milliseconds: UInt64(timeout) * 1000) }
+    var deadline: UInt64 { Deadline.after(milliseconds: UInt64(clamping: timeout) * 1000) }
 
     func connect() throws(ClientError) -> NVMeBackend { try NVMeBackend.connect(socketPath) }
 

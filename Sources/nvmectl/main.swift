@@ -22,7 +22,14 @@ func run(_ arguments: [String]) -> Int32 {
             return 0
         }
         Program.complain(text)
-        return code == .validationFailure ? ProgramStatus.usage.rawValue : code.rawValue
+        guard code == .validationFailure else { return code.rawValue }
+        if asksForJSON(arguments) {
+            let failure = Failure(
+                .usage, .service, Nvmectl.message(for: error), .json, code: "usage",
+                hint: "See: nvmectl --help")
+            Program.show(failure.json.text)
+        }
+        return ProgramStatus.usage.rawValue
     }
 }
 

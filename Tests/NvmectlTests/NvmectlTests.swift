@@ -114,4 +114,44 @@ struct NvmectlTests {
         }
         #expect(throws: Never.self) { try Nvmectl.parseAsRoot(["bench", "v"]) }
     }
+
+    @Test(
+        "what cannot be meant is refused in words that say what is allowed",
+        arguments: [
+            (["io", "zero", "v"], "--all"), (["io", "unmap", "v", "--offset", "4K"], "--all"),
+            (["io", "write", "v", "--pattern", "random"], "--all"),
+            (["io", "zero", "v", "--length", "4K", "--all"], "not both"),
+            (["io", "verify", "v", "--device", "--repeat", "0"], "--repeat is 1 or more"),
+            (["io", "verify", "v", "--device", "--repeat", "-1"], "--repeat is 1 or more"),
+            (["io", "verify", "v", "--repeat", "2"], "compared only once"),
+            (["bench", "v", "--seconds", "-5"], "--seconds is from 1 to 86400"),
+            (["bench", "v", "--seconds", "0"], "--seconds is from 1 to 86400"),
+            (["bench", "v", "--queue-depth", "-1"], "--queue-depth is from 1"),
+            (["disk", "list", "--timeout", "-1"], "--timeout is from 0"),
+        ])
+    func refusals(arguments: [String], words: String) {
+        var message = "accepted"
+        do {
+            _ = try Nvmectl.parseAsRoot(arguments)
+        } catch { message = Nvmectl.message(for: error) }
+        #expect(message.contains(words), "\(message)")
+    }
+
+    @Test(
+        "what destroys data runs when it is said how much",
+        arguments: [
+            ["io", "zero", "v", "--all"], ["io", "unmap", "v", "--length", "8b"],
+            ["io", "write", "v", "--pattern", "zero", "--all"], ["io", "write", "v"],
+        ])
+    func consents(arguments: [String]) {
+        #expect(throws: Never.self) { try Nvmectl.parseAsRoot(arguments) }
+    }
+
+    @Test("a script that asks for JSON is recognised also in arguments that are refused")
+    func jsonWanted() {
+        #expect(asksForJSON(["bench", "v", "--seconds", "-5", "--output", "json"]))
+        #expect(asksForJSON(["nonsense", "--output=json"]))
+        #expect(!asksForJSON(["bench", "v", "--output", "text"]))
+        #expect(!asksForJSON(["io", "read", "--", "--output", "json"]))
+    }
 }
