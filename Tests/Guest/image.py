@@ -116,11 +116,8 @@ def make(work):
     os.chmod(work, 0o755)
     apt = tempfile.mkdtemp(prefix="nvg-apt.")
     try:
-        environment = dict(os.environ, APT_CONFIG=apt + "/apt.conf")
         with phase("package lists"):
-            run([os.path.join(ROOT, ".ci/debian-sources"), apt])
-            run(["chmod", "-R", "a+rX", apt])
-            run(["apt-get", "-qq", "update"], env=environment)
+            environment = private_apt(apt)
         with phase("kernel"):
             version = make_kernel(work, environment)
         with phase("root file system"):
@@ -131,6 +128,15 @@ def make(work):
         shutil.rmtree(apt, ignore_errors=True)
     shutil.rmtree(os.path.join(work, "kernel"))
     os.unlink(os.path.join(work, "root.tar"))
+
+
+def private_apt(directory):
+    """An environment for apt with sources and lists of its own, in `directory`."""
+    environment = dict(os.environ, APT_CONFIG=directory + "/apt.conf")
+    run([os.path.join(ROOT, ".ci/debian-sources"), directory])
+    run(["chmod", "-R", "a+rX", directory])
+    run(["apt-get", "-qq", "update"], env=environment)
+    return environment
 
 
 def make_kernel(work, environment):
