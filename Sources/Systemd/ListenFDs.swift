@@ -62,7 +62,7 @@ public struct ListenFDs: ~Copyable, Sendable {
     /// Whether all have been taken.
     public var isEmpty: Bool { entries.allSatisfy { $0.raw < 0 } }
 
-    /// Takes the first with this name; nil when there is none left.
+    /// Takes the first with this name, made non-blocking; nil when there is none left.
     public mutating func take(_ name: String) -> OwnedFD? {
         takeEntry { $0.name == name }?.takeFD()
     }
@@ -80,6 +80,10 @@ public struct ListenFDs: ~Copyable, Sendable {
         else { return nil }
         let entry = entries[index]
         entries[index].raw = -1
-        return NamedFD(name: entry.name, fd: OwnedFD(adopting: entry.raw))
+        let fd = OwnedFD(adopting: entry.raw)
+        // systemd hands sockets over in blocking mode unless the unit says NonBlocking=, and an
+        // accept in that mode would stop the whole event loop.
+        try? fd.setNonblocking(true)
+        return NamedFD(name: entry.name, fd: fd)
     }
 }

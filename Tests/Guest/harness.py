@@ -286,6 +286,13 @@ class Guest:
             raise Failure(f"did not come true within {timeout} s: {last}")
         return result
 
+    def wait_growth(self, path, size, seconds=60):
+        """Waits until a file of the host that the machine writes has this size."""
+        deadline = time.monotonic() + seconds
+        while os.path.getsize(path) < size:
+            check(self.alive and time.monotonic() < deadline, f"{path} did not reach {size} bytes in {seconds} s")
+            time.sleep(0.05)
+
     def push(self, source, target, mode=0o644):
         """Copies a file of the host, or bytes, into the machine."""
         if isinstance(source, str):
@@ -319,6 +326,30 @@ class Guest:
             self.expect("dpkg -i /root/nvmed.deb", timeout=120)
         self.installed = True
         return self
+
+    def serve(self, serial, name, namespaces=(1,), settings="", disk_settings=""):
+        """Has nvmed serve a controller: device `name`, disks `name` + namespace. Idempotent."""
+        self.install()
+        address = self.address(serial)
+        self.write(f"/etc/nvmed/{name}.device", f"[Device]\nTransport=pci\nAddress={address}\n{settings}")
+        for nsid in namespaces:
+            self.write(f"/etc/nvmed/{name}{nsid}.disk",
+                       f"[Disk]\nDevice={name}\nNamespace={nsid}\nAccess=read-write\n{disk_settings}")
+        self.expect(f"nvmectl device bind {address}")
+        self.reload()
+        return self
+
+    def reload(self):
+        """Has nvmed read its configuration; starts it if it does not run."""
+        self.expect("nvmectl reload", timeout=60)
+
+    def give_back(self, name):
+        """Ends what `serve` did: the kernel's driver has the controller again, with its disks."""
+        found = self.expect(f"sed -n s/^Address=//p /etc/nvmed/{name}.device").text
+        self.expect(f"nvmectl device unbind {found}", timeout=90)
+        self.expect(f"rm -f /etc/nvmed/{name}.device /etc/nvmed/{name}[0-9]*.disk")
+        self.reload()
+        self.wait_for(f"ls /sys/bus/pci/devices/{found}/nvme/nvme*/nvme*n*")
 
     def journal(self, unit=None, since=None, output="short-monotonic"):
         options = "".join(f" -u {shlex.quote(one)}" for one in ([unit] if isinstance(unit, str) else unit or []))

@@ -20,10 +20,24 @@ MEMORY_MEBIBYTES = 3072
 class Drive:
     """One sparse file, the block nodes above it, and the namespace that shows it."""
 
-    def __init__(self, name, nsid, mebibytes, block=512, metadata=0, pi=0, throttled=False, errors=False):
+    def __init__(self, name, nsid, mebibytes, block=512, metadata=0, pi=0, throttled=False, errors=False, logged=False):
         self.name, self.nsid, self.size = name, nsid, mebibytes * MEBIBYTE
         self.block, self.metadata, self.pi = block, metadata, pi
-        self.throttled, self.errors = throttled, errors
+        self.throttled, self.errors, self.logged = throttled, errors, logged
+
+    # Identities that stay when the machine is booted again.
+
+    @property
+    def nguid(self):
+        return "6e766d65640000000000" + self.name.encode().hex().rjust(12, "0")
+
+    @property
+    def eui64(self):
+        return 0x6e766d6500000000 + int.from_bytes(self.name.encode(), "big")
+
+    @property
+    def uuid(self):
+        return "6e766d65-6400-4000-8000-" + self.name.encode().hex().rjust(12, "0")
 
     def arguments(self, directory):
         path = os.path.join(directory, self.name + ".img")
@@ -35,6 +49,14 @@ class Drive:
                       "immediately": False}
                      for kind, sector in (("read", BAD_READ_BLOCK), ("write", BAD_WRITE_BLOCK))]
             node = {"driver": "blkdebug", "image": node, "inject-error": rules}
+        if self.logged:
+            # The log is what the drive was given, flushes and all; `powerlog` reads it.
+            log = os.path.join(directory, self.name + ".log")
+            open(log, "wb").close()
+            node = {"driver": "blklogwrites", "file": node | {"node-name": self.name + "-data"},
+                    "log-super-update-interval": 1, "log-sector-size": 512,
+                    "log": {"driver": "raw", "file": {"driver": "file", "filename": log}}}
+            node["file"]["file"].pop("cache")
         arguments = []
         if self.throttled:
             arguments += ["-object", json.dumps({"qom-type": "throttle-group", "id": "throttle-" + self.name})]
@@ -44,7 +66,8 @@ class Drive:
 
     def device(self, bus):
         device = {"driver": "nvme-ns", "id": "ns-" + self.name, "bus": bus, "drive": self.name,
-                  "nsid": self.nsid, "logical_block_size": self.block, "physical_block_size": self.block}
+                  "nsid": self.nsid, "logical_block_size": self.block, "physical_block_size": self.block,
+                  "uuid": self.uuid, "nguid": self.nguid, "eui64": self.eui64}
         if self.metadata:
             device |= {"ms": self.metadata, "pi": self.pi}
         return device

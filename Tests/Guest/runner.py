@@ -100,6 +100,8 @@ class Runner:
                      for frame in traceback.extract_tb(failure.__traceback__)
                      if os.path.basename(frame.filename).startswith("test_")]
             text = str(failure) if isinstance(failure, harness.Failure) else repr(failure)
+            if isinstance(failure.__context__, harness.Failure) and failure.__cause__ is None:
+                text = f"first: {failure.__context__}\nthen: {text}"
             error = "\n".join(lines[-3:] + [text])
         signal.alarm(0)
         seconds = time.monotonic() - locals().get("start", time.monotonic())
