@@ -46,6 +46,8 @@ public enum Errno {
     public static let noEntry = ENOENT
     /// The message does not fit the socket.
     public static let messageSize = EMSGSIZE
+    /// There is no memory, or it may not be locked.
+    public static let noMemory = ENOMEM
     /// The descriptor table is full.
     public static let tooManyFiles = EMFILE
     /// The system's descriptor table is full.

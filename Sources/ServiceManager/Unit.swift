@@ -221,7 +221,7 @@ extension Unit {
     }
 
     func kill(because reason: String) {
-        log.error("\(name): pid \(pid): killed: \(reason)")
+        log.error("\(name): pid \(pid): killed: \(reason)", id: .workerKilled)
         _ = signal(SIGKILL)
     }
 

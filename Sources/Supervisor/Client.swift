@@ -98,7 +98,7 @@ final class Client {
         rejections += 1
         log.warning(
             "process \(peer.pid) of user \(peer.uid) sent a bad message: \(rejection.error)",
-            id: Messages.clientRefused)
+            id: .clientRefused)
         return !rejection.endsConnection && rejections < SupervisorLimits.rejectionsPerClient
     }
 
@@ -205,7 +205,7 @@ final class Client {
         case .outgoingFull, .timedOut, .tooLarge, .system:
             log.warning(
                 "process \(peer.pid) of user \(peer.uid) lost its connection: \(error)",
-                id: Messages.clientRefused)
+                id: .clientRefused)
         }
         end()
     }

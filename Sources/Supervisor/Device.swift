@@ -90,9 +90,11 @@ final class Device {
         let reason = lifecycle.reason.isEmpty ? "" : ": \(lifecycle.reason)"
         let text = "\(before) → \(lifecycle.state)\(reason)"
         switch lifecycle.state {
-        case .failed, .retrying, .removed: log.error(text, id: Messages.deviceFailed)
-        case .recovering: log.warning(text, id: Messages.deviceRecovering)
-        case .absent, .starting, .ready, .draining: log.info(text, id: Messages.deviceState)
+        case .failed: log.error(text, id: .deviceGivenUp)
+        case .retrying: log.error(text, id: .deviceFailed)
+        case .removed: log.error(text, id: .deviceRemoved)
+        case .recovering: log.warning(text, id: .deviceRecovering)
+        case .absent, .starting, .ready, .draining: log.info(text, id: .deviceState)
         }
         let waiting = waiting
         self.waiting = []
@@ -164,7 +166,9 @@ final class Device {
         var found = try await link.getDevice(deadline)
         if found.state == .ready, found.ready != nil {
             if found.config != config {
-                log.warning("runs with an earlier configuration until its worker is restarted")
+                log.warning(
+                    "runs with an earlier configuration until its worker is restarted",
+                    id: .configurationWarning)
             }
             return found
         }
@@ -187,7 +191,7 @@ final class Device {
         log.notice(
             "ready: \(ready.namespaces.count) namespaces, worker \(found.workerPID), "
                 + "\(sessions.count) sessions, brought up in "
-                + "\(ready.bringUpNanoseconds / 1_000_000) ms", id: Messages.deviceReady)
+                + "\(ready.bringUpNanoseconds / 1_000_000) ms", id: .deviceReady)
     }
 
     /// Adopts a worker that runs already, without starting one; the supervisor was restarted.
@@ -198,7 +202,8 @@ final class Device {
                 return
             }
         } catch {
-            return log.warning("its worker could not be stopped: \(error); continuing")
+            return log.warning(
+                "its worker could not be stopped: \(error); continuing", id: .workerStuck)
         }
         do {
             guard try await units.isRunning(name), lifecycle.state == .absent else { return }
@@ -231,12 +236,12 @@ final class Device {
             log.warning(
                 "critical warning 0x\(String(health.criticalWarning, radix: 16)), "
                     + "\(health.temperatureKelvin) K, spare \(health.availableSparePercent) %",
-                id: Messages.health)
+                id: .health)
         case .sessionEnded(let id, let reason, _):
             if let session = sessions.removeValue(forKey: id) {
                 log.info(
                     "session \(id) of disk \(session.disk) ended: \(reason)",
-                    id: Messages.sessionEnded, namespace: session.nsid)
+                    id: .sessionEnded, namespace: session.nsid)
             }
             tellEnded(id)
         }
@@ -363,7 +368,7 @@ final class Device {
         do throws(WireError) {
             try await units.stop(name)
         } catch {
-            log.error("its worker could not be stopped: \(error); continuing")
+            log.error("its worker could not be stopped: \(error); continuing", id: .workerStuck)
         }
         sessions = [:]
         for id in Array(endWaiting.keys) { tellEnded(id) }

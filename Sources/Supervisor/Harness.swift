@@ -66,7 +66,7 @@ final class Harness {
             // It is only a courtesy: the connection is closed either way.
             try? channel.send(error: error, to: 0)
             return log.warning(
-                "a client was refused: \(error.message)", id: Messages.exhausted)
+                "a client was refused: \(error.message)", id: .exhausted)
         }
         lastClient &+= 1
         let number = lastClient
@@ -76,7 +76,7 @@ final class Harness {
                 onEnd: { [weak self] in self?.clients[number] = nil },
                 onShutdown: onShutdown)
         } catch {
-            log.warning("a client was refused: \(error)", id: Messages.clientRefused)
+            log.warning("a client was refused: \(error)", id: .clientRefused)
         }
     }
 
@@ -88,7 +88,7 @@ final class Harness {
         reserve = try? Self.openReserve()
         log.error(
             "a client was refused: no descriptors left; raise LimitNOFILE=",
-            id: Messages.exhausted)
+            id: .exhausted)
         source?.setEnabled(false)
         pause = try? EventLoop.current.after(
             nanoseconds: SupervisorLimits.acceptPauseNanoseconds

@@ -178,7 +178,7 @@ extension Service {
         }
         place.device.log.info(
             "session \(id): disk \(disk.name) opened \(access) by process \(caller.peer.pid) "
-                + "of user \(caller.peer.uid)", id: Messages.sessionOpened, namespace: place.nsid)
+                + "of user \(caller.peer.uid)", id: .sessionOpened, namespace: place.nsid)
         return OpenedDisk(sessionID: id, info: opened.info, fd: opened.fd)
     }
 

@@ -101,7 +101,7 @@ final class Service {
         }
         log.notice(
             "configuration: \(devices.count) devices, \(disks.count) disks",
-            id: Messages.configuration)
+            id: .configuration)
         return warnings
     }
 
@@ -131,6 +131,10 @@ final class Service {
 
     private func revoke(_ session: SessionInfo, of device: Device, _ reason: String) async {
         guard let link = device.link else { return }
+        device.log.notice(
+            "session \(session.sessionID) of disk \(session.disk) is taken from process "
+                + "\(session.clientPID) of user \(session.clientUID): \(reason)",
+            id: .sessionRevoked, namespace: session.nsid)
         do throws(WireError) {
             _ = try await link.call(
                 .closeSession(sessionID: session.sessionID, reason: reason),
@@ -257,6 +261,10 @@ final class Service {
             throw notOperator("close a session of another user", caller)
         }
         guard let link = device.link else { throw try await lost(device, caller) }
+        device.log.notice(
+            "session \(id) of disk \(session.disk) is taken from process \(session.clientPID) of "
+                + "user \(session.clientUID), as user \(caller.peer.uid) wants: \(reason)",
+            id: .sessionRevoked, namespace: session.nsid)
         _ = try await link.call(
             .closeSession(sessionID: id, reason: reason),
             deadlineNanoseconds: caller.deadlineNanoseconds, "closing session \(id)")

@@ -50,7 +50,7 @@ public enum SupervisorProgram {
             defer { withExtendedLifetime(process) {} }
             return try loop.run()
         } catch {
-            log.error("the supervisor cannot go on: \(error)")
+            log.error("the supervisor cannot go on: \(error)", id: .supervisorFailed)
             return 1
         }
     }
@@ -58,7 +58,8 @@ public enum SupervisorProgram {
     /// Runs the minimal service manager with the supervisor as its first service.
     public static func runStandalone(_ options: Options) -> Int32 {
         guard let own = Process.executablePath else {
-            Log().error("/proc/self/exe cannot be read; is /proc mounted?")
+            Log().error(
+                "/proc/self/exe cannot be read; is /proc mounted?", id: .supervisorFailed)
             return 1
         }
         let settings = ConfigurationFiles.read(options.configDirectories).supervisor
@@ -137,7 +138,9 @@ private final class SupervisorProcess {
 
     func begin() {
         manager?.onDisconnect = { [log] in
-            log.error("the service manager is gone; workers can no longer be started or stopped")
+            log.error(
+                "the service manager is gone; workers can no longer be started or stopped",
+                id: .supervisorFailed)
         }
         do {
             let loop = EventLoop.current
@@ -151,7 +154,7 @@ private final class SupervisorProcess {
             ]
             try loop.enableWatchdog()
         } catch {
-            log.error("signals: \(error)")
+            log.error("signals: \(error)", id: .supervisorFailed)
             return EventLoop.current.exit(1)
         }
         EventLoop.current.task { await self.start() }
@@ -159,7 +162,9 @@ private final class SupervisorProcess {
 
     private func start() async {
         do {
-            for warning in try await service.start() { log.warning("\(warning); continuing") }
+            for warning in try await service.start() {
+                log.warning("\(warning); continuing", id: .configurationWarning)
+            }
             guard let listener = listener.take() else { return }
             harness = try Harness(
                 listener, service: service, log: log,
@@ -167,10 +172,12 @@ private final class SupervisorProcess {
             try notifier.ready(status: "\(service.devices.count) devices")
             log.notice("nvmed \(Program.commit) is ready")
         } catch let error as WireError {
-            log.error("\(error.message)")
+            log.error(
+                "\(error.message)",
+                id: error.code == .invalidArgument ? .configurationError : .supervisorFailed)
             EventLoop.current.exit(1)
         } catch {
-            log.error("the supervisor cannot start: \(error)")
+            log.error("the supervisor cannot start: \(error)", id: .supervisorFailed)
             EventLoop.current.exit(1)
         }
     }
@@ -179,10 +186,10 @@ private final class SupervisorProcess {
         EventLoop.current.task {
             do throws(WireError) {
                 for warning in try await self.service.reload() {
-                    self.log.warning("\(warning); continuing")
+                    self.log.warning("\(warning); continuing", id: .configurationWarning)
                 }
             } catch {
-                self.log.error("reloading: \(error.message)")
+                self.log.error("reloading: \(error.message)", id: .configurationError)
             }
         }
     }

@@ -41,20 +41,10 @@ public enum LogLevel: Int32, Sendable, CaseIterable, Comparable {
     }
 }
 
-/// The 128-bit identity of a kind of message, by which operators search and by which it is limited.
+/// The 128-bit identity of a kind of message, by which operators search.
 public struct MessageID: Sendable, Hashable {
     /// 32 lower-case hexadecimal digits.
     public let text: String
-
-    /// Wraps 32 lower-case hexadecimal digits, for example from `journalctl --new-id128`.
-    public init(_ text: StaticString) {
-        self.text = text.description
-        precondition(
-            self.text.utf8.count == 32
-                && self.text.utf8.allSatisfy {
-                    (0x30...0x39).contains($0) || (0x61...0x66).contains($0)
-                }, "a message id is 32 lower-case hexadecimal digits")
-    }
 
     init(unchecked text: String) { self.text = text }
 }
@@ -64,7 +54,7 @@ public struct MessageID: Sendable, Hashable {
 /// Programs log, libraries throw. The fields go to the journal as NVME_DEVICE, NVME_QUEUE,
 /// NVME_NSID and whatever else is bound; on a terminal they are put before the message.
 public struct Log: Sendable {
-    /// The device the messages are about.
+    /// The device the messages are about, by its configured name.
     public var device: String?
     /// Further fields of every message: journal names (`A-Z`, digits, `_`) and values.
     public var fields: [String: String]
@@ -84,7 +74,7 @@ public struct Log: Sendable {
 
     /// Writes a message, unless its level is off or its kind comes too often.
     public func write(
-        _ level: LogLevel, _ message: @autoclosure () -> String, id: MessageID? = nil,
+        _ level: LogLevel, _ message: @autoclosure () -> String, id: LogEvent? = nil,
         queue: UInt16? = nil, namespace: UInt32? = nil, fields extra: [String: String] = [:]
     ) {
         guard isEnabled(level) else { return }
@@ -96,7 +86,7 @@ public struct Log: Sendable {
 
     /// An operation failed.
     public func error(
-        _ message: @autoclosure () -> String, id: MessageID? = nil, queue: UInt16? = nil,
+        _ message: @autoclosure () -> String, id: LogEvent? = nil, queue: UInt16? = nil,
         namespace: UInt32? = nil, fields: [String: String] = [:]
     ) {
         write(.error, message(), id: id, queue: queue, namespace: namespace, fields: fields)
@@ -104,7 +94,7 @@ public struct Log: Sendable {
 
     /// Something is wrong, and work continues.
     public func warning(
-        _ message: @autoclosure () -> String, id: MessageID? = nil, queue: UInt16? = nil,
+        _ message: @autoclosure () -> String, id: LogEvent? = nil, queue: UInt16? = nil,
         namespace: UInt32? = nil, fields: [String: String] = [:]
     ) {
         write(.warning, message(), id: id, queue: queue, namespace: namespace, fields: fields)
@@ -112,7 +102,7 @@ public struct Log: Sendable {
 
     /// Normal and worth knowing.
     public func notice(
-        _ message: @autoclosure () -> String, id: MessageID? = nil, queue: UInt16? = nil,
+        _ message: @autoclosure () -> String, id: LogEvent? = nil, queue: UInt16? = nil,
         namespace: UInt32? = nil, fields: [String: String] = [:]
     ) {
         write(.notice, message(), id: id, queue: queue, namespace: namespace, fields: fields)
@@ -120,7 +110,7 @@ public struct Log: Sendable {
 
     /// Normal.
     public func info(
-        _ message: @autoclosure () -> String, id: MessageID? = nil, queue: UInt16? = nil,
+        _ message: @autoclosure () -> String, id: LogEvent? = nil, queue: UInt16? = nil,
         namespace: UInt32? = nil, fields: [String: String] = [:]
     ) {
         write(.info, message(), id: id, queue: queue, namespace: namespace, fields: fields)
@@ -128,7 +118,7 @@ public struct Log: Sendable {
 
     /// For developers.
     public func debug(
-        _ message: @autoclosure () -> String, id: MessageID? = nil, queue: UInt16? = nil,
+        _ message: @autoclosure () -> String, id: LogEvent? = nil, queue: UInt16? = nil,
         namespace: UInt32? = nil, fields: [String: String] = [:]
     ) {
         write(.debug, message(), id: id, queue: queue, namespace: namespace, fields: fields)

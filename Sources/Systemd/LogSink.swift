@@ -10,7 +10,7 @@ internal import Synchronization
 struct LogRecord {
     var level: LogLevel
     var message: String
-    var id: MessageID?
+    var id: LogEvent?
     var device: String?
     var queue: UInt16?
     var namespace: UInt32?
@@ -29,12 +29,14 @@ public final class LogSink: Sendable {
         case plain
     }
 
-    /// Messages of one kind (one message id) per interval; then they are only counted.
-    public static let burst = 50
-    /// Messages without an id share this many per interval.
-    public static let anonymousBurst = 1000
+    /// Messages of one event and device per interval, unless the event says otherwise; then they
+    /// are only counted. Ten tell the story; a device that fails thousands of times a second must
+    /// not fill the journal, nor slow down the worker that logs it.
+    public static let burst = 10
+    /// Messages without an event share this many per device and interval.
+    public static let anonymousBurst = 300
     /// The interval, in nanoseconds.
-    public static let intervalNanoseconds: UInt64 = 5_000_000_000
+    public static let intervalNanoseconds: UInt64 = 30_000_000_000
     /// The most bytes of a message; the rest is cut off.
     public static let messageByteCountMax = 4096
 
@@ -45,6 +47,7 @@ public final class LogSink: Sendable {
     private let limiter = Mutex(RateLimiter())
     private let now: @Sendable () -> UInt64
     private let output: (@Sendable (String) -> Void)?
+    private let journal: @Sendable (_ fields: [[UInt8]]) -> Bool
 
     /// The sink of this process, as its environment says.
     ///
@@ -55,24 +58,33 @@ public final class LogSink: Sendable {
         levelMax: Environment.value("NVMED_LOG_LEVEL").flatMap { LogLevel(text: $0) } ?? .info,
         format: standardFormat())
 
-    /// A sink; `output` takes the lines instead of standard error, `now` is its clock.
+    /// A sink; `output` takes the lines instead of standard error, `now` is its clock, and
+    /// `journal` takes the fields, `NAME=value` each, and says whether it did.
     public init(
         levelMax: LogLevel, format: Format,
         now: @escaping @Sendable () -> UInt64 = { MonotonicClock.nowNanoseconds },
-        output: (@Sendable (String) -> Void)? = nil
+        output: (@Sendable (String) -> Void)? = nil,
+        journal: @escaping @Sendable (_ fields: [[UInt8]]) -> Bool = LogSink.sendToJournal
     ) {
         self.levelMax = levelMax
         self.format = format
         self.now = now
         self.output = output
+        self.journal = journal
     }
 
     func write(_ record: LogRecord) {
-        let verdict = limiter.withLock { $0.admit(record.id, at: now()) }
-        if verdict.suppressed > 0 {
-            var notice = record
-            notice.message = "suppressed \(verdict.suppressed) messages of this kind"
-            emit(notice)
+        let verdict = limiter.withLock { limiter in
+            (
+                over: limiter.takeOver(at: now()),
+                admitted: limiter.admit(RateLimiter.Key(record.id, record.device), at: now())
+            )
+        }
+        for (key, count) in verdict.over {
+            emit(
+                LogRecord(
+                    level: .notice, message: "suppressed \(count) messages of this kind",
+                    id: key.event, device: key.device, fields: [:]))
         }
         if verdict.admitted { emit(record) }
     }
@@ -80,7 +92,7 @@ public final class LogSink: Sendable {
     private func emit(_ record: LogRecord) {
         var record = record
         record.message = Self.clean(record.message)
-        if format == .journal, output == nil, Self.journal(record) { return }
+        if format == .journal, journal(Self.journalFields(record).map { Array($0.utf8) }) { return }
         let line = (format == .plain ? "" : "<\(record.level.rawValue)>") + Self.line(record)
         if let output { return output(line) }
         let bytes = Array((line + "\n").utf8)
@@ -101,11 +113,19 @@ public final class LogSink: Sendable {
         return line
     }
 
-    /// One line of bounded length: a message may quote what a client or a device sent.
+    /// One line of bounded length without anything that steers a terminal: a message may quote what
+    /// a client or a device sent. C0, DEL and C1 become blanks.
     static func clean(_ text: String) -> String {
-        let bytes = text.utf8.prefix(messageByteCountMax)
-        return String(
-            decoding: bytes.map { $0 < 0x20 || $0 == 0x7f ? 0x20 : $0 }, as: UTF8.self)
+        var clean = String.UnicodeScalarView()
+        var byteCount = 0
+        for scalar in text.unicodeScalars {
+            let isControl = scalar.value < 0x20 || (0x7f...0x9f).contains(scalar.value)
+            let kept: Unicode.Scalar = isControl ? " " : scalar
+            byteCount += UTF8.width(kept)
+            guard byteCount <= messageByteCountMax else { break }
+            clean.append(kept)
+        }
+        return String(clean)
     }
 }
 
@@ -134,7 +154,7 @@ extension LogSink {
     /// The fields as the journal wants them, `NAME=value`.
     static func journalFields(_ record: LogRecord) -> [String] {
         var fields = ["MESSAGE=\(record.message)", "PRIORITY=\(record.level.rawValue)"]
-        if let id = record.id { fields.append("MESSAGE_ID=\(id.text)") }
+        if let id = record.id { fields.append("MESSAGE_ID=\(id.id.text)") }
         if let device = record.device { fields.append("NVME_DEVICE=\(clean(device))") }
         if let queue = record.queue { fields.append("NVME_QUEUE=\(queue)") }
         if let namespace = record.namespace { fields.append("NVME_NSID=\(namespace)") }
@@ -154,9 +174,11 @@ extension LogSink {
         }
     }
 
-    /// False when the journal did not take it.
-    private static func journal(_ record: LogRecord) -> Bool {
-        let fields = journalFields(record).map { Array($0.utf8) }
+    /// Hands the fields to journald; false when it did not take them.
+    ///
+    /// libsystemd sends what contains a line break with its length, so that no value can add a
+    /// field, whatever it contains.
+    public static func sendToJournal(_ fields: [[UInt8]]) -> Bool {
         var bytes = fields.flatMap { $0 }
         return unsafe bytes.withUnsafeMutableBytes { bytes in
             var vector: [iovec] = unsafe []
@@ -168,36 +190,5 @@ extension LogSink {
             }
             return unsafe sd_journal_sendv(vector, CInt(clamping: vector.count)) >= 0
         }
-    }
-}
-
-/// Counts messages by kind.
-struct RateLimiter {
-    /// Kinds that are counted apart; further ones share the count of messages without an id.
-    static let kindsMax = 256
-
-    private struct Bucket {
-        var begin: UInt64
-        var count = 0
-        var suppressed = 0
-    }
-
-    private var buckets: [MessageID?: Bucket] = [:]
-
-    /// Whether to write the message, and how many were suppressed in the interval that ended.
-    mutating func admit(_ id: MessageID?, at now: UInt64) -> (admitted: Bool, suppressed: Int) {
-        let known = buckets[id] != nil || buckets.count < Self.kindsMax
-        let key = known ? id : nil
-        var bucket = buckets[key] ?? Bucket(begin: now)
-        var suppressed = 0
-        if now &- bucket.begin >= LogSink.intervalNanoseconds {
-            suppressed = bucket.suppressed
-            bucket = Bucket(begin: now)
-        }
-        let burst = key == nil ? LogSink.anonymousBurst : LogSink.burst
-        let admitted = bucket.count < burst
-        if admitted { bucket.count += 1 } else { bucket.suppressed += 1 }
-        buckets[key] = bucket
-        return (admitted, suppressed)
     }
 }

@@ -113,7 +113,9 @@ final class DeviceKeeper {
         do throws(SystemCallError) {
             try notifier.barrier(timeoutMicroseconds: WorkerLimits.barrierNanoseconds / 1000)
         } catch {
-            log.warning("the manager has not confirmed what it keeps: \(error); continuing")
+            log.warning(
+                "the manager has not confirmed what it keeps: \(error); continuing",
+                id: .storeFailed)
         }
     }
 
@@ -129,7 +131,9 @@ final class DeviceKeeper {
             try store.store(name, fd)
             storedNames.insert(name)
         } catch {
-            log.warning("\(error); continuing without: a restarted worker opens the device anew")
+            log.warning(
+                "\(error); continuing without: a restarted worker opens the device anew",
+                id: .storeFailed)
         }
     }
 

@@ -96,6 +96,7 @@ extension DeviceService {
                 // Aborted by this worker's own ladder: the client cancelled nothing, and its effect
                 // may have happened.
                 if error.code == .cancelled, !pending.isCancelled { error.code = .outcomeUnknown }
+                if error.code == .mediaError { tellMediaError(session, pending, error) }
                 client.send(error: error, to: id)
             } else if pending.operation == IOOperation.read {
                 unsafe client.send(
@@ -175,7 +176,7 @@ extension DeviceService {
             counters.missedInterrupts += 1
             log.warning(
                 "a completion came without an interrupt; continuing",
-                id: LogMessage.missedInterrupt, queue: UInt16(clamping: queue + 1))
+                id: .missedInterrupt, queue: UInt16(clamping: queue + 1))
             reap(queue)
         }
     }
@@ -208,7 +209,7 @@ extension DeviceService {
         counters.aborts += 1
         log.warning(
             "command \(commandID) has not been answered for \(ioTimeoutMilliseconds) ms: aborting",
-            id: LogMessage.abort, queue: UInt16(clamping: queue + 1))
+            id: .commandTimedOut, queue: UInt16(clamping: queue + 1))
         let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
         do throws(DriverError) {
             try controller.abort(queue: queue, commandID: commandID)
@@ -233,6 +234,15 @@ extension DeviceService {
         } catch {
             note(error)
         }
+    }
+
+    private func tellMediaError(
+        _ session: Session, _ pending: PendingRequest, _ error: WireError
+    ) {
+        log.error(
+            "session \(session.opening.sessionID) of disk \(session.opening.disk): a request of "
+                + "\(pending.byteCount) bytes failed: \(error.message)", id: .mediaError,
+            namespace: session.opening.nsid)
     }
 
     // MARK: Admin events
@@ -266,7 +276,7 @@ extension DeviceService {
         case .health(let event):
             log.warning(
                 "the controller reports about its health: \(event)",
-                id: LogMessage.controllerEvent)
+                id: .controllerEvent)
             var health = Health()
             // Asynchronous Event Information of SMART events (Base Specification 2.0, figure 148):
             // reliability, temperature, spare; as the Critical Warning bits of the log page.
@@ -275,15 +285,17 @@ extension DeviceService {
             health.criticalWarning = bits.indices.contains(index) ? bits[index] : 0
             observer?.tell(.health(health))
         case .other(let event):
-            log.notice("the controller reports: \(event)", id: LogMessage.controllerEvent)
+            log.notice("the controller reports: \(event)", id: .controllerEvent)
         case .abortFinished(let queue, let commandID, let aborted):
             log.notice(
                 "Abort of command \(commandID): \(aborted ? "aborted" : "not aborted")",
-                id: LogMessage.abort, queue: UInt16(clamping: queue + 1))
+                id: .abortEnded, queue: UInt16(clamping: queue + 1))
             finishCancel(queue, commandID, aborted)
         case .failed(let error): note(error)
         case .eventsEnded(let status):
-            log.warning("the controller takes no more event requests: \(status); continuing")
+            log.warning(
+                "the controller takes no more event requests: \(status); continuing",
+                id: .controllerEvent)
         }
     }
 
@@ -298,7 +310,7 @@ extension DeviceService {
                 try controller.refreshNamespaces()
             }
         } catch {
-            log.error("the namespaces cannot be identified: \(error)")
+            log.error("the namespaces cannot be identified: \(error)", id: .controllerFailed)
             return note(error)
         }
         let after = controller.namespaces

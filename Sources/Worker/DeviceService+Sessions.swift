@@ -122,7 +122,7 @@ extension DeviceService {
         session.issuing = nil
         session.waits = nil
         log.info(
-            "session \(session.opening.sessionID) ended: \(reason)", id: LogMessage.sessionEnded,
+            "session \(session.opening.sessionID) ended: \(reason)", id: .sessionEnded,
             namespace: session.opening.nsid)
         session.client?.end(reason)
         observer?.tell(

@@ -153,8 +153,9 @@ final class DeviceService {
     }
 
     private func startFailed(_ error: DriverError) -> WireError {
-        log.error("cannot be started: \(error)", id: LogMessage.startFailed)
         let isRemoved = isRemoval(error)
+        log.error(
+            "cannot be started: \(error)", id: isRemoved ? .deviceRemoved : error.startEvent)
         step(isRemoved ? .remove : .startFailed, error.description)
         return error.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name)
     }
@@ -192,7 +193,7 @@ final class DeviceService {
         let milliseconds = Double(controller.bringUpNanoseconds / 10_000) / 100
         log.notice(
             "ready after \(milliseconds) ms: \(controller.namespaces.count) namespaces, "
-                + "\(controller.queueCount) I/O queues", id: LogMessage.ready)
+                + "\(controller.queueCount) I/O queues", id: .controllerReady)
         // What happened during bring-up may have left no edge to see.
         afterAdminCommand()
     }
@@ -377,7 +378,7 @@ final class DeviceService {
         let isRemoved = isRemoval(failure)
         log.error(
             "\(isRemoved ? "removed" : "failed"): \(failure)",
-            id: isRemoved ? LogMessage.removed : LogMessage.failed)
+            id: isRemoved ? .deviceRemoved : failure.failureEvent)
         unwatch()
         // First of all the device must stop touching memory that others will get.
         let stopped = controller.disable()
@@ -406,7 +407,7 @@ final class DeviceService {
     /// stopped and every descriptor closed, here and in the store.
     private func release(_ reason: String) {
         guard controller != nil, failure == nil, lifecycle.state != .removed else { return }
-        log.warning("\(reason): it is given back", id: LogMessage.removed)
+        log.warning("\(reason): it is given back", id: .deviceRemoved)
         step(.remove, reason)
         // A worker that is leaving already lets go by itself.
         guard whenDrained == nil else { return }
@@ -423,7 +424,8 @@ final class DeviceService {
         do throws(DriverError) {
             if isIdle { try controller.stop() } else { controller.disable() }
         } catch {
-            log.warning("could not be shut down in order: \(error); continuing")
+            log.warning(
+                "could not be shut down in order: \(error); continuing", id: .controllerFailed)
         }
         endEverything(
             controller,
@@ -431,7 +433,7 @@ final class DeviceService {
         reclaimState(controller)
         self.controller = nil
         environment.forget()
-        log.notice("has been given back", id: LogMessage.removed)
+        log.notice("has been given back", id: .deviceRemoved)
     }
 
     /// Ends all requests without the device, then all sessions.
@@ -504,7 +506,8 @@ final class DeviceService {
             do throws(DriverError) {
                 try controller.stop()
             } catch {
-                log.error("could not be shut down in order: \(error); continuing")
+                log.error(
+                    "could not be shut down in order: \(error); continuing", id: .controllerFailed)
             }
         }
         reclaimState(controller)
@@ -531,16 +534,4 @@ final class DescriptorWatch {
         source?.cancel()
         source = nil
     }
-}
-
-/// The kinds of messages that operators search for.
-enum LogMessage {
-    static let ready = MessageID("5c7a2f0d41f24b6f9f0a5d2f5f0c9e11")
-    static let startFailed = MessageID("0d1be5b1a6a14e0d8f5a7f4f4a8b6c22")
-    static let failed = MessageID("b3f9a1c2d4e54f60a7b8c9d0e1f2a333")
-    static let removed = MessageID("c2d1e0f9a8b74c6d9e5f40312a1b3c88")
-    static let missedInterrupt = MessageID("6e2d9b8c7a5f4e3d8c1b0a9f8e7d6c44")
-    static let abort = MessageID("9a8b7c6d5e4f40312213f4e5d6c7b855")
-    static let controllerEvent = MessageID("7d3c2b1a0f9e4d8c9b7a6f5e4d3c2b77")
-    static let sessionEnded = MessageID("1f2e3d4c5b6a49788796a5b4c3d2e166")
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Errors of the driver and statuses of the device, as the wire tells them.
 
+internal import Linux
 internal import NVMeDriver
 internal import NVMeSpec
+internal import Systemd
 internal import VFIO
 internal import Wire
 
@@ -18,6 +20,24 @@ extension DriverError {
             }
         case .system, .unusable, .page, .command, .exhausted: false
         }
+    }
+
+    /// What the journal calls a bring-up that this ended.
+    var startEvent: LogEvent {
+        switch self {
+        case .exhausted: .poolExhausted
+        case .system(let error): error.errno == Errno.noMemory ? .poolExhausted : .startFailed
+        case .device(.system(let error)):
+            error.errno == Errno.noMemory ? .poolExhausted : .startFailed
+        case .fatalStatus: .controllerFatal
+        default: .startFailed
+        }
+    }
+
+    /// What the journal calls the end of a controller by this.
+    var failureEvent: LogEvent {
+        guard case .fatalStatus = self else { return .controllerFailed }
+        return .controllerFatal
     }
 
     /// The register or identify field at fault; nil when it is no field.

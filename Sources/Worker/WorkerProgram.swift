@@ -15,7 +15,9 @@ public enum WorkerProgram {
     public static func run(device: String) -> Int32 {
         let log = Log(device: device)
         guard Processor.hasCRC32C else {
-            log.error("the processor has no CRC-32C instruction (SSE 4.2, ARMv8.1); use another")
+            log.error(
+                "the processor has no CRC-32C instruction (SSE 4.2, ARMv8.1); use another",
+                id: .workerFailed)
             return 1
         }
         _ = nv_ignore_sigpipe()
@@ -27,7 +29,8 @@ public enum WorkerProgram {
             guard let listener = fds.take("listen") else {
                 log.error(
                     "no listening socket came with LISTEN_FDS under the name 'listen'; start "
-                        + "workers by nvmed, systemd or systemd-socket-activate --fdname=listen")
+                        + "workers by nvmed, systemd or systemd-socket-activate --fdname=listen",
+                    id: .workerFailed)
                 return 1
             }
             let names = fds.names
@@ -39,7 +42,7 @@ public enum WorkerProgram {
             let area = try fenced(kept, log)
             return try start(device, log, listener, area, stored, names, loop)
         } catch {
-            log.error("the worker cannot go on: \(error)")
+            log.error("the worker cannot go on: \(error)", id: .workerFailed)
             return 1
         }
     }
@@ -79,13 +82,16 @@ public enum WorkerProgram {
                 throw StateAreaError.held(pid: holder)
             }
             log.warning(
-                "process \(holder) still holds the device's state area: waiting for its end")
+                "process \(holder) still holds the device's state area: waiting for its end",
+                id: .workerStuck)
             try waitForEnd(of: holder, deadline)
         }
         do throws(StateAreaError) {
             return FoundArea(area: try StateArea.adopt(fd), isNew: false)
         } catch {
-            log.error("the state area of the predecessor is not used: \(error); continuing")
+            log.error(
+                "the state area of the predecessor is not used: \(error); continuing",
+                id: .stateDiscarded)
             return FoundArea(area: try StateArea.create(layout: stateLayout), isNew: true)
         }
     }
@@ -174,7 +180,8 @@ final class WorkerProcess {
             try store.remove(name)
             try store.store(name, fd)
         } catch {
-            log.warning("\(error); continuing without: a restarted worker begins afresh")
+            log.warning(
+                "\(error); continuing without: a restarted worker begins afresh", id: .storeFailed)
         }
     }
 
@@ -189,7 +196,7 @@ final class WorkerProcess {
                 })
             try service.loop.enableWatchdog()
         } catch {
-            log.warning("\(error); continuing")
+            log.warning("\(error); continuing", id: .storeFailed)
         }
         let notifier = notifier
         let log = log
@@ -197,7 +204,9 @@ final class WorkerProcess {
             do {
                 try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
             } catch {
-                log.warning("the manager has not confirmed the stored state: \(error); continuing")
+                log.warning(
+                    "the manager has not confirmed the stored state: \(error); continuing",
+                    id: .storeFailed)
             }
             do {
                 try notifier.ready(status: "listening")
@@ -249,7 +258,8 @@ final class WorkerProcess {
                 try store.remove("pool")
                 try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
             } catch {
-                log.warning("what is stored could not be removed: \(error); continuing")
+                log.warning(
+                    "what is stored could not be removed: \(error); continuing", id: .storeFailed)
             }
             done()
             self?.exit()
