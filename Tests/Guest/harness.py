@@ -367,7 +367,7 @@ class Guest:
 
     def journal_cursor(self):
         """Where the journal is now, for `journal(since=…)`."""
-        return self.expect("journalctl -n 0 --show-cursor").text.removeprefix("-- cursor: ")
+        return self.expect("journalctl -n 0 --show-cursor").text.splitlines()[-1].removeprefix("-- cursor: ")
 
     # Hardware
 

@@ -4,6 +4,7 @@
   00:05.0  NVMED-A  namespaces 1 (512-byte blocks), 2 (4096), 3 (512 + 8 metadata), 4 (512 + 8, PI type 1)
   00:06.0  NVMED-B  namespace 1 (512): its drive can be throttled (`Guest.throttle`)
                     namespace 2 (512): reads of block 0x1000 and writes of block 0x2000 fail in the drive
+                    namespace 5 (4096): in the subsystem, but attached to no controller
   01:00.0  NVMED-C  behind a root port, for removal while it works; can be throttled; 4096-byte blocks
   02:00.0  nothing: a root port to plug a controller into (`hot_d` is its name)
 
@@ -20,10 +21,11 @@ MEMORY_MEBIBYTES = 3072
 class Drive:
     """One sparse file, the block nodes above it, and the namespace that shows it."""
 
-    def __init__(self, name, nsid, mebibytes, block=512, metadata=0, pi=0, throttled=False, errors=False, logged=False):
+    def __init__(self, name, nsid, mebibytes, block=512, metadata=0, pi=0, throttled=False, errors=False, logged=False,
+                 detached=False):
         self.name, self.nsid, self.size = name, nsid, mebibytes * MEBIBYTE
         self.block, self.metadata, self.pi = block, metadata, pi
-        self.throttled, self.errors, self.logged = throttled, errors, logged
+        self.throttled, self.errors, self.logged, self.detached = throttled, errors, logged, detached
 
     # Identities that stay when the machine is booted again.
 
@@ -70,6 +72,8 @@ class Drive:
                   "uuid": self.uuid, "nguid": self.nguid, "eui64": self.eui64}
         if self.metadata:
             device |= {"ms": self.metadata, "pi": self.pi}
+        if self.detached:
+            device |= {"detached": True, "shared": True}
         return device
 
 
@@ -105,7 +109,8 @@ def standard():
         Controller("a", [
             Drive("a1", 1, 1024), Drive("a2", 2, 1024, block=4096),
             Drive("a3", 3, 64, metadata=8), Drive("a4", 4, 64, metadata=8, pi=1)], address="5"),
-        Controller("b", [Drive("b1", 1, 1024, throttled=True), Drive("b2", 2, 64, errors=True)], address="6"),
+        Controller("b", [Drive("b1", 1, 1024, throttled=True), Drive("b2", 2, 64, errors=True),
+                         Drive("b5", 5, 64, block=4096, detached=True)], address="6"),
         Controller("c", [Drive("c1", 1, 512, block=4096, throttled=True)], bus="port-c"),
     ]
 
