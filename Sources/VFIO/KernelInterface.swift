@@ -188,12 +188,12 @@ struct PCIConfiguration: Equatable {
 }
 
 /// A PCI address: `0000:01:00.0`.
-public struct PCIAddress: Sendable, Hashable, CustomStringConvertible {
+struct FunctionAddress: Hashable, CustomStringConvertible {
     /// The address with domain, in lower case.
-    public let description: String
+    let description: String
 
     /// Reads an address with domain; nil when it is none (it becomes part of a path).
-    public init?(_ text: String) {
+    init?(_ text: String) {
         let form = Array("hhhh:hh:hh.d".utf8)
         let bytes = Array(text.utf8)
         guard bytes.count == form.count else { return nil }

@@ -84,8 +84,11 @@ public enum KernelVFIO {
     /// Opens a device that is bound to vfio-pci. The function is left as the reset method leaves
     /// it: with `none`, as it was.
     public static func open(
-        _ address: PCIAddress, mode: IOMMUMode, reset: ResetMethod
+        _ text: String, mode: IOMMUMode, reset: ResetMethod
     ) throws(VFIOError) -> VFIODescriptors {
+        guard let address = FunctionAddress(text) else {
+            throw .unsupported("'\(text)' is not a PCI address like 0000:01:00.0")
+        }
         let directory = "\(devices)/\(address)"
         try checkDriver(address, directory)
         let group = link("\(directory)/iommu_group")
@@ -105,7 +108,7 @@ public enum KernelVFIO {
 
     /// Names whoever has the device when it is not vfio-pci.
     private static func checkDriver(
-        _ address: PCIAddress, _ directory: String
+        _ address: FunctionAddress, _ directory: String
     ) throws(VFIOError) {
         guard exists(directory) else { throw .unsupported("there is no PCI device \(address)") }
         let driver = link("\(directory)/driver")
@@ -116,7 +119,7 @@ public enum KernelVFIO {
     }
 
     private static func openGroup(
-        _ number: String, _ address: PCIAddress
+        _ number: String, _ address: FunctionAddress
     ) throws(VFIOError) -> VFIODescriptors {
         let container = try open("/dev/vfio/vfio")
         let version = nv_vfio_api_version(container.raw)

@@ -17,6 +17,8 @@ public enum WireLimits {
     /// Memory that decoding one message may use, in bytes: 24 times the head, since the C form of
     /// the smallest nested message is that much larger than its bytes in the worst honest message.
     public static let decodeBudgetByteCount = 24 * headByteCount
+    /// The most pages of a memory file that are translated in one message: 2 GiB of huge pages.
+    public static let physicalPageCount = 1024
     /// The most bytes of a name (disk, device): a file name of Linux.
     public static let nameByteCount = 255
     /// The most bytes of an inspection path, an address, or a text a person reads.

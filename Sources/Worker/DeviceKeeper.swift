@@ -70,9 +70,6 @@ final class DeviceKeeper {
             }
             // Whoever still holds the group keeps it from being opened.
             forget()
-            guard let address = PCIAddress(address) else {
-                throw .unsupported("'\(address)' is not a PCI address like 0000:01:00.0")
-            }
             let descriptors = try KernelVFIO.open(address, mode: .auto, reset: .none)
             let opened = try KernelVFIODevice(
                 descriptors, events: DeviceEvents(), name: device, isInherited: false)

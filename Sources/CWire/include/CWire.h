@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common.pb-c.h"
+#include "opener.pb-c.h"
 #include "session.pb-c.h"
 #include "supervisor.pb-c.h"
 #include "worker.pb-c.h"
