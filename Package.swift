@@ -41,6 +41,7 @@ let package = Package(
         .library(name: "NVMeClient", targets: ["NVMeClient"]),
         .executable(name: "nvmed", targets: ["nvmed"]),
         .executable(name: "nvmed-worker", targets: ["nvmed-worker"]),
+        .executable(name: "nvmed-opener", targets: ["nvmed-opener"]),
         .executable(name: "nvmed-emulator", targets: ["nvmed-emulator"]),
         .executable(name: "nvmectl", targets: ["nvmectl"]),
         .executable(name: "nvmed-bench", targets: ["nvmed-bench"]),
@@ -81,6 +82,7 @@ let package = Package(
             "Worker",
             ["NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Systemd", "Linux", "CLinux"]),
         module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
+        module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
         module("NVMeClient", ["Wire", "Linux"]),
 
         // Programs: arguments, wiring, exit code.
@@ -88,6 +90,7 @@ let package = Package(
             "nvmed",
             ["Supervisor", "ServiceManager", "DiskConfig", "Systemd", "Linux", "CVersion"]),
         program("nvmed-worker", ["Worker", "Linux"]),
+        program("nvmed-opener", ["DeviceOpener", "Linux"]),
         program("nvmed-emulator", ["NVMeEmulator", "Linux", "CVersion"]),
         program(
             "nvmectl",
@@ -148,6 +151,10 @@ let package = Package(
                 "Worker", "Wire", "NVMeDriver", "Linux", "CLinux", "TestSupport", "nvmed-worker",
                 "nvmed-emulator",
             ]),
+        tests("VFIOTests", ["VFIO", "Linux", "TestSupport"]),
+        tests(
+            "DeviceOpenerTests",
+            ["DeviceOpener", "nvmed-opener", "DiskConfig", "Wire", "VFIO", "Linux", "TestSupport"]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],

@@ -55,6 +55,12 @@ int nv_is_shmem(int fd) {
     return s.f_type == TMPFS_MAGIC;
 }
 
+int nv_is_hugetlb(int fd) {
+    struct statfs s;
+    if (fstatfs(fd, &s) < 0) return -errno;
+    return s.f_type == HUGETLBFS_MAGIC;
+}
+
 static void *close_one(void *argument) {
     close((int)(intptr_t)argument);
     return NULL;
@@ -74,8 +80,6 @@ int nv_close_in_background(int fd) {
     pthread_attr_destroy(&attributes);
     return -error;
 }
-
-ssize_t nv_read_link(const char *path, char *buffer, size_t length) { return RETRY(readlink(path, buffer, length)); }
 
 int nv_punch_hole(int fd, int64_t offset, int64_t length) {
     return RETRY(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length));

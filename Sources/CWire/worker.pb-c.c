@@ -1022,7 +1022,7 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   (ProtobufCMessageInit) nvmed__v1__worker_envelope__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[9] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[12] =
 {
   {
     "name",
@@ -1132,11 +1132,50 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptor
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "iommu",
+    10,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_ENUM,
+    offsetof(Nvmed__V1__DeviceConfig, has_iommu),
+    offsetof(Nvmed__V1__DeviceConfig, iommu),
+    &nvmed__v1__translation_mode__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "always_reset",
+    11,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__DeviceConfig, has_always_reset),
+    offsetof(Nvmed__V1__DeviceConfig, always_reset),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "interrupt_affinity",
+    12,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__DeviceConfig, n_interrupt_affinity),
+    offsetof(Nvmed__V1__DeviceConfig, interrupt_affinity),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   2,   /* field[2] = address */
   8,   /* field[8] = admin_timeout_ms */
+  10,   /* field[10] = always_reset */
+  11,   /* field[11] = interrupt_affinity */
   7,   /* field[7] = io_timeout_ms */
+  9,   /* field[9] = iommu */
   5,   /* field[5] = max_transfer_byte_count */
   0,   /* field[0] = name */
   6,   /* field[6] = pool_byte_count */
@@ -1147,7 +1186,7 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__device_config__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 12 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
 {
@@ -1157,7 +1196,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
   "Nvmed__V1__DeviceConfig",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceConfig),
-  9,
+  12,
   nvmed__v1__device_config__field_descriptors,
   nvmed__v1__device_config__field_indices_by_name,
   1,  nvmed__v1__device_config__number_ranges,
@@ -2045,5 +2084,37 @@ const ProtobufCEnumDescriptor nvmed__v1__transport__descriptor =
   nvmed__v1__transport__enum_values_by_name,
   1,
   nvmed__v1__transport__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue nvmed__v1__translation_mode__enum_values_by_number[4] =
+{
+  { "TRANSLATION_MODE_AUTO", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO", 0 },
+  { "TRANSLATION_MODE_TYPE1", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_TYPE1", 1 },
+  { "TRANSLATION_MODE_IOMMUFD", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_IOMMUFD", 2 },
+  { "TRANSLATION_MODE_NOIOMMU", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU", 3 },
+};
+static const ProtobufCIntRange nvmed__v1__translation_mode__value_ranges[] = {
+{0, 0},{0, 4}
+};
+static const ProtobufCEnumValueIndex nvmed__v1__translation_mode__enum_values_by_name[4] =
+{
+  { "TRANSLATION_MODE_AUTO", 0 },
+  { "TRANSLATION_MODE_IOMMUFD", 2 },
+  { "TRANSLATION_MODE_NOIOMMU", 3 },
+  { "TRANSLATION_MODE_TYPE1", 1 },
+};
+const ProtobufCEnumDescriptor nvmed__v1__translation_mode__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "nvmed.v1.TranslationMode",
+  "TranslationMode",
+  "Nvmed__V1__TranslationMode",
+  "nvmed.v1",
+  4,
+  nvmed__v1__translation_mode__enum_values_by_number,
+  4,
+  nvmed__v1__translation_mode__enum_values_by_name,
+  1,
+  nvmed__v1__translation_mode__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };

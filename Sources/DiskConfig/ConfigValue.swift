@@ -18,6 +18,20 @@ public enum ConfigValue {
         return UInt64(text)
     }
 
+    /// Numbers of processors, rising: `0-3,8`; at most 8192, which is the most that Linux has.
+    public static func processors(_ text: String) -> [UInt32]? {
+        var found: Set<UInt32> = []
+        for part in text.split(separator: ",", omittingEmptySubsequences: false) {
+            let ends = part.split(separator: "-", omittingEmptySubsequences: false)
+            let numbers = ends.map { end in decimal(end.drop { $0 == " " }) }
+            guard (1...2).contains(ends.count), let first = numbers.first ?? nil,
+                let last = numbers.last ?? nil, first <= last, last < 8192
+            else { return nil }
+            for number in first...last { found.insert(UInt32(number)) }
+        }
+        return found.sorted()
+    }
+
     /// Bytes: `4096`, `64K`, `1M`, `2G`, `1T`, with 1024 as the base.
     public static func byteCount(_ text: String) -> UInt64? {
         let units: [Character: UInt64] = ["K": 10, "M": 20, "G": 30, "T": 40]

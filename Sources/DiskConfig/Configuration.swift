@@ -34,6 +34,14 @@ public struct ConfiguredDevice: Sendable, Hashable {
     /// `nvme_vfio=`: whether nvmed drives the device; if not, it is left to the kernel. What the
     /// file does not say, `[Supervisor]` does; on by default.
     public var usesVFIO = true
+    /// `IOMMU=`. What the file does not say, `[Supervisor]` does.
+    public var iommu: ConfiguredIOMMU?
+    /// `nvme_always_flr=`: the function is reset whenever it is opened, not only when its
+    /// controller does not come up. What the file does not say, `[Supervisor]` does.
+    public var alwaysResets: Bool?
+    /// `InterruptAffinity=`: the processors that its interrupts go to, rising; empty: the kernel's
+    /// choice.
+    public var interruptAffinity: [UInt32] = []
 
     /// A device with the worker's defaults.
     public init(name: String, location: ConfigLocation, transport: DeviceTransport) {
@@ -41,6 +49,18 @@ public struct ConfiguredDevice: Sendable, Hashable {
         self.location = location
         self.transport = transport
     }
+}
+
+/// `IOMMU=`: how a PCI device's accesses to memory are translated.
+public enum ConfiguredIOMMU: String, Sendable, Hashable, CaseIterable {
+    /// Whatever the kernel has, but never without an IOMMU.
+    case auto
+    /// Group and container.
+    case type1
+    /// The device's own node and an iommufd.
+    case iommufd
+    /// Physical addresses: only where all else is trusted.
+    case noiommu
 }
 
 /// How a disk names its namespace.
@@ -130,6 +150,10 @@ public struct SupervisorSettings: Sendable, Hashable {
     public var adminGroups: [UInt32] = []
     /// `nvme_vfio=`: for PCI devices whose file does not say it.
     public var usesVFIO: Bool?
+    /// `IOMMU=`: for PCI devices whose file does not say it.
+    public var iommu: ConfiguredIOMMU?
+    /// `nvme_always_flr=`: for PCI devices whose file does not say it.
+    public var alwaysResets: Bool?
     /// The defaults.
     public init() {}
 }

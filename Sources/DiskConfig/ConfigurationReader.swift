@@ -166,6 +166,7 @@ struct ConfigurationReader {
             unit,
             known: [
                 "Socket", "SocketMode", "MaxSessions", "AdminUser", "AdminGroup", "nvme_vfio",
+                "IOMMU", "nvme_always_flr",
             ])
         var settings = SupervisorSettings()
         settings.socketPath = Self.socketPath(&keys)
@@ -176,6 +177,8 @@ struct ConfigurationReader {
         settings.adminUsers = keys.ids("AdminUser", "user", lookup.user)
         settings.adminGroups = keys.ids("AdminGroup", "group", lookup.group)
         settings.usesVFIO = keys.boolean("nvme_vfio")
+        settings.iommu = Self.iommu(&keys)
+        settings.alwaysResets = keys.boolean("nvme_always_flr")
         if settle(unit, keys) { configuration.supervisor = settings }
     }
 
@@ -194,7 +197,8 @@ struct ConfigurationReader {
             unit,
             known: [
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
-                "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio",
+                "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio", "IOMMU", "nvme_always_flr",
+                "InterruptAffinity",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -206,14 +210,17 @@ struct ConfigurationReader {
         device.ioTimeoutMilliseconds = keys.milliseconds("IOTimeoutSec")
         device.adminTimeoutMilliseconds = keys.milliseconds("AdminTimeoutSec")
         if let usesVFIO = keys.boolean("nvme_vfio") {
-            if case .pci = device.transport {
-            } else if transport != nil {
-                keys.fail("nvme_vfio", "it goes with Transport=pci only; remove it")
-            }
             device.usesVFIO = usesVFIO
         } else {
             undecided.insert(unit.name)
         }
+        device.iommu = Self.iommu(&keys)
+        device.alwaysResets = keys.boolean("nvme_always_flr")
+        device.interruptAffinity =
+            keys.value(
+                "InterruptAffinity", "a list of processors like 0-3,8", ConfigValue.processors)
+            ?? []
+        if let transport { Self.checkPCIKeys(transport, &keys) }
         if let other = configuration.devices.first(where: { $0.transport == device.transport }),
             device.transport != .null
         {
@@ -222,6 +229,19 @@ struct ConfigurationReader {
                 "device \(other.name) (\(other.location)) has it already; one device, one file")
         }
         if settle(unit, keys), transport != nil { configuration.devices.append(device) }
+    }
+
+    /// Keys that only devices of the machine have.
+    private static func checkPCIKeys(_ transport: DeviceTransport, _ keys: inout KeyReader) {
+        if case .pci = transport { return }
+        for key in ["nvme_vfio", "IOMMU", "nvme_always_flr", "InterruptAffinity"]
+        where keys.has(key) {
+            keys.fail(key, "it goes with Transport=pci only; remove it")
+        }
+    }
+
+    private static func iommu(_ keys: inout KeyReader) -> ConfiguredIOMMU? {
+        keys.value("IOMMU", "auto, type1, iommufd or noiommu") { ConfiguredIOMMU(rawValue: $0) }
     }
 
     private static func transport(_ keys: inout KeyReader) -> DeviceTransport? {
@@ -327,6 +347,13 @@ struct ConfigurationReader {
 
     mutating func finish() -> Configuration {
         warnAboutSharedNamespaces()
+        for index in configuration.devices.indices {
+            let supervisor = configuration.supervisor
+            configuration.devices[index].iommu =
+                configuration.devices[index].iommu ?? supervisor.iommu
+            configuration.devices[index].alwaysResets =
+                configuration.devices[index].alwaysResets ?? supervisor.alwaysResets
+        }
         if configuration.supervisor.usesVFIO == false {
             for index in configuration.devices.indices
             where undecided.contains(configuration.devices[index].name) {

@@ -56,6 +56,15 @@ extension DeviceConfig {
         poolByteCount = device.poolByteCount
         ioTimeoutMilliseconds = device.ioTimeoutMilliseconds
         adminTimeoutMilliseconds = device.adminTimeoutMilliseconds
+        switch device.iommu {
+        case nil: iommu = nil
+        case .auto: iommu = .auto
+        case .type1: iommu = .type1
+        case .iommufd: iommu = .iommufd
+        case .noiommu: iommu = .noiommu
+        }
+        alwaysResets = device.alwaysResets ?? false
+        interruptAffinity = Array(device.interruptAffinity.prefix(WireLimits.processorCount))
     }
 }
 

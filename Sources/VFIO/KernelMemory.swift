@@ -3,7 +3,7 @@
 
 internal import CLinux
 internal import Glibc
-internal import Linux
+public import Linux
 
 extension VFIODescriptors {
     /// What the descriptors are called in the fd store.
@@ -88,7 +88,13 @@ extension VFIODescriptors {
 
 extension KernelVFIO {
     /// An iommufd is stored under this and the id of its address space.
-    static let iommufdPrefix = "iommufd-"
+    public static let iommufdPrefix = "iommufd-"
+
+    /// Which interface a container belongs to whose IOMMU was set: a container without an IOMMU has
+    /// no other extension than that.
+    public static func interface(ofContainer fd: borrowing OwnedFD) -> VFIOInterface {
+        nv_vfio_has_extension(fd.raw, NV_VFIO_NOIOMMU) > 0 ? .noiommu : .type1
+    }
 
     /// The answer to an info request, as long as the kernel wants it, within a bound.
     static func info(

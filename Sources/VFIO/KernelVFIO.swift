@@ -110,7 +110,9 @@ public enum KernelVFIO {
     private static func checkDriver(
         _ address: FunctionAddress, _ directory: String
     ) throws(VFIOError) {
-        guard exists(directory) else { throw .unsupported("there is no PCI device \(address)") }
+        guard Files.exists(directory) else {
+            throw .unsupported("there is no PCI device \(address)")
+        }
         let driver = link("\(directory)/driver")
         guard driver != "vfio-pci" else { return }
         let holder = driver.map { "driver \($0) has it" } ?? "no driver has it"
@@ -175,15 +177,8 @@ public enum KernelVFIO {
         } catch { throw .system(error) }
     }
 
-    private static func exists(_ path: String) -> Bool { unsafe access(path, F_OK) == 0 }
-
     /// The last component of a link's target; nil when there is no such link.
     static func link(_ path: String) -> String? {
-        var buffer = [CChar](repeating: 0, count: 4096)
-        let length = unsafe nv_read_link(path, &buffer, buffer.count)
-        guard length > 0, length <= buffer.count else { return nil }
-        let target = buffer.prefix(length).map { UInt8(bitPattern: $0) }
-        let name = target.split(separator: UInt8(ascii: "/")).last ?? []
-        return name.isEmpty ? nil : String(decoding: name, as: UTF8.self)
+        Files.target(ofLink: path)?.split(separator: "/").last.map(String.init)
     }
 }

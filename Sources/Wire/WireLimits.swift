@@ -19,6 +19,8 @@ public enum WireLimits {
     public static let decodeBudgetByteCount = 24 * headByteCount
     /// The most pages of a memory file that are translated in one message: 2 GiB of huge pages.
     public static let physicalPageCount = 1024
+    /// The most processors that interrupts are spread over: a device has hardly more queues.
+    public static let processorCount = 256
     /// The most bytes of a name (disk, device): a file name of Linux.
     public static let nameByteCount = 255
     /// The most bytes of an inspection path, an address, or a text a person reads.

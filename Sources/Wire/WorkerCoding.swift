@@ -22,6 +22,11 @@ extension DeviceConfig {
         writer.number(7, poolByteCount)
         writer.number(8, ioTimeoutMilliseconds)
         writer.number(9, adminTimeoutMilliseconds)
+        writer.number(10, iommu?.rawValue)
+        if alwaysResets { writer.flag(11, true) }
+        for processor in interruptAffinity.prefix(WireLimits.processorCount) {
+            writer.number(12, processor)
+        }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
@@ -49,6 +54,32 @@ extension DeviceConfig {
         ioTimeoutMilliseconds = unsafe Field.optional(c.has_io_timeout_ms, c.io_timeout_ms)
         adminTimeoutMilliseconds = unsafe Field.optional(
             c.has_admin_timeout_ms, c.admin_timeout_ms)
+        try unsafe readPCI(c)
+    }
+}
+
+extension DeviceConfig {
+    /// The fields that PCI devices have.
+    private mutating func readPCI(_ c: Nvmed__V1__DeviceConfig) throws(WireError) {
+        if unsafe c.has_iommu != 0 {
+            let number = unsafe UInt32(truncatingIfNeeded: c.iommu.rawValue)
+            guard let mode = TranslationMode(rawValue: number) else {
+                throw WireError(
+                    .invalidArgument, "translation mode \(number) is unknown",
+                    field: "config.iommu")
+            }
+            iommu = mode
+        }
+        alwaysResets = unsafe c.always_reset != 0
+        let count = unsafe c.n_interrupt_affinity
+        guard count <= WireLimits.processorCount else {
+            throw WireError(
+                .invalidArgument,
+                "\(count) processors are more than \(WireLimits.processorCount)",
+                field: "config.interrupt_affinity")
+        }
+        interruptAffinity = unsafe Array(
+            UnsafeBufferPointer(start: c.interrupt_affinity, count: count))
     }
 }
 

@@ -11,6 +11,18 @@ public enum Transport: Sendable, Hashable {
     case null
 }
 
+/// How a PCI device's accesses to memory are translated.
+public enum TranslationMode: UInt32, Sendable, Hashable {
+    /// Whatever the kernel has, but never without an IOMMU.
+    case auto = 0
+    /// Group and container, type 1.
+    case type1 = 1
+    /// The device's node and an iommufd.
+    case iommufd = 2
+    /// None: physical addresses.
+    case noiommu = 3
+}
+
 /// How to run a device; nil: the worker's default.
 public struct DeviceConfig: Sendable, Hashable {
     /// The configured name.
@@ -29,6 +41,12 @@ public struct DeviceConfig: Sendable, Hashable {
     public var ioTimeoutMilliseconds: UInt32?
     /// Milliseconds after which an admin command is taken to be lost.
     public var adminTimeoutMilliseconds: UInt32?
+    /// How a PCI device's accesses to memory are translated.
+    public var iommu: TranslationMode?
+    /// The function is reset whenever it is opened.
+    public var alwaysResets = false
+    /// The processors that the interrupts go to; empty: the kernel's choice.
+    public var interruptAffinity: [UInt32] = []
     /// A device with the worker's defaults.
     public init(name: String, transport: Transport) {
         self.name = name

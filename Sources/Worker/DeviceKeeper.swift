@@ -10,11 +10,13 @@ internal import Wire
 
 /// What came back from the fd store for the device.
 struct StoredDevice: ~Copyable, Sendable {
-    var container: OwnedFD?
-    var group: OwnedFD?
-    var device: OwnedFD?
-    var error: OwnedFD?
-    var request: OwnedFD?
+    fileprivate var container: OwnedFD?
+    fileprivate var iommufd: OwnedFD?
+    fileprivate var addressSpace: UInt32 = 0
+    fileprivate var group: OwnedFD?
+    fileprivate var device: OwnedFD?
+    fileprivate var error: OwnedFD?
+    fileprivate var request: OwnedFD?
 
     /// Takes what belongs to a device out of what the manager handed over.
     init(from fds: inout ListenFDs) {
@@ -23,10 +25,32 @@ struct StoredDevice: ~Copyable, Sendable {
         device = fds.take("vfio-device")
         error = fds.take("vfio-err")
         request = fds.take("vfio-req")
+        if let named = fds.take(prefix: KernelVFIO.iommufdPrefix),
+            let number = UInt32(named.name.dropFirst(KernelVFIO.iommufdPrefix.count))
+        {
+            addressSpace = number
+            iommufd = named.takeFD()
+        }
     }
 
     /// Nothing came.
     init() {}
+
+    /// The device, when enough of it came to use it.
+    mutating func takeDevice() -> VFIODescriptors? {
+        let container = self.container.take()
+        let iommufd = self.iommufd.take()
+        guard let device = self.device.take() else { return nil }
+        if let iommufd {
+            return VFIODescriptors(
+                interface: .iommufd, memory: iommufd, group: nil, device: device,
+                addressSpace: addressSpace)
+        }
+        guard let container, let group = group.take() else { return nil }
+        let interface = KernelVFIO.interface(ofContainer: container)
+        return VFIODescriptors(
+            interface: interface, memory: container, group: group, device: device)
+    }
 }
 
 /// Holds a device's descriptors on behalf of the process and of its successor.
@@ -37,6 +61,8 @@ final class DeviceKeeper {
     private let store: FDStore
     private let notifier = Notifier()
     private var stored: StoredDevice
+    /// Opened, and not yet made a device.
+    private var opened: VFIODescriptors?
     /// The names that are in the store now.
     private var storedNames: Set<String>
     /// The device, also while no controller uses it.
@@ -49,46 +75,120 @@ final class DeviceKeeper {
         self.log = log
         self.store = store
         self.stored = stored
-        storedNames = Set(
-            names.filter { name in
-                name == "pool" || ["vfio-", "irq-", "iommufd-"].contains { name.hasPrefix($0) }
-            })
+        storedNames = Set(names.filter(Self.isOfDevice))
+    }
+
+    private nonisolated static func isOfDevice(_ name: String) -> Bool {
+        name == "pool" || ["vfio-", "irq-", "iommufd-"].contains { name.hasPrefix($0) }
     }
 
     // MARK: Opening
 
-    /// A predecessor's device, or the one that the configuration names.
-    func open(address: String) throws(DriverError) -> any DeviceBacking {
+    /// Sees to it that `open` finds a device: a predecessor's, the one that is open, or a new one
+    /// from the opener. With `reset` it is opened anew in any case, after a reset of the function.
+    func prepare(_ config: DeviceConfig, reset: Bool) async throws(DriverError) {
+        guard case .pci(let address) = config.transport else { return }
+        if !reset {
+            if let current, !current.isGone { return }
+            if takeStored() { return }
+        }
+        // Whoever still holds the group keeps it from being opened.
+        forget()
+        opened = try await openAnew(config, address, reset)
+    }
+
+    private func takeStored() -> Bool {
+        guard let found = stored.takeDevice() else { return false }
+        log.info("the device comes from the fd store; it is started afresh")
         do throws(VFIOError) {
-            if let current, !current.isGone {
-                try current.beginAgain()
-                return current
-            }
-            if let kept = try takeStored() {
-                current = kept
-                return kept
-            }
-            // Whoever still holds the group keeps it from being opened.
-            forget()
-            let descriptors = try KernelVFIO.open(address, mode: .auto, reset: .none)
-            let opened = try KernelVFIODevice(
-                descriptors, events: DeviceEvents(), name: device, isInherited: false)
-            current = opened
-            return opened
+            current = try KernelVFIODevice(
+                found,
+                events: DeviceEvents(
+                    error: stored.error.take(), request: stored.request.take()),
+                name: device, isInherited: true)
+            return true
+        } catch {
+            log.warning("the stored device is of no use: \(error); it is opened anew")
+            return false
+        }
+    }
+
+    private func openAnew(
+        _ config: DeviceConfig, _ address: String, _ reset: Bool
+    ) async throws(DriverError) -> VFIODescriptors {
+        let client: OpenerClient?
+        do throws(SystemCallError) {
+            client = try OpenerClient.connect(Self.openerPath)
+        } catch { throw .system(error) }
+        if let client { return try await openThrough(client, reset) }
+        do throws(VFIOError) {
+            return try KernelVFIO.open(
+                address, mode: config.iommu.mode,
+                reset: reset || config.alwaysResets ? .flr : .none)
         } catch { throw .device(error) }
     }
 
-    /// The device as the fd store had it; nil when it did not have all of it.
-    private func takeStored() throws(VFIOError) -> KernelVFIODevice? {
-        let container = stored.container.take()
-        let group = stored.group.take()
-        let fd = stored.device.take()
-        let events = try DeviceEvents(error: stored.error.take(), request: stored.request.take())
-        guard let container, let group, let fd else { return nil }
-        log.info("the device comes from the fd store; it is started afresh")
-        return try KernelVFIODevice(
-            VFIODescriptors(interface: .type1, memory: container, group: group, device: fd),
-            events: events, name: device, isInherited: true)
+    private static var openerPath: String {
+        Program.environment("NVMED_OPENER") ?? "/run/nvmed/opener.sock"
+    }
+
+    private func openThrough(
+        _ client: OpenerClient, _ reset: Bool
+    ) async throws(DriverError) -> VFIODescriptors {
+        do throws(WireError) {
+            let answer = try await client.ask(
+                .openDevice(name: device, reset: reset), device: device)
+            guard case .deviceOpened(let told) = answer.reply,
+                let descriptors = Self.descriptors(told, answer)
+            else { throw WireError(.internalError, "the opener answered something else") }
+            return descriptors
+        } catch { throw .device(.unsupported(error.message)) }
+    }
+
+    private static func descriptors(
+        _ told: DeviceOpened, _ answer: OpenerAnswer
+    ) -> VFIODescriptors? {
+        guard let memory = answer.take(0) else { return nil }
+        if told.interface == .iommufd {
+            guard let device = answer.take(1) else { return nil }
+            return VFIODescriptors(
+                interface: .iommufd, memory: memory, group: nil, device: device,
+                addressSpace: told.addressSpace)
+        }
+        guard let group = answer.take(1), let device = answer.take(2) else { return nil }
+        return VFIODescriptors(
+            interface: told.interface == .noiommu ? .noiommu : .type1, memory: memory,
+            group: group, device: device)
+    }
+
+    /// The device that `prepare` found, ready for a bring-up.
+    func open() throws(DriverError) -> any DeviceBacking {
+        do throws(VFIOError) {
+            if let descriptors = opened.take() {
+                current = try KernelVFIODevice(
+                    descriptors, events: DeviceEvents(), name: device, isInherited: false)
+            } else {
+                try current?.beginAgain()
+            }
+        } catch { throw .device(error) }
+        guard let current else { throw .exhausted("the device was not opened") }
+        return current
+    }
+
+    /// Sends the interrupts to the configured processors; what goes wrong is logged.
+    func setAffinity(_ config: DeviceConfig) async {
+        guard case .pci(let address) = config.transport, !config.interruptAffinity.isEmpty
+        else { return }
+        do {
+            if let client = try OpenerClient.connect(Self.openerPath) {
+                _ = try await client.ask(.setInterruptAffinity(name: device), device: device)
+            } else {
+                _ = try KernelInterrupts.setAffinity(
+                    address, processors: config.interruptAffinity)
+            }
+        } catch {
+            log.warning("InterruptAffinity= has no effect: \(error); continuing")
+        }
     }
 
     // MARK: Keeping
@@ -116,9 +216,6 @@ final class DeviceKeeper {
         }
     }
 
-    /// The device's descriptor and that of the kernel's requests, for the supervisor.
-    var watched: [CInt] { current?.watched ?? [] }
-
     private func replace(_ name: String, _ raw: CInt) {
         let copy = nv_dup_cloexec(raw)
         guard copy >= 0 else { return }
@@ -134,10 +231,15 @@ final class DeviceKeeper {
         }
     }
 
+    /// The device's descriptor and that of the kernel's requests, for the supervisor.
+    var watched: [CInt] { current?.watched ?? [] }
+
     /// Lets go of the device, here and in the store: after this the kernel has it, as soon as the
     /// controller that uses it is gone too. Blocks, bounded.
     func forget() {
         current = nil
+        opened = nil
+        stored = StoredDevice()
         guard !storedNames.isEmpty else { return }
         for name in storedNames.sorted() {
             do throws(FDStoreError) {
@@ -154,4 +256,16 @@ final class DeviceKeeper {
 extension Transport {
     /// Whether it is a device of the machine, which can be taken away.
     var isHardware: Bool { if case .pci = self { true } else { false } }
+}
+
+extension TranslationMode? {
+    /// The mode as the kernel's side has it.
+    var mode: IOMMUMode {
+        switch self {
+        case nil, .auto: .auto
+        case .type1: .type1
+        case .iommufd: .iommufd
+        case .noiommu: .noiommu
+        }
+    }
 }

@@ -25,8 +25,15 @@ struct DeviceEnvironment {
     var name: String
     /// The log.
     var log: Log
-    /// Connects to a device.
+    /// Connects to a device, for which `prepare` was called.
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
+    /// Sees to what takes time before a device can be opened; with `reset`, after the function was
+    /// reset.
+    var prepare: @Control (DeviceConfig, _ reset: Bool) async throws(DriverError) -> Void = {
+        _, _ async throws(DriverError) in
+    }
+    /// Called when the device has been brought up.
+    var started: @Control (DeviceConfig) async -> Void = { _ in }
     /// Keeps the device, its pool and its interrupts for a successor, before the controller may use
     /// them.
     var keep: @Control (NVMeController) -> Void = { _ in }
@@ -119,7 +126,9 @@ final class DeviceService {
 
     /// Brings the device up for the supervisor; answers at once when it is up with the same
     /// configuration.
-    func load(_ config: DeviceConfig) throws(WireError) -> DeviceReady {
+    ///
+    /// The loop goes on while the device is opened; bring-up itself blocks.
+    func load(_ config: DeviceConfig) async throws(WireError) -> DeviceReady {
         if let ready, let known = self.config {
             guard known == config else {
                 throw WireError(
@@ -131,7 +140,7 @@ final class DeviceService {
         }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
         do throws(DriverError) {
-            try start(config)
+            try await bringUp(config)
         } catch {
             throw startFailed(error)
         }
@@ -145,12 +154,37 @@ final class DeviceService {
             let config = KeptConfiguration.decode(bytes),
             case .enter = step(.recover, "the worker was restarted")
         else { return }
+        loop.task { [weak self] in
+            do throws(DriverError) {
+                try await self?.bringUp(config)
+            } catch {
+                _ = self?.startFailed(error)
+            }
+        }
+    }
+
+    /// Brings the device up; hardware that does not come up is tried once more after a reset of the
+    /// function.
+    private func bringUp(_ config: DeviceConfig) async throws(DriverError) {
+        self.config = config
+        try await environment.prepare(config, false)
         do throws(DriverError) {
             try start(config)
         } catch {
-            _ = startFailed(error)
+            guard config.transport.isHardware, !error.isGone, isStarting else { throw error }
+            log.warning("does not come up: \(error); once more after a function level reset")
+            do throws(DriverError) {
+                try await environment.prepare(config, true)
+            } catch let second {
+                log.warning("could not be reset: \(second)")
+                throw error
+            }
+            try start(config)
         }
+        await environment.started(config)
     }
+
+    private var isStarting: Bool { lifecycle.state == .starting || lifecycle.state == .recovering }
 
     private func startFailed(_ error: DriverError) -> WireError {
         let isRemoved = isRemoval(error)
@@ -171,8 +205,9 @@ final class DeviceService {
     }
 
     private func start(_ config: DeviceConfig) throws(DriverError) {
+        // The worker may have been asked to leave while the device was being opened.
+        guard isStarting else { throw .exhausted("the worker is leaving") }
         counters.bringUps += 1
-        self.config = config
         let device = try environment.open(config)
         let controller = try NVMeController(
             device: device, options: options(config), state: try takeState())

@@ -160,10 +160,7 @@ final class SupervisorHarness: DeviceObserver {
         switch request {
         case .loadDriver(let config):
             try checkName(config)
-            var ready = try service.load(config)
-            let fds = service.environment.watched()
-            ready.descriptorCount = UInt32(fds.count)
-            reply(.deviceReady(ready), id, channel, fds: fds)
+            service.loop.task { [weak self] in await self?.load(config, id, channel) }
         case .getDevice: reply(.device(device()), id, channel)
         case .getNamespace(let nsid):
             reply(.namespace(try service.freshNamespace(nsid)), id, channel)
@@ -181,6 +178,25 @@ final class SupervisorHarness: DeviceObserver {
             reply(.inspect(Paging.page(entries, after: after)), id, channel)
         case .shutdown(let doNotReset):
             shutDown(doNotReset) { [weak self] in self?.reply(.done, id, channel) }
+        }
+    }
+
+    private func load(
+        _ config: DeviceConfig, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+    ) async {
+        do throws(WireError) {
+            var ready = try await service.load(config)
+            let fds = service.environment.watched()
+            ready.descriptorCount = UInt32(fds.count)
+            reply(.deviceReady(ready), id, channel, fds: fds)
+        } catch {
+            guard channel === self.channel else { return }
+            var error = error
+            error.device = error.device ?? service.name
+            do throws(ChannelError) {
+                try channel.send(error: error, to: id)
+                watchOutput()
+            } catch { disconnect() }
         }
     }
 

@@ -52,6 +52,8 @@ enum WorkerLimits {
     /// How long requests in flight may take when the system wants the device back: the supervisor
     /// ends a worker that has not let go after two seconds.
     static let releaseNanoseconds: UInt64 = 500_000_000
+    /// How long the opener may take: opening may wait for a reset of the function.
+    static let openerNanoseconds: UInt64 = 30_000_000_000
     /// How long a predecessor that still holds the state area is waited for.
     static let fenceMilliseconds: Int32 = 10_000
     /// How long the service manager may take to confirm a stored descriptor.

@@ -144,6 +144,10 @@ final class WorkerProcess {
         let environment = DeviceEnvironment(
             name: device, log: log,
             open: { config throws(DriverError) in try Self.open(config, device, keeper) },
+            prepare: { config, reset async throws(DriverError) in
+                try await keeper.prepare(config, reset: reset)
+            },
+            started: { config in await keeper.setAffinity(config) },
             keep: { controller in keeper.keep(controller) },
             forget: { keeper.forget() },
             watched: { keeper.watched })
@@ -166,7 +170,7 @@ final class WorkerProcess {
             do throws(VFIOError) {
                 return WatchedDevice(try VFIOUserDevice(path: path, name: name))
             } catch { throw .device(error) }
-        case .pci(let address): return WatchedDevice(try keeper.open(address: address))
+        case .pci: return WatchedDevice(try keeper.open())
         case .null: throw .device(.unsupported("the null device is not there yet"))
         }
     }

@@ -48,8 +48,9 @@ extension Rules {
         "VFIO": 2, "PCI": 2, "Systemd": 2, "Wire": 2,
         "DMA": 3, "ServiceManager": 3, "NVMeEmulator": 3, "NVMeClient": 3,
         "NVMeDriver": 4,
-        "Worker": 5, "Supervisor": 5,
-        "nvmed": 6, "nvmed-worker": 6, "nvmed-emulator": 6, "nvmectl": 6, "nvmed-bench": 6,
+        "Worker": 5, "Supervisor": 5, "DeviceOpener": 5,
+        "nvmed": 6, "nvmed-worker": 6, "nvmed-opener": 6, "nvmed-emulator": 6, "nvmectl": 6,
+        "nvmed-bench": 6,
     ]
 
     /// Modules of values only: no dependencies at all.

@@ -20,6 +20,8 @@ int nv_ftruncate(int fd, int64_t size);
 int64_t nv_file_size(int fd);
 // 1 when the file lives on tmpfs (what memfd_create without hugetlb gives), 0 when not.
 int nv_is_shmem(int fd);
+// 1 when the file is made of huge pages, 0 when not.
+int nv_is_hugetlb(int fd);
 int nv_punch_hole(int fd, int64_t offset, int64_t length);
 int nv_zero_range(int fd, int64_t offset, int64_t length);
 static const int NV_SEAL_SEAL = 1, NV_SEAL_SHRINK = 2, NV_SEAL_GROW = 4, NV_SEAL_WRITE = 8;
@@ -39,8 +41,6 @@ int nv_open(const char *_Nonnull path, int flags, unsigned mode);
 int nv_close(int fd);
 // Closes in a thread of its own: the last close of a VFIO device may sleep in a reset of the function.
 int nv_close_in_background(int fd);
-// The target of a symbolic link, without a NUL: its length.
-ssize_t nv_read_link(const char *_Nonnull path, char *_Nonnull buffer, size_t length);
 int nv_dup_cloexec(int fd);
 int nv_set_cloexec(int fd, int on);
 int nv_set_nonblocking(int fd, int on);

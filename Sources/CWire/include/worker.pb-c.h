@@ -57,6 +57,28 @@ typedef enum _Nvmed__V1__Transport {
   NVMED__V1__TRANSPORT__TRANSPORT_NULL = 3
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__TRANSPORT)
 } Nvmed__V1__Transport;
+/*
+ * How a PCI device's accesses to memory are translated.
+ */
+typedef enum _Nvmed__V1__TranslationMode {
+  /*
+   * Whatever the kernel has, but never without an IOMMU.
+   */
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO = 0,
+  /*
+   * Group and container, type 1.
+   */
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_TYPE1 = 1,
+  /*
+   * The device's node and an iommufd.
+   */
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_IOMMUFD = 2,
+  /*
+   * None: physical addresses.
+   */
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU = 3
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__TRANSLATION_MODE)
+} Nvmed__V1__TranslationMode;
 
 /* --- messages --- */
 
@@ -193,10 +215,25 @@ struct  Nvmed__V1__DeviceConfig
    */
   protobuf_c_boolean has_admin_timeout_ms;
   uint32_t admin_timeout_ms;
+  /*
+   * How a PCI device's accesses to memory are translated. Absent: automatic.
+   */
+  protobuf_c_boolean has_iommu;
+  Nvmed__V1__TranslationMode iommu;
+  /*
+   * The function is reset whenever it is opened. Where there is an opener, its configuration decides.
+   */
+  protobuf_c_boolean has_always_reset;
+  protobuf_c_boolean always_reset;
+  /*
+   * The processors that the interrupts go to; at most 256. None: the kernel's choice.
+   */
+  size_t n_interrupt_affinity;
+  uint32_t *interrupt_affinity;
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO, 0, 0, 0,NULL }
 
 
 /*
@@ -891,6 +928,7 @@ typedef void (*Nvmed__V1__WorkerSessionEnded_Closure)
 /* --- descriptors --- */
 
 extern const ProtobufCEnumDescriptor    nvmed__v1__transport__descriptor;
+extern const ProtobufCEnumDescriptor    nvmed__v1__translation_mode__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__load_driver__descriptor;

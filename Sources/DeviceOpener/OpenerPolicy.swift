@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who may ask the opener for which device, and what the configuration says about it.
+
+internal import DiskConfig
+internal import VFIO
+internal import Wire
+
+/// Who asks, as the kernel and systemd know it.
+struct Asker: Sendable, Equatable {
+    /// The user id.
+    var uid: UInt32
+    /// The process id.
+    var pid: Int32
+    /// The systemd unit; nil when it is in none.
+    var unit: String?
+}
+
+/// A device as the opener works with it.
+struct OpenableDevice: Sendable, Equatable {
+    /// The configured name.
+    var name: String
+    /// The PCI address.
+    var address: String
+    /// How memory is translated.
+    var mode: IOMMUMode
+    /// Whether the function is reset whenever it is opened.
+    var alwaysResets: Bool
+    /// The processors that interrupts go to; empty: the kernel's choice.
+    var interruptAffinity: [UInt32]
+}
+
+/// The decisions, without any effect.
+enum OpenerPolicy {
+    /// The unit of the worker of a device.
+    static func unit(ofWorker device: String) -> String { "nvmed-worker@\(device).service" }
+
+    /// Refuses everybody but root and the device's own worker.
+    static func authorise(_ asker: Asker, _ device: String) throws(WireError) {
+        guard asker.uid != 0, asker.unit != unit(ofWorker: device) else { return }
+        throw WireError(
+            .permissionDenied,
+            "only \(unit(ofWorker: device)) may ask for device \(device); process \(asker.pid) "
+                + "is in \(asker.unit ?? "no unit")", device: device)
+    }
+
+    /// The device of a name, if it is one that the opener opens.
+    static func find(
+        _ name: String, in configuration: Configuration
+    ) throws(WireError) -> OpenableDevice {
+        guard let device = configuration.devices.first(where: { $0.name == name }) else {
+            let problem = configuration.problems.first {
+                $0.location.file.contains("\(name).device")
+            }
+            throw WireError(
+                .notFound,
+                "device \(name) is not configured" + (problem.map { ": \($0)" } ?? ""), device: name
+            )
+        }
+        guard case .pci(let address) = device.transport else {
+            throw WireError(
+                .invalidArgument, "device \(name) is no PCI device; nothing has to be opened",
+                device: name)
+        }
+        guard device.usesVFIO else {
+            throw WireError(
+                .permissionDenied,
+                "device \(name) is left to the kernel (nvme_vfio=off); switch it on and run "
+                    + "nvmectl device bind \(name)", device: name)
+        }
+        return OpenableDevice(
+            name: name, address: address, mode: mode(device.iommu),
+            alwaysResets: device.alwaysResets ?? false,
+            interruptAffinity: device.interruptAffinity)
+    }
+
+    private static func mode(_ configured: ConfiguredIOMMU?) -> IOMMUMode {
+        switch configured {
+        case nil, .auto: .auto
+        case .type1: .type1
+        case .iommufd: .iommufd
+        case .noiommu: .noiommu
+        }
+    }
+}
+
+extension VFIOInterface {
+    /// The interface as the wire has it.
+    var onWire: OpenedInterface {
+        switch self {
+        case .type1: .type1
+        case .iommufd: .iommufd
+        case .noiommu: .noiommu
+        }
+    }
+}

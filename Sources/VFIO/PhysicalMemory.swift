@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where memory lies physically, for devices without an IOMMU
+// (Documentation/admin-guide/mm/pagemap.rst).
+
+internal import CLinux
+internal import Glibc
+public import Linux
+
+/// Physical addresses of memory that cannot move: files of huge pages.
+public enum PhysicalMemory {
+    /// The size of a huge page, which never moves while it is in use.
+    public static let pageByteCount: UInt64 = 2 << 20
+    /// The most pages of one file: 2 GiB.
+    public static let pageCountMax: UInt64 = 1024
+
+    /// The physical address of every huge page of a file that cannot shrink.
+    ///
+    /// Needs CAP_SYS_ADMIN: without it the kernel tells zeroes, which is an error here.
+    public static func addresses(
+        of fd: borrowing OwnedFD, byteCount: UInt64
+    ) throws(VFIOError) -> [UInt64] {
+        guard byteCount > 0, byteCount % pageByteCount == 0,
+            byteCount / pageByteCount <= pageCountMax
+        else { throw .unsupported("\(byteCount) bytes are not 1 to \(pageCountMax) huge pages") }
+        do {
+            guard nv_is_hugetlb(fd.raw) == 1 else {
+                throw VFIOError.unsupported("memory that is not of huge pages may move")
+            }
+            let seals = try MemFD.seals(of: fd)
+            guard seals.contains(.shrink), try MemFD.byteCount(of: fd) >= Int(byteCount) else {
+                throw VFIOError.unsupported("the memory file can shrink, or is shorter")
+            }
+            let mapping = try Mapping(fd, byteCount: Int(byteCount))
+            return try read(mapping, Int(byteCount / pageByteCount))
+        } catch let error as VFIOError {
+            throw error
+        } catch let error as SystemCallError {
+            throw .system(error)
+        } catch { throw .unsupported("\(error)") }
+    }
+
+    /// An entry of /proc/self/pagemap for the first small page of each huge page.
+    private static func read(_ mapping: borrowing Mapping, _ count: Int) throws -> [UInt64] {
+        let file = try OwnedFD.open("/proc/self/pagemap", flags: O_RDONLY)
+        var found: [UInt64] = []
+        for index in 0..<count {
+            let page = unsafe mapping.base + index * Int(pageByteCount)
+            // Present before it is looked up.
+            _ = unsafe page.load(as: UInt8.self)
+            var entry: UInt64 = 0
+            let position = Int64(UInt(bitPattern: page) / 4096 * 8)
+            let got = unsafe nv_pread(file.raw, &entry, 8, position)
+            // Bit 63: present; bits 54:0: the page frame.
+            let frame = entry & ((1 << 55) - 1)
+            guard got == 8, entry >> 63 == 1, frame != 0 else {
+                throw VFIOError.unsupported(
+                    "the kernel does not tell where memory lies; the opener needs CAP_SYS_ADMIN")
+            }
+            found.append(frame << 12)
+        }
+        return found
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The worker's side of the opener protocol: one connection for each request.
+
+internal import Linux
+internal import Systemd
+internal import Wire
+
+/// What the opener answered. One owner takes the descriptors out.
+@Control
+final class OpenerAnswer {
+    let reply: OpenerReply
+    private var fds: ReceivedFDs
+
+    init(reply: OpenerReply, fds: consuming ReceivedFDs) {
+        self.reply = reply
+        self.fds = fds
+    }
+
+    /// Takes a descriptor out, once.
+    func take(_ index: Int) -> OwnedFD? { fds.take(index) }
+}
+
+/// Asks the opener. The loop goes on meanwhile.
+@Control
+final class OpenerClient {
+    private let channel: Channel<OpenerProtocol>
+    private let answer = OneShot<OpenerAnswer>()
+    private var source: DescriptorSource?
+
+    /// Where the opener listens; nil when there is none, which is for the worker to be its own.
+    static func connect(_ path: String) throws(SystemCallError) -> OpenerClient? {
+        do throws(SystemCallError) {
+            return try OpenerClient(
+                UnixSocket.connect(path, kind: .sequencedPacket, nonblocking: true))
+        } catch {
+            guard error.errno == Errno.noEntry else { throw error }
+            return nil
+        }
+    }
+
+    private init(_ fd: consuming OwnedFD) throws(SystemCallError) {
+        channel = Channel(fd, role: .client, buffer: MessageBuffer())
+        source = try EventLoop.current.watch(channel.fd, .readable) { [weak self] _ in
+            self?.receive()
+        }
+    }
+
+    /// Sends the one request and waits for its answer, bounded.
+    func ask(
+        _ request: OpenerRequest, fds: [CInt] = [], device: String
+    ) async throws(WireError) -> OpenerAnswer {
+        defer {
+            source?.cancel()
+            source = nil
+            channel.shutdown()
+        }
+        do {
+            try channel.send(request: request, fds: fds)
+            let timer = try EventLoop.current.after(nanoseconds: WorkerLimits.openerNanoseconds) {
+                [answer] in
+                answer.fail(
+                    WireError(
+                        .deadlineExceeded, "the opener does not answer (nvmed-opener.service)",
+                        device: device))
+            }
+            defer { timer.cancel() }
+            return try await answer.value()
+        } catch let error as WireError {
+            throw error
+        } catch {
+            throw WireError(.internalError, "the opener cannot be asked: \(error)", device: device)
+        }
+    }
+
+    private func receive() {
+        do throws(ChannelError) {
+            switch try channel.receive() {
+            case .nothing: break
+            case .closed:
+                answer.fail(WireError(.internalError, "the opener closed the connection"))
+            case .rejected(let rejection): answer.fail(rejection.error)
+            case .message(let message):
+                let content = message.envelope.content
+                let fds = message.takeFDs()
+                switch content {
+                case .reply(let reply):
+                    answer.succeed(OpenerAnswer(reply: reply, fds: fds))
+                case .failure(let error): answer.fail(error)
+                case .request, .event: break
+                }
+            }
+        } catch {
+            answer.fail(WireError(.internalError, error.description))
+        }
+    }
+}
