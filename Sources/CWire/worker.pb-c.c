@@ -2086,22 +2086,24 @@ const ProtobufCEnumDescriptor nvmed__v1__transport__descriptor =
   nvmed__v1__transport__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCEnumValue nvmed__v1__translation_mode__enum_values_by_number[4] =
+static const ProtobufCEnumValue nvmed__v1__translation_mode__enum_values_by_number[5] =
 {
-  { "TRANSLATION_MODE_AUTO", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO", 0 },
-  { "TRANSLATION_MODE_TYPE1", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_TYPE1", 1 },
-  { "TRANSLATION_MODE_IOMMUFD", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_IOMMUFD", 2 },
-  { "TRANSLATION_MODE_NOIOMMU", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU", 3 },
+  { "TRANSLATION_MODE_UNSPECIFIED", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED", 0 },
+  { "TRANSLATION_MODE_AUTO", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO", 1 },
+  { "TRANSLATION_MODE_TYPE1", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_TYPE1", 2 },
+  { "TRANSLATION_MODE_IOMMUFD", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_IOMMUFD", 3 },
+  { "TRANSLATION_MODE_NOIOMMU", "NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU", 4 },
 };
 static const ProtobufCIntRange nvmed__v1__translation_mode__value_ranges[] = {
-{0, 0},{0, 4}
+{0, 0},{0, 5}
 };
-static const ProtobufCEnumValueIndex nvmed__v1__translation_mode__enum_values_by_name[4] =
+static const ProtobufCEnumValueIndex nvmed__v1__translation_mode__enum_values_by_name[5] =
 {
-  { "TRANSLATION_MODE_AUTO", 0 },
-  { "TRANSLATION_MODE_IOMMUFD", 2 },
-  { "TRANSLATION_MODE_NOIOMMU", 3 },
-  { "TRANSLATION_MODE_TYPE1", 1 },
+  { "TRANSLATION_MODE_AUTO", 1 },
+  { "TRANSLATION_MODE_IOMMUFD", 3 },
+  { "TRANSLATION_MODE_NOIOMMU", 4 },
+  { "TRANSLATION_MODE_TYPE1", 2 },
+  { "TRANSLATION_MODE_UNSPECIFIED", 0 },
 };
 const ProtobufCEnumDescriptor nvmed__v1__translation_mode__descriptor =
 {
@@ -2110,9 +2112,9 @@ const ProtobufCEnumDescriptor nvmed__v1__translation_mode__descriptor =
   "TranslationMode",
   "Nvmed__V1__TranslationMode",
   "nvmed.v1",
-  4,
+  5,
   nvmed__v1__translation_mode__enum_values_by_number,
-  4,
+  5,
   nvmed__v1__translation_mode__enum_values_by_name,
   1,
   nvmed__v1__translation_mode__value_ranges,

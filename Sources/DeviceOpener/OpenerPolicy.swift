@@ -2,6 +2,7 @@
 // Who may ask the opener for which device, and what the configuration says about it.
 
 internal import DiskConfig
+internal import Systemd
 internal import VFIO
 internal import Wire
 
@@ -31,15 +32,18 @@ struct OpenableDevice: Sendable, Equatable {
 
 /// The decisions, without any effect.
 enum OpenerPolicy {
-    /// The unit of the worker of a device.
-    static func unit(ofWorker device: String) -> String { "nvmed-worker@\(device).service" }
+    /// The unit of the worker of a device; nil when the name is too long for one.
+    static func unit(ofWorker device: String) -> String? {
+        EscapedUnit.name(template: "nvmed-worker", instance: device, suffix: "service")
+    }
 
     /// Refuses everybody but root and the device's own worker.
     static func authorise(_ asker: Asker, _ device: String) throws(WireError) {
-        guard asker.uid != 0, asker.unit != unit(ofWorker: device) else { return }
+        let worker = unit(ofWorker: device)
+        guard asker.uid != 0, worker == nil || asker.unit != worker else { return }
         throw WireError(
             .permissionDenied,
-            "only \(unit(ofWorker: device)) may ask for device \(device); process \(asker.pid) "
+            "only \(worker ?? "its worker") may ask for device \(device); process \(asker.pid) "
                 + "is in \(asker.unit ?? "no unit")", device: device)
     }
 

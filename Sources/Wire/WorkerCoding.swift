@@ -61,7 +61,7 @@ extension DeviceConfig {
 extension DeviceConfig {
     /// The fields that PCI devices have.
     private mutating func readPCI(_ c: Nvmed__V1__DeviceConfig) throws(WireError) {
-        if unsafe c.has_iommu != 0 {
+        if unsafe c.has_iommu != 0, unsafe c.iommu.rawValue != 0 {
             let number = unsafe UInt32(truncatingIfNeeded: c.iommu.rawValue)
             guard let mode = TranslationMode(rawValue: number) else {
                 throw WireError(

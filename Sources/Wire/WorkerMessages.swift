@@ -14,13 +14,13 @@ public enum Transport: Sendable, Hashable {
 /// How a PCI device's accesses to memory are translated.
 public enum TranslationMode: UInt32, Sendable, Hashable {
     /// Whatever the kernel has, but never without an IOMMU.
-    case auto = 0
+    case auto = 1
     /// Group and container, type 1.
-    case type1 = 1
+    case type1 = 2
     /// The device's node and an iommufd.
-    case iommufd = 2
+    case iommufd = 3
     /// None: physical addresses.
-    case noiommu = 3
+    case noiommu = 4
 }
 
 /// How to run a device; nil: the worker's default.

@@ -62,21 +62,25 @@ typedef enum _Nvmed__V1__Transport {
  */
 typedef enum _Nvmed__V1__TranslationMode {
   /*
+   * Absent: automatic.
+   */
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED = 0,
+  /*
    * Whatever the kernel has, but never without an IOMMU.
    */
-  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO = 0,
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO = 1,
   /*
    * Group and container, type 1.
    */
-  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_TYPE1 = 1,
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_TYPE1 = 2,
   /*
    * The device's node and an iommufd.
    */
-  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_IOMMUFD = 2,
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_IOMMUFD = 3,
   /*
    * None: physical addresses.
    */
-  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU = 3
+  NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU = 4
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__TRANSLATION_MODE)
 } Nvmed__V1__TranslationMode;
 
@@ -233,7 +237,7 @@ struct  Nvmed__V1__DeviceConfig
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_AUTO, 0, 0, 0,NULL }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL }
 
 
 /*
