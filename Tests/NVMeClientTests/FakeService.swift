@@ -91,7 +91,7 @@ final class FakeService: Sendable {
     }
 
     private func serve() {
-        guard (try? listener.waitReadable(timeoutMilliseconds: 10_000)) == true,
+        guard (try? listener.waitReadable(timeoutMilliseconds: 60_000)) == true,
             let socket = try? UnixSocket.accept(listener)
         else { return }
         let channel = Channel<SupervisorProtocol>(socket, role: .server, buffer: MessageBuffer())

@@ -2,6 +2,7 @@
 // A host in the test: memory shared with a controller in the same process, queues, commands.
 
 import CMemory
+import Glibc
 import Linux
 import NVMeSpec
 
@@ -258,4 +259,14 @@ struct Random {
         bytes.removeLast(bytes.count - count)
         return bytes
     }
+}
+
+/// Lets time pass until a point of CLOCK_MONOTONIC.
+///
+/// Delays that tests ask for are so long that a loaded machine, which may take a thread's processor
+/// away at any instruction, does not make them pass before the test has looked.
+func waitUntil(_ nanoseconds: UInt64) {
+    var due = timespec(
+        tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
+    while unsafe clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, nil) == EINTR {}
 }

@@ -51,7 +51,7 @@ struct ProcessTests {
 
         /// Waits for the end and returns the exit status.
         func exitStatus() throws -> CInt {
-            guard try process.pidfd.waitReadable(timeoutMilliseconds: 10_000) else { return -1 }
+            guard try process.pidfd.waitReadable(timeoutMilliseconds: 60_000) else { return -1 }
             var status: CInt = 0
             _ = unsafe waitpid(process.pid, &status, 0)
             return status & 0x7F == 0 ? status >> 8 & 0xFF : -(status & 0x7F)
@@ -77,7 +77,7 @@ struct ProcessTests {
         let program = try Program(
             ["--socket", "@/s", "--control", "@/c", "--namespace", "memory=1M"] + arguments,
             environment: ["NOTIFY_SOCKET=\(notify)"])
-        #expect(try socket.waitReadable(timeoutMilliseconds: 10_000))
+        #expect(try socket.waitReadable(timeoutMilliseconds: 60_000))
         return program
     }
 
@@ -92,7 +92,7 @@ struct ProcessTests {
         let socket = try UnixSocket.connect("\(program.directory)/c", kind: .sequencedPacket)
         let raw = socket.raw
         send(raw, Array(line.utf8))
-        #expect(try socket.waitReadable(timeoutMilliseconds: 10_000))
+        #expect(try socket.waitReadable(timeoutMilliseconds: 60_000))
         var buffer = [UInt8](repeating: 0, count: 65536)
         let count = unsafe buffer.withUnsafeMutableBytes { bytes -> Int in
             guard let base = bytes.baseAddress else { return 0 }
@@ -114,11 +114,11 @@ struct ProcessTests {
         let program = try ready("--stats")
         do {
             let first = try connect("\(program.directory)/s")
-            #expect(try first.waitReadable(timeoutMilliseconds: 10_000))
+            #expect(try first.waitReadable(timeoutMilliseconds: 60_000))
             let second = try connect("\(program.directory)/s")
             #expect(try control(program, "stats").contains("\"connections\":1"))
             UnixSocket.shutdown(first)
-            #expect(try second.waitReadable(timeoutMilliseconds: 10_000))
+            #expect(try second.waitReadable(timeoutMilliseconds: 60_000))
             #expect(try control(program, "stats").contains("\"connections\":2"))
         }
         try program.process.signal(SIGTERM)
@@ -140,7 +140,7 @@ struct ProcessTests {
             fds: [listener.raw])
         let client = try connect(path)
 
-        #expect(try client.waitReadable(timeoutMilliseconds: 10_000))
+        #expect(try client.waitReadable(timeoutMilliseconds: 60_000))
         try program.process.signal(SIGTERM)
         #expect(try program.exitStatus() == 0)
     }

@@ -101,7 +101,7 @@ extension IOBuffer {
 }
 
 extension ProcessTests {
-    @Suite("Data", .timeLimit(.minutes(3)))
+    @Suite("Data", .timeLimit(.minutes(5)))
     struct DataTests {
         /// Enough to visit every size many times; the soak does more.
         static let stepCount = 300

@@ -8,7 +8,7 @@ import Testing
 import Wire
 
 extension ProcessTests {
-    @Suite("End to end", .timeLimit(.minutes(3)))
+    @Suite("End to end", .timeLimit(.minutes(5)))
     struct EndToEndTests {
         @Test("what is written and flushed is read back, on both devices", arguments: ["a", "b"])
         func roundTrip(_ device: String) throws {
@@ -35,7 +35,7 @@ extension ProcessTests {
 }
 
 extension ProcessTests {
-    @Suite("Policy and administration", .timeLimit(.minutes(2)))
+    @Suite("Policy and administration", .timeLimit(.minutes(5)))
     struct AdministrationTests {
         @Test("a second exclusive open is refused, a reader and a reopen are not")
         func exclusive() throws {

@@ -101,7 +101,7 @@ final class Load: Sendable {
 }
 
 extension ProcessTests {
-    @Suite("Isolation", .timeLimit(.minutes(2)))
+    @Suite("Isolation", .timeLimit(.minutes(5)))
     struct IsolationTests {
         /// The promise is 100 ms; this allows for a machine that is shared with builds. What a
         /// loaded machine made client, worker and emulator wait comes on top.

@@ -8,7 +8,7 @@ import TestSupport
 import Testing
 
 extension ProcessTests {
-    @Suite("nvmed's command line", .timeLimit(.minutes(1)))
+    @Suite("nvmed's command line", .timeLimit(.minutes(5)))
     struct ProgramTests {
         private static func nvmed(_ arguments: [String]) throws -> (text: String, code: Int32) {
             try Output.of(Programs.path("nvmed"), arguments)

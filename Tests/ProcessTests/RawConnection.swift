@@ -31,11 +31,11 @@ final class RawConnection<P: WireProtocol> {
         case nothing
     }
 
-    /// The next answer within five seconds.
+    /// The next answer within twenty seconds.
     func answer() -> Answer {
         guard
             let received = try? channel.receive(
-                deadlineNanoseconds: Deadline.after(milliseconds: 5000))
+                deadlineNanoseconds: Deadline.after(milliseconds: 20_000))
         else { return .nothing }
         switch consume received {
         case .nothing: return .nothing
@@ -65,7 +65,8 @@ extension RunningService {
     func rawSession(_ disk: String) throws -> RawConnection<SessionProtocol> {
         let channel = try rawConnection().channel
         try channel.send(request: .openDisk(name: disk, access: .readWrite))
-        let received = try channel.receive(deadlineNanoseconds: Deadline.after(milliseconds: 5000))
+        let received = try channel.receive(
+            deadlineNanoseconds: Deadline.after(milliseconds: 20_000))
         guard case .message(var message) = consume received, let fd = message.fds.take(0) else {
             throw SetUpError("disk \(disk) was not opened")
         }

@@ -91,8 +91,8 @@ final class RunningService: Sendable {
     private func waitUntilReady() throws {
         var text = ""
         while !text.contains("is ready") {
-            guard try output.waitReadable(timeoutMilliseconds: 10_000) else {
-                throw SetUpError("nvmed was not ready within 10 s: \(text)")
+            guard try output.waitReadable(timeoutMilliseconds: 60_000) else {
+                throw SetUpError("nvmed was not ready within 60 s: \(text)")
             }
             let more = log()
             guard !more.isEmpty else { throw SetUpError("nvmed ended: \(text)") }

@@ -7,7 +7,7 @@ import ServiceManager
 import Systemd
 import Testing
 
-@Suite("Control protocol", .timeLimit(.minutes(2)))
+@Suite("Control protocol", .timeLimit(.minutes(5)))
 struct ControlProtocolTests {
     @Test(
         "names that could leave the directory or break a line are refused",

@@ -74,7 +74,7 @@ private func withManager<Value: Sendable>(
     return try await loop.task {
         let manager = try ManagerProcess(loop)
         do {
-            let value = try await loop.withTimeout(nanoseconds: 30_000_000_000, "the test") {
+            let value = try await loop.withTimeout(nanoseconds: 100_000_000_000, "the test") {
                 try await body(manager)
             }
             await manager.remove()
@@ -86,7 +86,7 @@ private func withManager<Value: Sendable>(
     }.value
 }
 
-@Suite("Manager process", .timeLimit(.minutes(2)))
+@Suite("Manager process", .timeLimit(.minutes(5)))
 struct ManagerProcessTests {
     @Test("SIGTERM stops everything and leaves nothing behind")
     func orderlyEnd() async throws {

@@ -118,7 +118,7 @@ func withBench<Value: Sendable>(
     return try await loop.task {
         let bench = try Bench(loop, change)
         do {
-            let value = try await loop.withTimeout(nanoseconds: 30_000_000_000, "the test") {
+            let value = try await loop.withTimeout(nanoseconds: 100_000_000_000, "the test") {
                 try await body(bench)
             }
             try await bench.end()

@@ -252,7 +252,7 @@ extension Service {
 extension Caller {
     /// A caller with a deadline far enough for any test that does not wait for it.
     static func user(
-        _ uid: UInt32, groups: [UInt32] = [], nanoseconds: UInt64 = 10_000_000_000
+        _ uid: UInt32, groups: [UInt32] = [], nanoseconds: UInt64 = 60_000_000_000
     ) -> Caller {
         Caller(
             peer: PeerCredentials(pid: 1, uid: uid, gid: uid, groups: groups),

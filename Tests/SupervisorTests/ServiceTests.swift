@@ -8,7 +8,7 @@ import Wire
 
 @testable import Supervisor
 
-@Suite("Supervisor service", .timeLimit(.minutes(1)))
+@Suite("Supervisor service", .timeLimit(.minutes(5)))
 struct ServiceTests {
     @Test("opening a disk starts its worker alone, and gives a session")
     func opens() async throws {
@@ -214,8 +214,11 @@ struct ServiceTests {
             _ = try await service.openDisk("data", nil, .root)
             units.worker("a").isDeaf = true
 
-            let all = await service.inspect(
-                prefix: "device/", after: nil, .user(0, nanoseconds: 200_000_000))
+            // The worker that answers has a second for it, which a loaded machine may use up.
+            var all = await service.inspect(prefix: "device/", after: nil, .root)
+            for _ in 0..<9 where !all.entries.contains(where: { $0.path.hasSuffix("/serial") }) {
+                all = await service.inspect(prefix: "device/", after: nil, .root)
+            }
             let one = await service.inspect(
                 prefix: "device/b/worker/queue/", after: nil, .root)
 

@@ -8,7 +8,7 @@ import Wire
 
 @testable import Supervisor
 
-@Suite("Devices that are not used", .timeLimit(.minutes(1)))
+@Suite("Devices that are not used", .timeLimit(.minutes(5)))
 struct WithheldTests {
     @Test("a released device loses its sessions and worker, and is not started until retried")
     func released() async throws {

@@ -6,7 +6,7 @@ import Linux
 import Systemd
 import Testing
 
-@Suite("Event loop", .timeLimit(.minutes(1)))
+@Suite("Event loop", .timeLimit(.minutes(5)))
 struct EventLoopTests {
     @Test("actors, tasks, timers and deadlines need one thread")
     func oneThread() throws {
