@@ -10,6 +10,8 @@ public enum Process {
     public static let terminate = SIGTERM
     /// SIGINT.
     public static let interrupt = SIGINT
+    /// SIGKILL.
+    public static let kill = SIGKILL
     /// SIGHUP.
     public static let hangup = SIGHUP
 

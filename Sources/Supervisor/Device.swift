@@ -13,7 +13,7 @@ final class Device {
     let name: String
     /// How to run it; a change takes effect with the next load.
     var config: DeviceConfig
-    private let units: any WorkerUnits
+    let units: any WorkerUnits
     let log: Log
 
     private var lifecycle = DeviceLifecycle(nowNanoseconds: MonotonicClock.nowNanoseconds)
@@ -34,6 +34,10 @@ final class Device {
 
     private var backOff: Timer?
     private var load: Task<Void, Never>?
+    /// The hold on a PCI device.
+    var hardware: HardwareWatch?
+    /// Runs while the worker is given time to give a device back.
+    var removal: Timer?
     /// Tells a load that was overtaken by another one to keep its result for itself.
     private var loadNumber: UInt64 = 0
     private var waiting: [OneShot<Void>] = []
@@ -77,7 +81,10 @@ final class Device {
         let action = lifecycle.handle(
             event, reason: reason, nowNanoseconds: MonotonicClock.nowNanoseconds)
         if lifecycle.state != .starting { isAdopting = false }
-        if lifecycle.state != before { announce(before) }
+        if lifecycle.state != before {
+            announce(before)
+            reconsiderHardware()
+        }
         switch action {
         case .none: break
         case .load: startLoading()
@@ -127,7 +134,8 @@ final class Device {
         let deadline = Deadline.after(SupervisorLimits.loadNanoseconds)
         do {
             let link = try await connect(deadline, number)
-            let found = try await bringUp(link, deadline)
+            let (found, fds) = try await bringUp(link, deadline)
+            hold(fds)
             let sessions = try await link.sessions(deadline)
             guard number == loadNumber else { return }
             load = nil
@@ -162,7 +170,7 @@ final class Device {
     /// Has the worker bring the device up, or learns that it is.
     private func bringUp(
         _ link: WorkerLink, _ deadline: UInt64
-    ) async throws(WireError) -> WorkerDevice {
+    ) async throws(WireError) -> (found: WorkerDevice, fds: [PassedFD]) {
         var found = try await link.getDevice(deadline)
         if found.state == .ready, found.ready != nil {
             if found.config != config {
@@ -170,11 +178,16 @@ final class Device {
                     "runs with an earlier configuration until its worker is restarted",
                     id: .configurationWarning)
             }
-            return found
+            guard case .pci = found.config?.transport, let known = found.config else {
+                return (found, [])
+            }
+            // The same answer once more, with the descriptors.
+            return (found, try await link.loadDriver(known, deadline).fds)
         }
-        found.ready = try await link.loadDriver(config, deadline)
+        let (ready, fds) = try await link.loadDriver(config, deadline)
+        found.ready = ready
         found.state = .ready
-        return found
+        return (found, fds)
     }
 
     private func learn(_ found: WorkerDevice, _ sessions: [SessionInfo]) {

@@ -45,6 +45,14 @@ final class ManagedUnits: WorkerUnits {
         } catch { throw Self.failed(error, device) }
     }
 
+    func kill(_ device: String) async throws(WireError) {
+        let unit = try unit(device)
+        do throws(UnitManagerError) {
+            guard try await manager.list().contains(unit) else { return }
+            try await manager.kill(unit, signal: Process.kill)
+        } catch { throw Self.failed(error, device) }
+    }
+
     func stop(_ device: String) async throws(WireError) {
         let unit = try unit(device)
         paths[device] = nil

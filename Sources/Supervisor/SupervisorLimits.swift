@@ -37,6 +37,9 @@ enum SupervisorLimits {
     static let inspectNanoseconds: UInt64 = 1_000_000_000
     /// The orderly end of one worker: CC.SHN may take seconds.
     static let shutdownNanoseconds: UInt64 = 15_000_000_000
+    /// How long a worker may take to give its device back when the kernel asks: whoever unbinds
+    /// or unplugs it waits that long.
+    static let removalNanoseconds: UInt64 = 2_000_000_000
     /// How long an exclusive open waits for a session that its client has just closed.
     static let closingSessionNanoseconds: UInt64 = 500_000_000
     /// How long a client may leave its replies unread while more wait: it has stopped reading.

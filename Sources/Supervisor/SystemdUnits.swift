@@ -98,6 +98,15 @@ final class SystemdUnits: WorkerUnits {
         }
     }
 
+    func kill(_ device: String) async throws(WireError) {
+        let service = try unit(device, "service")
+        try await ask(device) { () throws(BusError) in
+            try await self.units.kill(
+                service, signal: Process.kill,
+                deadlineNanoseconds: Deadline.after(Self.questionNanoseconds))
+        }
+    }
+
     func stop(_ device: String) async throws(WireError) {
         let socket = try unit(device, "socket")
         let service = try unit(device, "service")

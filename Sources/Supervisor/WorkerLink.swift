@@ -21,7 +21,9 @@ final class PassedFD {
 /// What a worker answered.
 struct WorkerAnswer: Sendable {
     var reply: WorkerReply
-    var fd: PassedFD?
+    /// What came along, in order.
+    var fds: [PassedFD] = []
+    var fd: PassedFD? { fds.first }
 }
 
 /// The room for messages that all connections of the control thread share.
@@ -109,9 +111,11 @@ final class WorkerLink {
                     return end("the worker broke the protocol: \(rejection.error)")
                 case .message(var message):
                     let envelope = message.envelope
-                    var fd: PassedFD?
-                    if let received = message.fds.take(0) { fd = PassedFD(received) }
-                    deliver(envelope, fd)
+                    var fds: [PassedFD] = []
+                    for index in 0..<message.fds.count {
+                        if let received = message.fds.take(index) { fds.append(PassedFD(received)) }
+                    }
+                    deliver(envelope, fds)
                 }
             }
             // The socket is still readable: the next turn continues.
@@ -121,11 +125,11 @@ final class WorkerLink {
         }
     }
 
-    private func deliver(_ envelope: Envelope<WorkerProtocol>, _ fd: PassedFD?) {
+    private func deliver(_ envelope: Envelope<WorkerProtocol>, _ fds: [PassedFD]) {
         switch envelope.content {
         case .reply(let reply):
             pending.removeValue(forKey: envelope.requestID)?
-                .succeed(WorkerAnswer(reply: reply, fd: fd))
+                .succeed(WorkerAnswer(reply: reply, fds: fds))
         case .failure(var error):
             if error.device == nil { error.device = device }
             pending.removeValue(forKey: envelope.requestID)?.fail(error)
@@ -171,17 +175,17 @@ extension WorkerLink {
         return device
     }
 
-    /// Brings the device up.
+    /// Brings the device up. Of a PCI device its descriptors come along.
     func loadDriver(
         _ config: DeviceConfig, _ deadlineNanoseconds: UInt64
-    ) async throws(WireError) -> DeviceReady {
+    ) async throws(WireError) -> (ready: DeviceReady, fds: [PassedFD]) {
         let answer = try await call(
             .loadDriver(config), deadlineNanoseconds: deadlineNanoseconds,
             "bringing the device up")
         guard case .deviceReady(let ready) = answer.reply else {
             throw surprise("bringing the device up")
         }
-        return ready
+        return (ready, answer.fds)
     }
 
     /// All sessions of the worker.

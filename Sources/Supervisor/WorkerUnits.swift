@@ -17,15 +17,18 @@ protocol WorkerUnits: AnyObject {
     func isRunning(_ device: String) async throws(WireError) -> Bool
     /// The worker of a device answered: failures of its process before do not count any more.
     func answered(_ device: String)
+    /// Kills the worker of a device at once, if there is a way to; it may be started again.
+    func kill(_ device: String) async throws(WireError)
     /// Ends the worker of a device, releases what is stored for it, and forgets its socket.
     func stop(_ device: String) async throws(WireError)
 }
 
-/// Managers that see to failing workers themselves need neither of these.
+/// Managers that see to failing workers themselves need none of these.
 extension WorkerUnits {
     var onTrouble: (@Control (_ device: String, _ reason: String) -> Void)? {
         get { nil }
         set {}
     }
     func answered(_ device: String) {}
+    func kill(_ device: String) async throws(WireError) {}
 }

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Closing descriptors whose last close may sleep.
+
+internal import CLinux
+
+extension OwnedFD {
+    /// Closes in a thread of its own: the last close of a VFIO device may reset the function, which
+    /// takes up to seconds. Without a thread it is closed here.
+    public consuming func closeInBackground() {
+        let raw = release()
+        if nv_close_in_background(raw) < 0 { _ = nv_close(raw) }
+    }
+}
