@@ -95,7 +95,7 @@ let package = Package(
         program(
             "nvmectl",
             [
-                "NVMeClient", "Wire", "DiskConfig", "PCI", "Linux", "CVersion",
+                "NVMeClient", "Wire", "DiskConfig", "PCI", "Systemd", "Linux", "CVersion",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
         program(

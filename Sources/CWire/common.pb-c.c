@@ -232,6 +232,51 @@ void   nvmed__v1__device_info__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__device_info__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__health__init
+                     (Nvmed__V1__Health         *message)
+{
+  static const Nvmed__V1__Health init_value = NVMED__V1__HEALTH__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__health__get_packed_size
+                     (const Nvmed__V1__Health *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__health__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__health__pack
+                     (const Nvmed__V1__Health *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__health__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__health__pack_to_buffer
+                     (const Nvmed__V1__Health *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__health__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__Health *
+       nvmed__v1__health__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__Health *)
+     protobuf_c_message_unpack (&nvmed__v1__health__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__health__free_unpacked
+                     (Nvmed__V1__Health *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__health__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__session_counters__init
                      (Nvmed__V1__SessionCounters         *message)
 {
@@ -1322,7 +1367,7 @@ const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor =
   (ProtobufCMessageInit) nvmed__v1__namespace_info__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_info__field_descriptors[13] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_info__field_descriptors[14] =
 {
   {
     "name",
@@ -1480,10 +1525,23 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_info__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "health",
+    14,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceInfo, health),
+    &nvmed__v1__health__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_info__field_indices_by_name[] = {
   3,   /* field[3] = attempts */
   8,   /* field[8] = firmware */
+  13,   /* field[13] = health */
   7,   /* field[7] = model */
   0,   /* field[0] = name */
   9,   /* field[9] = namespaces */
@@ -1499,7 +1557,7 @@ static const unsigned nvmed__v1__device_info__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__device_info__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 13 }
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor =
 {
@@ -1509,11 +1567,127 @@ const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor =
   "Nvmed__V1__DeviceInfo",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceInfo),
-  13,
+  14,
   nvmed__v1__device_info__field_descriptors,
   nvmed__v1__device_info__field_indices_by_name,
   1,  nvmed__v1__device_info__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__device_info__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__health__field_descriptors[7] =
+{
+  {
+    "critical_warning",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Health, has_critical_warning),
+    offsetof(Nvmed__V1__Health, critical_warning),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "temperature_kelvin",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Health, has_temperature_kelvin),
+    offsetof(Nvmed__V1__Health, temperature_kelvin),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "available_spare_percent",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Health, has_available_spare_percent),
+    offsetof(Nvmed__V1__Health, available_spare_percent),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "used_percent",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Health, has_used_percent),
+    offsetof(Nvmed__V1__Health, used_percent),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "media_errors",
+    5,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Health, has_media_errors),
+    offsetof(Nvmed__V1__Health, media_errors),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "unsafe_shutdowns",
+    6,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Health, has_unsafe_shutdowns),
+    offsetof(Nvmed__V1__Health, unsafe_shutdowns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "power_on_hours",
+    7,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Health, has_power_on_hours),
+    offsetof(Nvmed__V1__Health, power_on_hours),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__health__field_indices_by_name[] = {
+  2,   /* field[2] = available_spare_percent */
+  0,   /* field[0] = critical_warning */
+  4,   /* field[4] = media_errors */
+  6,   /* field[6] = power_on_hours */
+  1,   /* field[1] = temperature_kelvin */
+  5,   /* field[5] = unsafe_shutdowns */
+  3,   /* field[3] = used_percent */
+};
+static const ProtobufCIntRange nvmed__v1__health__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 7 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__health__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.Health",
+  "Health",
+  "Nvmed__V1__Health",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__Health),
+  7,
+  nvmed__v1__health__field_descriptors,
+  nvmed__v1__health__field_indices_by_name,
+  1,  nvmed__v1__health__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__health__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__session_counters__field_descriptors[7] =

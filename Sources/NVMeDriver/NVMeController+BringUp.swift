@@ -569,6 +569,8 @@ extension NVMeController {
 /// What admin commands that nobody waits for are called.
 enum AdminToken {
     static let event: UInt64 = 1
+    /// The health page.
+    static let health: UInt64 = 1 << 32
     /// Abort: the low bits are queue and command id.
     static let abort: UInt64 = 2 << 32
 }

@@ -7,8 +7,10 @@ public import NVMeSpec
 public enum AdminEvent: Sendable {
     /// Namespaces were added, removed or changed; `refreshNamespaces` finds out.
     case namespacesChanged
-    /// SMART / health: temperature, spare, reliability.
+    /// SMART / health: temperature, spare, reliability. `health` of the controller is fresh.
     case health(AsynchronousEvent)
+    /// The page that `requestHealth` asked for is in `health` of the controller.
+    case healthRead
     /// An error event, or one that this driver does not know.
     case other(AsynchronousEvent)
     /// An Abort ended. `aborted` is false when the controller did not abort the command, which may
@@ -33,6 +35,8 @@ extension NVMeController {
                 do throws(DriverError) {
                     events.append(try takeEvent(answer))
                 } catch { events.append(.failed(error)) }
+            } else if answer.token == AdminToken.health {
+                if takeHealth(answer) { events.append(.healthRead) }
             } else if answer.token & AdminToken.abort == AdminToken.abort {
                 events.append(abortEnded(answer))
             }
@@ -68,9 +72,10 @@ extension NVMeController {
     private func readLog(_ log: LogPageID) throws(DriverError) {
         let byteCount = log == .smartHealth ? 512 : log == .errorInformation ? 64 : 4096
         do throws(DriverError) {
-            _ = try executeForPage(
+            let page = try executeForPage(
                 .getLogPage(log, dwordCount: UInt32(byteCount / 4)), "Get Log Page",
                 byteCount: byteCount)
+            if log == .smartHealth, let fresh = try? SmartHealth(parsing: page) { health = fresh }
         } catch .command {
             // A log that the controller names and does not have is its own affair.
         }

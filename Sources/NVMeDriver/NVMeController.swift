@@ -42,6 +42,10 @@ public final class NVMeController {
     public internal(set) var hasShadowDoorbells = false
     /// Asynchronous event requests that are with the device.
     public internal(set) var eventRequests = 0
+    /// What the controller last said of its health; nil: nothing yet.
+    public internal(set) var health: SmartHealth?
+    /// A request for the health page is with the device.
+    var healthIsRequested = false
 
     /// Namespaces beyond this are left out: each costs three admin commands at start.
     public static let maxNamespaces = 1024

@@ -21,6 +21,8 @@ final class Device {
     /// What the worker said when it was last ready.
     private(set) var ready: DeviceReady?
     private(set) var workerPID: Int32?
+    /// What the controller last said of its health.
+    private var health: Health?
     private(set) var restarts: UInt64 = 0
     /// Sessions by id.
     var sessions: [UInt64: SessionInfo] = [:]
@@ -244,12 +246,8 @@ final class Device {
         switch event {
         case .stateChanged(let state, let reason): hear(state, reason)
         case .namespaceChanged(let nsid): refreshNamespace(nsid)
-        case .health(let health):
-            guard health.criticalWarning != 0 else { return }
-            log.warning(
-                "critical warning 0x\(String(health.criticalWarning, radix: 16)), "
-                    + "\(health.temperatureKelvin) K, spare \(health.availableSparePercent) %",
-                id: .health)
+        // The worker has logged what is critical about it.
+        case .health(let health): self.health = health
         case .sessionEnded(let id, let reason, _):
             if let session = sessions.removeValue(forKey: id) {
                 log.info(
@@ -420,6 +418,7 @@ final class Device {
         info.workerPID = link == nil ? nil : workerPID
         info.restarts = restarts
         info.sessionCount = UInt32(clamping: sessions.count)
+        info.health = health
         return info
     }
 }

@@ -42,13 +42,15 @@ public enum LogEvent: String, CaseIterable, Sendable {
     case healthRecovered = "27a37bcf2fa84d5aa475621a7bc82d38"
     /// A command failed at the medium.
     case mediaError = "6117b66a84d046b7acc0781be80d873d"
+    /// A controller counts more media errors than before.
+    case mediaErrors = "1a156f98da7241bf85e9efc408c9fcce"
     /// Clients, sessions, memory or descriptors are used up.
     case exhausted = "f79737c3c160422487f89bdf48aedc14"
     /// The DMA pool could not be made or has no room.
     case poolExhausted = "5744059436c74dea89926baeec3cf668"
     /// A device was not bound to vfio-pci.
     case bindingRefused = "7c1b893643e34f539c49a7962278ab94"
-    /// A device was bound to vfio-pci.
+    /// A device changed hands between the kernel's driver and vfio-pci.
     case bound = "bf4cb68de742425c80eaf8a79c92a14c"
     /// A device that nvmed needs belongs to another driver.
     case notBound = "22d02184ddcd4579b448a67f02af8536"

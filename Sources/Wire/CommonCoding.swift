@@ -178,6 +178,7 @@ extension DeviceInfo {
         writer.signed(11, workerPID)
         writer.number(12, restarts)
         writer.number(13, sessionCount)
+        if let health { writer.message(14) { health.write(into: &$0) } }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceInfo>) throws(WireError) {
@@ -198,6 +199,31 @@ extension DeviceInfo {
         workerPID = unsafe Field.optional(c.has_worker_pid, c.worker_pid)
         restarts = unsafe c.restarts
         sessionCount = unsafe c.session_count
+        health = unsafe c.health.map { unsafe Health($0) }
+    }
+}
+
+extension Health {
+    func write(into writer: inout MessageWriter) {
+        writer.number(1, criticalWarning)
+        writer.number(2, temperatureKelvin)
+        writer.number(3, availableSparePercent)
+        writer.number(4, usedPercent)
+        writer.number(5, mediaErrors)
+        writer.number(6, unsafeShutdowns)
+        writer.number(7, powerOnHours)
+    }
+
+    init(_ pointer: UnsafePointer<Nvmed__V1__Health>) {
+        let c = unsafe pointer.pointee
+        self.init()
+        criticalWarning = unsafe c.critical_warning
+        temperatureKelvin = unsafe c.temperature_kelvin
+        availableSparePercent = unsafe c.available_spare_percent
+        usedPercent = unsafe c.used_percent
+        mediaErrors = unsafe c.media_errors
+        unsafeShutdowns = unsafe c.unsafe_shutdowns
+        powerOnHours = unsafe c.power_on_hours
     }
 }
 

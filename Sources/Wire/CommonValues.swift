@@ -172,10 +172,43 @@ public struct DeviceInfo: Sendable, Hashable {
     public var restarts: UInt64 = 0
     /// Open sessions.
     public var sessionCount: UInt32 = 0
+    /// What the controller last said of itself; nil: nothing yet.
+    public var health: Health?
     /// A device of which nothing else is known.
     public init(name: String, state: DeviceState) {
         self.name = name
         self.state = state
+    }
+}
+
+/// The health of a controller (SMART / Health Information).
+public struct Health: Sendable, Hashable {
+    /// Critical Warning bits.
+    public var criticalWarning: UInt32 = 0
+    /// Composite temperature.
+    public var temperatureKelvin: UInt32 = 0
+    /// Available spare.
+    public var availableSparePercent: UInt32 = 0
+    /// Percentage used; may exceed 100.
+    public var usedPercent: UInt32 = 0
+    /// Errors of the medium or of data integrity, since ever.
+    public var mediaErrors: UInt64 = 0
+    /// Losses of power without an orderly shutdown, since ever.
+    public var unsafeShutdowns: UInt64 = 0
+    /// Hours under power, since ever.
+    public var powerOnHours: UInt64 = 0
+    /// All zero.
+    public init() {}
+
+    /// The critical warnings in words (Base Specification 2.0, figure 207).
+    public var warnings: [String] {
+        let names = [
+            "spare below its threshold", "temperature out of bounds", "reliability degraded",
+            "medium read-only", "backup of volatile memory failed",
+            "persistent memory region read-only or unreliable",
+        ]
+        return names.enumerated().filter { criticalWarning >> UInt32($0.offset) & 1 == 1 }
+            .map(\.element)
     }
 }
 

@@ -302,13 +302,7 @@ extension WorkerProtocol {
             return .namespaceChanged(
                 nsid: try unsafe Field.need(m.has_nsid, m.nsid, "namespace_changed.nsid"))
         case NVMED__V1__WORKER_ENVELOPE__BODY_HEALTH:
-            let m = try unsafe Field.need(c.pointee.health, "health").pointee
-            var health = Health()
-            health.criticalWarning = unsafe m.critical_warning
-            health.temperatureKelvin = unsafe m.temperature_kelvin
-            health.availableSparePercent = unsafe m.available_spare_percent
-            health.usedPercent = unsafe m.used_percent
-            return .health(health)
+            return unsafe .health(Health(try unsafe Field.need(c.pointee.health, "health")))
         case NVMED__V1__WORKER_ENVELOPE__BODY_SESSION_ENDED:
             let m = try unsafe Field.need(c.pointee.session_ended, "session_ended").pointee
             return .sessionEnded(
@@ -379,12 +373,7 @@ extension WorkerProtocol {
             }
         case .namespaceChanged(let nsid): w.message(91) { $0.number(1, nsid) }
         case .health(let health):
-            w.message(92) {
-                $0.number(1, health.criticalWarning)
-                $0.number(2, health.temperatureKelvin)
-                $0.number(3, health.availableSparePercent)
-                $0.number(4, health.usedPercent)
-            }
+            w.message(92) { health.write(into: &$0) }
         case .sessionEnded(let sessionID, let reason, let counters):
             w.message(93) { w in
                 w.number(1, sessionID)

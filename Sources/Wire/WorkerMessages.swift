@@ -152,20 +152,6 @@ public struct OpenSession: Sendable, Hashable {
     }
 }
 
-/// The health of a controller (SMART / Health Information).
-public struct Health: Sendable, Hashable {
-    /// Critical Warning bits.
-    public var criticalWarning: UInt32 = 0
-    /// Composite temperature.
-    public var temperatureKelvin: UInt32 = 0
-    /// Available spare.
-    public var availableSparePercent: UInt32 = 0
-    /// Percentage used; may exceed 100.
-    public var usedPercent: UInt32 = 0
-    /// All zero.
-    public init() {}
-}
-
 /// What the supervisor asks of a worker.
 public enum WorkerRequest: Sendable, Hashable {
     /// Brings the device up. Reply: `.deviceReady`.

@@ -273,17 +273,8 @@ extension DeviceService {
     private func act(on event: AdminEvent, _ controller: NVMeController) {
         switch event {
         case .namespacesChanged: refreshNamespaces(controller)
-        case .health(let event):
-            log.warning(
-                "the controller reports about its health: \(event)",
-                id: .controllerEvent)
-            var health = Health()
-            // Asynchronous Event Information of SMART events (Base Specification 2.0, figure 148):
-            // reliability, temperature, spare; as the Critical Warning bits of the log page.
-            let bits: [UInt32] = [1 << 2, 1 << 1, 1 << 0]
-            let index = Int(event.information)
-            health.criticalWarning = bits.indices.contains(index) ? bits[index] : 0
-            observer?.tell(.health(health))
+        case .health(let event): healthEvent(event, controller)
+        case .healthRead: tellHealth(controller)
         case .other(let event):
             log.notice("the controller reports: \(event)", id: .controllerEvent)
         case .abortFinished(let queue, let commandID, let aborted):

@@ -13,6 +13,7 @@ extension DeviceService {
         var tree = InspectTree()
         inspectDevice(&tree)
         inspectSessions(&tree)
+        inspectHealth(&tree)
         if let controller {
             inspectController(controller, &tree)
             inspectNamespaces(controller, &tree)
@@ -71,6 +72,18 @@ extension DeviceService {
         let bytes = sessions.reduce(UInt64(0)) { $0 + ($1?.regionByteCount ?? 0) }
         tree.add("memory/registered_bytes", bytes)
         tree.add("device/epoch", controller.state.epoch)
+    }
+
+    private func inspectHealth(_ tree: inout InspectTree) {
+        guard let health = lastHealth else { return }
+        tree.add("health/critical_warning", health.criticalWarning)
+        tree.add("health/warnings", health.warnings.joined(separator: ", "))
+        tree.add("health/temperature_kelvin", health.temperatureKelvin)
+        tree.add("health/spare_percent", health.availableSparePercent)
+        tree.add("health/used_percent", health.usedPercent)
+        tree.add("health/media_errors", health.mediaErrors)
+        tree.add("health/unsafe_shutdowns", health.unsafeShutdowns)
+        tree.add("health/power_on_hours", health.powerOnHours)
     }
 
     private func inspectNamespaces(_ controller: NVMeController, _ tree: inout InspectTree) {

@@ -92,6 +92,9 @@ final class DeviceService {
     var cancels: [PendingCancel] = []
     nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
     var tickTimer: Timer?
+    var healthTimer: Timer?
+    /// What the controller last said of its health.
+    var lastHealth: Health?
     /// Queues with an answer and no interrupt, with what they had completed when that was seen.
     var suspects: [Int: UInt64] = [:]
     var suspectTimer: Timer?
@@ -229,6 +232,7 @@ final class DeviceService {
         log.notice(
             "ready after \(milliseconds) ms: \(controller.namespaces.count) namespaces, "
                 + "\(controller.queueCount) I/O queues", id: .controllerReady)
+        armHealth()
         // What happened during bring-up may have left no edge to see.
         afterAdminCommand()
     }
@@ -358,6 +362,7 @@ final class DeviceService {
         for watch in watches { watch.cancel() }
         watches.removeAll()
         tickTimer?.disarm()
+        healthTimer?.disarm()
         suspectTimer?.disarm()
         suspects = [:]
         tickIsArmed = false

@@ -47,6 +47,11 @@ enum WorkerLimits {
     static let ioTimeoutMilliseconds: UInt32 = 30_000
     /// How often the loop looks for lost interrupts while something is with the device, at most.
     static let tickMilliseconds: UInt32 = 100
+    /// How often the health page is read: temperatures move within minutes. Reading it can cost a
+    /// drive some milliseconds, so not more often.
+    static let healthNanoseconds: UInt64 = 300_000_000_000
+    /// The first time: when bring-up and the first requests are over.
+    static let firstHealthNanoseconds: UInt64 = 2_000_000_000
     /// How long requests in flight may take to finish when the worker is asked to leave.
     static let drainNanoseconds: UInt64 = 10_000_000_000
     /// How long requests in flight may take when the system wants the device back: the supervisor

@@ -6,6 +6,7 @@ import DiskConfig
 import Linux
 import NVMeClient
 import PCI
+import Systemd
 
 extension DeviceCommand {
     struct Bind: ParsableCommand {
@@ -113,6 +114,16 @@ extension MachineOptions {
             output, code: "permission-denied", hint: "Use root, for example with sudo.")
     }
 
+    /// The journal: whoever looks there later wants to know who changed a driver, and what udev's
+    /// program was refused. Nothing for a tree of a test.
+    func log(_ target: PCITarget) -> Log? {
+        guard root == nil else { return nil }
+        return Log(
+            device: target.device?.name ?? target.address.description,
+            fields: ["NVME_ADDRESS": target.address.description],
+            sink: LogSink(levelMax: .info, format: .journal, output: { _ in }))
+    }
+
     func asking(_ target: PCITarget, _ global: GlobalOptions) -> ServiceAsking {
         ServiceAsking(target: target, global: global, host: host)
     }
@@ -123,6 +134,7 @@ extension MachineOptions {
         do {
             try work()
         } catch {
+            log(target)?.error("its driver was not changed: \(error)", id: .bindingRefused)
             throw Failure(error, target.address, output)
         }
     }
@@ -130,6 +142,11 @@ extension MachineOptions {
     func show(
         _ outcome: PCIBinder.Outcome, _ target: PCITarget, _ global: GlobalOptions, _ dryRun: Bool
     ) {
+        if outcome.changed, !dryRun {
+            log(target)?.notice(
+                "is with the driver \(outcome.driver ?? "(none)"), was with "
+                    + "\(outcome.formerDriver ?? "(none)")", id: .bound)
+        }
         let name = target.device.map { "\(target.address) (\($0.name))" } ?? "\(target.address)"
         global.show([
             (

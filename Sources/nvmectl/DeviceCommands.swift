@@ -72,14 +72,16 @@ struct DeviceCommand: ParsableCommand {
     }
 
     static func text(_ device: DeviceInfo) -> String {
-        let lines = Text.list([
-            ("name", device.name), ("state", "\(device.state)"), ("reason", device.reason),
-            ("since", Text.ago(device.sinceNanoseconds)),
-            ("attempts", device.attempts > 0 ? "\(device.attempts)" : ""),
-            ("transport", device.transport), ("model", device.model), ("serial", device.serial),
-            ("firmware", device.firmware), ("worker", device.workerPID.map { "pid \($0)" } ?? ""),
-            ("restarts", "\(device.restarts)"), ("sessions", "\(device.sessionCount)"),
-        ])
+        let lines = Text.list(
+            [
+                ("name", device.name), ("state", "\(device.state)"), ("reason", device.reason),
+                ("since", Text.ago(device.sinceNanoseconds)),
+                ("attempts", device.attempts > 0 ? "\(device.attempts)" : ""),
+                ("transport", device.transport), ("model", device.model), ("serial", device.serial),
+                ("firmware", device.firmware),
+                ("worker", device.workerPID.map { "pid \($0)" } ?? ""),
+                ("restarts", "\(device.restarts)"), ("sessions", "\(device.sessionCount)"),
+            ] + (device.health.map(lines) ?? []))
         guard !device.namespaces.isEmpty else { return lines }
         let table = Text.table(
             ["NAMESPACE", "SIZE", "BLOCK", "NGUID", "EUI64", "UUID"],
@@ -106,7 +108,38 @@ struct DeviceCommand: ParsableCommand {
             ("pid", device.workerPID.map { .signed(Int64($0)) } ?? .null),
             ("restarts", .number(device.restarts)),
             ("sessions", .number(UInt64(device.sessionCount))),
+            ("health", device.health.map(json) ?? .null),
             ("namespaces", .array(device.namespaces.map(json))),
+        ])
+    }
+
+    private static func lines(_ health: Health) -> [(String, String)] {
+        [
+            (
+                "warnings",
+                health.criticalWarning == 0 ? "none" : health.warnings.joined(separator: ", ")
+            ),
+            (
+                "temperature",
+                health.temperatureKelvin > 0 ? "\(Int64(health.temperatureKelvin) - 273) °C" : ""
+            ),
+            ("spare", "\(health.availableSparePercent) %"), ("used", "\(health.usedPercent) %"),
+            ("media errors", "\(health.mediaErrors)"),
+            ("unsafe shutdowns", "\(health.unsafeShutdowns)"),
+            ("power-on hours", "\(health.powerOnHours)"),
+        ]
+    }
+
+    private static func json(_ health: Health) -> JSON {
+        .object([
+            ("critical_warning", .number(UInt64(health.criticalWarning))),
+            ("warnings", .array(health.warnings.map { .string($0) })),
+            ("temperature_kelvin", .number(UInt64(health.temperatureKelvin))),
+            ("spare_percent", .number(UInt64(health.availableSparePercent))),
+            ("used_percent", .number(UInt64(health.usedPercent))),
+            ("media_errors", .number(health.mediaErrors)),
+            ("unsafe_shutdowns", .number(health.unsafeShutdowns)),
+            ("power_on_hours", .number(health.powerOnHours)),
         ])
     }
 

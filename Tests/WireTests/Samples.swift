@@ -137,6 +137,9 @@ enum Samples {
 
     static var health: Health {
         var health = Health()
+        health.mediaErrors = 7
+        health.unsafeShutdowns = 8
+        health.powerOnHours = .max
         health.criticalWarning = 1
         health.temperatureKelvin = 310
         health.availableSparePercent = 90

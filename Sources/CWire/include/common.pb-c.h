@@ -20,6 +20,7 @@ typedef struct Nvmed__V1__Done Nvmed__V1__Done;
 typedef struct Nvmed__V1__DiskInfo Nvmed__V1__DiskInfo;
 typedef struct Nvmed__V1__NamespaceInfo Nvmed__V1__NamespaceInfo;
 typedef struct Nvmed__V1__DeviceInfo Nvmed__V1__DeviceInfo;
+typedef struct Nvmed__V1__Health Nvmed__V1__Health;
 typedef struct Nvmed__V1__SessionCounters Nvmed__V1__SessionCounters;
 typedef struct Nvmed__V1__SessionInfo Nvmed__V1__SessionInfo;
 typedef struct Nvmed__V1__InspectEntry Nvmed__V1__InspectEntry;
@@ -566,10 +567,61 @@ struct  Nvmed__V1__DeviceInfo
    */
   protobuf_c_boolean has_session_count;
   uint32_t session_count;
+  /*
+   * What the controller last said of itself. Absent: nothing yet.
+   */
+  Nvmed__V1__Health *health;
 };
 #define NVMED__V1__DEVICE_INFO__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_info__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__DEVICE_STATE__DEVICE_STATE_UNSPECIFIED, NULL, 0, 0, 0, 0, NULL, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0,NULL, 0, 0, 0, 0, 0, 0 }
+    , 0, {0,NULL}, 0, NVMED__V1__DEVICE_STATE__DEVICE_STATE_UNSPECIFIED, NULL, 0, 0, 0, 0, NULL, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0,NULL, 0, 0, 0, 0, 0, 0, NULL }
+
+
+/*
+ * The health of a controller (SMART / Health Information), as it last said; also an event of a worker.
+ */
+struct  Nvmed__V1__Health
+{
+  ProtobufCMessage base;
+  /*
+   * Critical Warning bits: 0 spare, 1 temperature, 2 reliability, 3 read only, 4 backup, 5 persistent memory region.
+   */
+  protobuf_c_boolean has_critical_warning;
+  uint32_t critical_warning;
+  /*
+   * Composite temperature in kelvin.
+   */
+  protobuf_c_boolean has_temperature_kelvin;
+  uint32_t temperature_kelvin;
+  /*
+   * Available spare in percent.
+   */
+  protobuf_c_boolean has_available_spare_percent;
+  uint32_t available_spare_percent;
+  /*
+   * Percentage used; may exceed 100.
+   */
+  protobuf_c_boolean has_used_percent;
+  uint32_t used_percent;
+  /*
+   * Errors of the medium or of data integrity, since ever.
+   */
+  protobuf_c_boolean has_media_errors;
+  uint64_t media_errors;
+  /*
+   * Losses of power without an orderly shutdown, since ever.
+   */
+  protobuf_c_boolean has_unsafe_shutdowns;
+  uint64_t unsafe_shutdowns;
+  /*
+   * Hours under power, since ever.
+   */
+  protobuf_c_boolean has_power_on_hours;
+  uint64_t power_on_hours;
+};
+#define NVMED__V1__HEALTH__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__health__descriptor) \
+    , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /*
@@ -901,6 +953,25 @@ Nvmed__V1__DeviceInfo *
 void   nvmed__v1__device_info__free_unpacked
                      (Nvmed__V1__DeviceInfo *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__Health methods */
+void   nvmed__v1__health__init
+                     (Nvmed__V1__Health         *message);
+size_t nvmed__v1__health__get_packed_size
+                     (const Nvmed__V1__Health   *message);
+size_t nvmed__v1__health__pack
+                     (const Nvmed__V1__Health   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__health__pack_to_buffer
+                     (const Nvmed__V1__Health   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__Health *
+       nvmed__v1__health__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__health__free_unpacked
+                     (Nvmed__V1__Health *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__SessionCounters methods */
 void   nvmed__v1__session_counters__init
                      (Nvmed__V1__SessionCounters         *message);
@@ -1070,6 +1141,9 @@ typedef void (*Nvmed__V1__NamespaceInfo_Closure)
 typedef void (*Nvmed__V1__DeviceInfo_Closure)
                  (const Nvmed__V1__DeviceInfo *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__Health_Closure)
+                 (const Nvmed__V1__Health *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__SessionCounters_Closure)
                  (const Nvmed__V1__SessionCounters *message,
                   void *closure_data);
@@ -1108,6 +1182,7 @@ extern const ProtobufCMessageDescriptor nvmed__v1__done__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__disk_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__health__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_counters__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__inspect_entry__descriptor;

@@ -29,7 +29,6 @@ typedef struct Nvmed__V1__SessionOpened Nvmed__V1__SessionOpened;
 typedef struct Nvmed__V1__WorkerShutdown Nvmed__V1__WorkerShutdown;
 typedef struct Nvmed__V1__StateChanged Nvmed__V1__StateChanged;
 typedef struct Nvmed__V1__NamespaceChanged Nvmed__V1__NamespaceChanged;
-typedef struct Nvmed__V1__Health Nvmed__V1__Health;
 typedef struct Nvmed__V1__WorkerSessionEnded Nvmed__V1__WorkerSessionEnded;
 
 
@@ -537,38 +536,6 @@ struct  Nvmed__V1__NamespaceChanged
 
 
 /*
- * Event: the controller's health changed (SMART / Health Information).
- */
-struct  Nvmed__V1__Health
-{
-  ProtobufCMessage base;
-  /*
-   * Critical Warning bits.
-   */
-  protobuf_c_boolean has_critical_warning;
-  uint32_t critical_warning;
-  /*
-   * Composite temperature in kelvin.
-   */
-  protobuf_c_boolean has_temperature_kelvin;
-  uint32_t temperature_kelvin;
-  /*
-   * Available spare in percent.
-   */
-  protobuf_c_boolean has_available_spare_percent;
-  uint32_t available_spare_percent;
-  /*
-   * Percentage used; may exceed 100.
-   */
-  protobuf_c_boolean has_used_percent;
-  uint32_t used_percent;
-};
-#define NVMED__V1__HEALTH__INIT \
- { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__health__descriptor) \
-    , 0, 0, 0, 0, 0, 0, 0, 0 }
-
-
-/*
  * Event: a session is over.
  */
 struct  Nvmed__V1__WorkerSessionEnded
@@ -840,25 +807,6 @@ Nvmed__V1__NamespaceChanged *
 void   nvmed__v1__namespace_changed__free_unpacked
                      (Nvmed__V1__NamespaceChanged *message,
                       ProtobufCAllocator *allocator);
-/* Nvmed__V1__Health methods */
-void   nvmed__v1__health__init
-                     (Nvmed__V1__Health         *message);
-size_t nvmed__v1__health__get_packed_size
-                     (const Nvmed__V1__Health   *message);
-size_t nvmed__v1__health__pack
-                     (const Nvmed__V1__Health   *message,
-                      uint8_t             *out);
-size_t nvmed__v1__health__pack_to_buffer
-                     (const Nvmed__V1__Health   *message,
-                      ProtobufCBuffer     *buffer);
-Nvmed__V1__Health *
-       nvmed__v1__health__unpack
-                     (ProtobufCAllocator  *allocator,
-                      size_t               len,
-                      const uint8_t       *data);
-void   nvmed__v1__health__free_unpacked
-                     (Nvmed__V1__Health *message,
-                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__WorkerSessionEnded methods */
 void   nvmed__v1__worker_session_ended__init
                      (Nvmed__V1__WorkerSessionEnded         *message);
@@ -919,9 +867,6 @@ typedef void (*Nvmed__V1__StateChanged_Closure)
 typedef void (*Nvmed__V1__NamespaceChanged_Closure)
                  (const Nvmed__V1__NamespaceChanged *message,
                   void *closure_data);
-typedef void (*Nvmed__V1__Health_Closure)
-                 (const Nvmed__V1__Health *message,
-                  void *closure_data);
 typedef void (*Nvmed__V1__WorkerSessionEnded_Closure)
                  (const Nvmed__V1__WorkerSessionEnded *message,
                   void *closure_data);
@@ -946,7 +891,6 @@ extern const ProtobufCMessageDescriptor nvmed__v1__session_opened__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_shutdown__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__state_changed__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__namespace_changed__descriptor;
-extern const ProtobufCMessageDescriptor nvmed__v1__health__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_session_ended__descriptor;
 
 PROTOBUF_C__END_DECLS
