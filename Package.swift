@@ -113,10 +113,12 @@ let package = Package(
         .target(
             name: "FakeSystemd", dependencies: ["Systemd", "CSystemd", "Linux", "CLinux"],
             path: "Tests/Support/FakeSystemd", swiftSettings: strictSwift),
-        tests("SystemdTests", ["ServiceProbe", "FakeSystemd", "Systemd", "Linux", "CLinux"]),
+        tests(
+            "SystemdTests",
+            ["ServiceProbe", "FakeSystemd", "Systemd", "Linux", "CLinux", "TestSupport"]),
         tests(
             "ServiceManagerTests",
-            ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux"]),
+            ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux", "TestSupport"]),
         tests("NVMeSpecTests", ["NVMeSpec"]),
         tests(
             "ProcessTests",
@@ -124,7 +126,9 @@ let package = Package(
                 "TestSupport", "NVMeClient", "Wire", "Linux", "nvmed", "nvmed-worker",
                 "nvmed-emulator",
             ]),
-        tests("SupervisorTests", ["Supervisor", "DiskConfig", "Wire", "Systemd", "Linux"]),
+        tests(
+            "SupervisorTests",
+            ["Supervisor", "DiskConfig", "Wire", "Systemd", "Linux", "TestSupport"]),
         tests(
             "NVMeEmulatorTests",
             ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),

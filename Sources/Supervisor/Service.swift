@@ -221,13 +221,20 @@ final class Service {
             cost: Paging.cost)
     }
 
+    /// Waits, bounded, until a restarted supervisor knows the sessions of the workers that went on.
+    private func waitForAdoption(_ caller: Caller) async {
+        let deadline = min(
+            caller.deadlineNanoseconds, Deadline.after(SupervisorLimits.adoptionNanoseconds))
+        await forEachDevice { await $0.waitForAdoption(deadline) }
+    }
+
     /// The sessions with the workers' counters, of those workers that answer in time.
     private func freshSessions(_ caller: Caller) async -> [SessionInfo] {
+        await waitForAdoption(caller)
         let deadline = min(
             caller.deadlineNanoseconds, Deadline.after(SupervisorLimits.inspectNanoseconds))
         let gathered = Gathered<SessionInfo>()
         await Self.inParallel(sortedDevices) { device in
-            await device.waitForAdoption(deadline)
             guard let link = device.link, device.state == .ready else {
                 gathered.all += device.sessions.values
                 return
@@ -249,7 +256,7 @@ final class Service {
     func closeSession(
         _ id: UInt64, reason: String, _ caller: Caller
     ) async throws(WireError) {
-        await forEachDevice { await $0.waitForAdoption(caller.deadlineNanoseconds) }
+        await waitForAdoption(caller)
         guard let device = devices.values.first(where: { $0.sessions[id] != nil }),
             let session = device.sessions[id]
         else {

@@ -33,6 +33,9 @@ enum SupervisorLimits {
     /// Bringing a device up, which no client waits for longer than its own deadline: CAP.TO may
     /// be 127 s, and the worker bounds its own steps below that.
     static let loadNanoseconds: UInt64 = 150_000_000_000
+    /// How long a list of sessions waits for workers that a restarted supervisor asks what they
+    /// have: one that hangs must not keep the others' sessions from being told for long.
+    static let adoptionNanoseconds: UInt64 = 5_000_000_000
     /// How long an inspection waits for each worker.
     static let inspectNanoseconds: UInt64 = 1_000_000_000
     /// The orderly end of one worker: CC.SHN may take seconds.

@@ -5,6 +5,7 @@ import Glibc
 import Linux
 import ServiceManager
 import Systemd
+import TestSupport
 import Testing
 
 /// A manager process in a directory of its own.
@@ -71,19 +72,21 @@ private func withManager<Value: Sendable>(
 ) async throws -> Value {
     EventLoop.startOnOwnThread()
     let loop = EventLoop.current
-    return try await loop.task {
-        let manager = try ManagerProcess(loop)
-        do {
-            let value = try await loop.withTimeout(nanoseconds: 100_000_000_000, "the test") {
-                try await body(manager)
+    return try await LoopTurn.run {
+        try await loop.task {
+            let manager = try ManagerProcess(loop)
+            do {
+                let value = try await loop.withTimeout(nanoseconds: 100_000_000_000, "the test") {
+                    try await body(manager)
+                }
+                await manager.remove()
+                return value
+            } catch {
+                await manager.remove()
+                throw error
             }
-            await manager.remove()
-            return value
-        } catch {
-            await manager.remove()
-            throw error
-        }
-    }.value
+        }.value
+    }
 }
 
 @Suite("Manager process", .timeLimit(.minutes(5)))

@@ -6,6 +6,7 @@ import Glibc
 import Linux
 import ServiceManager
 import Systemd
+import TestSupport
 
 /// A failure of a test's conversation.
 struct ConversationError: Error, CustomStringConvertible {
@@ -115,19 +116,21 @@ func withBench<Value: Sendable>(
 ) async throws -> Value {
     EventLoop.startOnOwnThread()
     let loop = EventLoop.current
-    return try await loop.task {
-        let bench = try Bench(loop, change)
-        do {
-            let value = try await loop.withTimeout(nanoseconds: 100_000_000_000, "the test") {
-                try await body(bench)
+    return try await LoopTurn.run {
+        try await loop.task {
+            let bench = try Bench(loop, change)
+            do {
+                let value = try await loop.withTimeout(nanoseconds: 100_000_000_000, "the test") {
+                    try await body(bench)
+                }
+                try await bench.end()
+                return value
+            } catch {
+                try? await bench.end()
+                throw error
             }
-            try await bench.end()
-            return value
-        } catch {
-            try? await bench.end()
-            throw error
-        }
-    }.value
+        }.value
+    }
 }
 
 /// Requests to a probe, one at a time.

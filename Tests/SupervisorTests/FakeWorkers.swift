@@ -4,6 +4,7 @@
 import DiskConfig
 import Linux
 import Systemd
+import TestSupport
 import Wire
 
 @testable import Supervisor
@@ -11,7 +12,7 @@ import Wire
 /// Runs a test's body as control code.
 func onLoop(_ body: @escaping @Control () async throws -> Void) async throws {
     EventLoop.startOnOwnThread()
-    try await EventLoop.current.task { try await body() }.value
+    try await LoopTurn.run { try await EventLoop.current.task { try await body() }.value }
 }
 
 /// One worker process that is not one.

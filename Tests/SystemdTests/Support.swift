@@ -5,6 +5,7 @@ import CLinux
 import Glibc
 import Linux
 import Systemd
+import TestSupport
 
 /// Runs a test's body as control code.
 func onLoop<Value: Sendable>(_ body: @escaping @Control (EventLoop) async throws -> Value)
@@ -12,7 +13,7 @@ func onLoop<Value: Sendable>(_ body: @escaping @Control (EventLoop) async throws
 {
     EventLoop.startOnOwnThread()
     let loop = EventLoop.current
-    return try await loop.task { try await body(loop) }.value
+    return try await LoopTurn.run { try await loop.task { try await body(loop) }.value }
 }
 
 /// Waits for ever, whatever happens to the task.
