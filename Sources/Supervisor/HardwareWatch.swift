@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The supervisor's hold on a PCI device: it keeps it when the worker dies, and hears of the kernel's
-// wish to have it back even while no worker lives.
+// The supervisor's hold on a PCI device: it keeps it when the worker dies, and hears of the
+// kernel's wish to have it back even while no worker lives.
 
 internal import Linux
 internal import Systemd
