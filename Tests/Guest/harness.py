@@ -10,8 +10,8 @@ import signal, socket, subprocess, tempfile, threading, time
 
 import machine
 
-BOOT_SECONDS = 120
-COMMAND_SECONDS = 60
+BOOT_SECONDS = 240
+COMMAND_SECONDS = 90
 CHUNK_BYTES = 256 << 10
 
 

@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
 import harness, image
 
-TEST_SECONDS = 180
+TEST_SECONDS = 300
 RESULTS = os.path.join(ROOT, ".build/guest")
 SHELL = os.path.join(RESULTS, "shell")
 

@@ -46,13 +46,13 @@ def cross(guest, nsid, block):
     check(seen == two, "the kernel's driver does not read what nvmed wrote")
 
 
-@seconds_limit(300)
+@seconds_limit(450)
 def test_bytes_512(guest):
     """512-byte blocks: bytes written through nvmed are read by the kernel's driver, and the other way round"""
     cross(guest, 1, 512)
 
 
-@seconds_limit(300)
+@seconds_limit(450)
 def test_bytes_4096(guest):
     """4096-byte blocks: bytes written through nvmed are read by the kernel's driver, and the other way round"""
     cross(guest, 2, 4096)

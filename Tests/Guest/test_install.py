@@ -60,7 +60,7 @@ def serve_emulator(guest):
 
 
 @own_machine
-@seconds_limit(300)
+@seconds_limit(450)
 def test_upgrade_and_removal(guest):
     """An upgrade restarts the supervisor and each worker; removal and purge leave nothing"""
     before_files = files(guest)

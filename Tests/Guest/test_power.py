@@ -24,7 +24,7 @@ def power_machine(guest, **drive):
 
 
 @own_machine
-@seconds_limit(400)
+@seconds_limit(600)
 def test_power_failure(guest):
     """After a power failure during writes everything flushed or FUA-written is there, though the drive lost the rest"""
     guest.kill()
