@@ -39,6 +39,12 @@ public struct StateArea: ~Copyable {
     public private(set) var generation: UInt64
     /// How many times the device was started afresh, this time included.
     public private(set) var epoch: UInt32
+    /// Starts in a row that completed no command, this one included; 0 after one that did.
+    public private(set) var fruitlessStarts: UInt32 = 0
+    /// How often those reached the limit, without a command completed since.
+    public private(set) var giveUps: UInt32 = 0
+    /// When they began, or when they were given up: CLOCK_MONOTONIC, which outlives processes.
+    public private(set) var fruitlessSinceNanoseconds: UInt64 = 0
     private let memory: Mapping
 
     /// Makes an empty area and locks it.
@@ -75,6 +81,9 @@ public struct StateArea: ~Copyable {
         let epoch = unsafe nv_load32(header + 24)
         var area = StateArea(
             fd: fd, memory: memory, layout: layout, generation: generation &+ 1, epoch: epoch)
+        area.fruitlessStarts = unsafe nv_load32(area.memory.base + 12)
+        area.giveUps = unsafe nv_load32(area.memory.base + 28)
+        area.fruitlessSinceNanoseconds = unsafe nv_load64(area.memory.base + 48)
         area.writeHeader()
         return area
     }
@@ -94,6 +103,30 @@ public struct StateArea: ~Copyable {
     /// controller is reset.
     public mutating func beginEpoch() {
         epoch &+= 1
+        writeHeader()
+    }
+
+    /// Counts a start that takes over from a predecessor; those before `window` ago do not count.
+    public mutating func countStart(nowNanoseconds: UInt64, windowNanoseconds: UInt64) {
+        let passed = nowNanoseconds &- fruitlessSinceNanoseconds
+        if fruitlessStarts == 0 || passed > windowNanoseconds {
+            fruitlessStarts = 0
+            fruitlessSinceNanoseconds = nowNanoseconds
+        }
+        if fruitlessStarts < .max { fruitlessStarts += 1 }
+        writeHeader()
+    }
+
+    /// Notes that the starts have reached their limit.
+    public mutating func giveUp(nowNanoseconds: UInt64) {
+        if giveUps < .max { giveUps += 1 }
+        fruitlessSinceNanoseconds = nowNanoseconds
+        writeHeader()
+    }
+
+    /// Notes that this start was worth it: a command was completed, or the worker left unharmed.
+    public mutating func forgetStarts() {
+        (fruitlessStarts, giveUps, fruitlessSinceNanoseconds) = (0, 0, 0)
         writeHeader()
     }
 
@@ -156,12 +189,13 @@ public struct StateArea: ~Copyable {
         let header = unsafe memory.base
         unsafe nv_store64(header, StateLayout.magic)
         unsafe nv_store32(header + 8, StateLayout.version)
-        unsafe nv_store32(header + 12, 0)
+        unsafe nv_store32(header + 12, fruitlessStarts)
         unsafe nv_store64(header + 16, generation)
         unsafe nv_store32(header + 24, epoch)
-        unsafe nv_store32(header + 28, 0)
+        unsafe nv_store32(header + 28, giveUps)
         unsafe nv_store32(header + 32, UInt32(layout.queueCount))
         unsafe nv_store32(header + 36, UInt32(layout.slotsPerQueue))
+        unsafe nv_store64(header + 48, fruitlessSinceNanoseconds)
         nv_dma_wmb()
         unsafe nv_store64(header + 56, UInt64(Self.headerCRC(header)))
     }

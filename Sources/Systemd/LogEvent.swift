@@ -74,6 +74,8 @@ public enum LogEvent: String, CaseIterable, Sendable {
     case workerFailed = "f6b259bc3a2b479cb6059ba590cb263a"
     /// A worker was killed because it did not answer (watchdog, time-out).
     case workerKilled = "60b332aec113485ca9db2502f440f93f"
+    /// A worker died again and again before it completed a command; the device is left alone.
+    case crashLoop = "d00b32a12a4f4e77aa32cd3248d4ed17"
     /// A worker could not be stopped.
     case workerStuck = "3264fd599b0e4e0ca502f4f84ee69659"
     /// What a predecessor left is not used.

@@ -20,6 +20,8 @@ extension DeviceService {
             rounds += 1
             let count = unsafe engine.pointee.reap(
                 into: completions, capacity: WorkerLimits.completionsPerReap)
+            // Before anybody hears of it.
+            if count > 0, !isFruitful { noteFruit(controller) }
             for index in 0..<count {
                 unsafe complete(completions[index], failure: nil, queue: queue)
             }

@@ -68,7 +68,11 @@ final class DeviceService {
     let generation: UInt64
     private(set) var lifecycle = Lifecycle(nowNanoseconds: MonotonicClock.nowNanoseconds)
     /// The state area while no controller has it.
-    private var idleState: StateArea?
+    var idleState: StateArea?
+    /// A command was completed, so that this start does not count as fruitless.
+    var isFruitful = false
+    /// This process has counted its start.
+    var isCounted = false
     /// What the device was loaded with, kept over failures.
     private(set) var config: DeviceConfig?
     /// The controller while the device is ready or draining.
@@ -141,6 +145,7 @@ final class DeviceService {
             }
             return ready
         }
+        if !isFruitful { try countStart() }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
         do throws(DriverError) {
             try await bringUp(config)
@@ -157,6 +162,13 @@ final class DeviceService {
             let config = KeptConfiguration.decode(bytes),
             case .enter = step(.recover, "the worker was restarted")
         else { return }
+        do throws(WireError) {
+            try countStart()
+        } catch {
+            log.error("\(error.message)", id: .crashLoop)
+            step(.startFailed, error.message)
+            return
+        }
         loop.task { [weak self] in
             do throws(DriverError) {
                 try await self?.bringUp(config)

@@ -59,6 +59,18 @@ enum WorkerLimits {
     static let releaseNanoseconds: UInt64 = 500_000_000
     /// How long the opener may take: opening may wait for a reset of the function.
     static let openerNanoseconds: UInt64 = 30_000_000_000
+    /// Starts in `fruitlessWindowNanoseconds` that completed no command before the device is left
+    /// alone: one may be bad luck, five are a reason.
+    static let fruitlessStarts: UInt32 = 5
+    /// Starts that are further apart are not a loop.
+    static let fruitlessWindowNanoseconds: UInt64 = 60_000_000_000
+    /// How long the device is left alone then, doubled each time up to the longest: what a person
+    /// may wait for after a repair.
+    static let restFirstNanoseconds: UInt64 = 60_000_000_000
+    static let restLastNanoseconds: UInt64 = 3_600_000_000_000
+    /// How long the bus may take to say whether this is the end or a restart: the manager kills
+    /// what does not stop, and commands have to finish before that.
+    static let busNanoseconds: UInt64 = 1_000_000_000
     /// How long a predecessor that still holds the state area is waited for.
     static let fenceMilliseconds: Int32 = 10_000
     /// How long the service manager may take to confirm a stored descriptor.

@@ -129,6 +129,7 @@ final class WorkerProcess {
     private let notifier = Notifier()
     private var sources: [Source] = []
     private var isLeaving = false
+    private var isAsked = false
 
     init(
         device: String, log: Log, listener: consuming OwnedFD,
@@ -196,7 +197,7 @@ final class WorkerProcess {
         do {
             sources.append(
                 try service.loop.onSignal(SIGTERM, priority: .high) { [weak self] in
-                    self?.leaveForRestart()
+                    self?.terminated()
                 })
             try service.loop.enableWatchdog()
         } catch {
@@ -224,17 +225,29 @@ final class WorkerProcess {
 
     // MARK: Leaving
 
-    /// SIGTERM: a restart, an upgrade, or the end; the controller and what is stored stay as they
-    /// are.
+    /// SIGTERM: a restart, an upgrade, or the end. Work goes on until that is known.
+    private func terminated() {
+        guard !isAsked, !isLeaving else { return }
+        isAsked = true
+        service.loop.task { [weak self, log] in
+            let isEnd = await EndOrRestart.isEnd(log)
+            guard let self, !isLeaving else { return }
+            log.notice(isEnd ? "stopping: the controller is shut down" : "leaving for a successor")
+            if isEnd { shutDown(doNotReset: false) {} } else { leaveForRestart() }
+        }
+    }
+
+    /// The controller and what is stored stay as they are.
     private func leaveForRestart() {
         leave { [weak self] _ in
             guard let self else { return }
+            service.forgetStarts()
             service.leave(
                 orderly: false,
                 WireError(
                     .workerRestarted, "the worker is restarted: open the disk again",
                     device: service.name))
-            exit()
+            exit(Self.keptCode)
         }
     }
 
@@ -246,8 +259,9 @@ final class WorkerProcess {
                 orderly: !doNotReset,
                 WireError(code, "the worker was shut down", device: service.name))
             guard !doNotReset else {
+                service.forgetStarts()
                 done()
-                return exit()
+                return exit(Self.keptCode)
             }
             forget(done)
         }
@@ -266,7 +280,7 @@ final class WorkerProcess {
                     "what is stored could not be removed: \(error); continuing", id: .storeFailed)
             }
             done()
-            self?.exit()
+            self?.exit(0)
         }
     }
 
@@ -277,9 +291,13 @@ final class WorkerProcess {
         service.drain(then)
     }
 
-    private func exit() {
+    /// The exit code of a worker whose device a successor goes on with: the manager starts one. 0
+    /// says that there is nothing to go on with (RestartPreventExitStatus= of the unit).
+    private static let keptCode: Int32 = 75
+
+    private func exit(_ code: Int32) {
         // The last events and replies of sessions were sent when they ended.
         harness.flush(milliseconds: 1000)
-        service.loop.exit(0)
+        service.loop.exit(code)
     }
 }

@@ -141,8 +141,45 @@ extension WorkerProcessTests {
 
             #expect(reason.code == .workerRestarted)
             #expect(reason.isRetriable)
-            #expect(code == 0)
+            // Not 0, which would tell the manager that there is nothing to go on with.
+            #expect(code == 75)
             #expect(device.state == .ready)
+        }
+
+        @Test("a worker that dies five times before it completes a command leaves the device alone")
+        func crashLoop() throws {
+            let rig = try Rig()
+            _ = try rig.startLoaded()
+            for _ in 1...5 {
+                try #require(rig.worker).signal(SIGKILL)
+                try #require(rig.worker).wait()
+                try rig.startWorker()
+                try rig.notify.wait(for: "READY=1")
+            }
+            let supervisor = try rig.connect()
+            let device = try supervisor.device()
+            let refusal = try supervisor.refusal(.loadDriver(rig.config))
+            let bringUps = try supervisor.inspect("counters/bring_ups")
+
+            #expect(device.state == .failed)
+            #expect(device.reason.contains("died 5 times in a row"))
+            #expect(refusal.code == .deviceFailed)
+            #expect(refusal.message.contains("stopping nvmed-worker@\(rig.name).service"))
+            #expect(bringUps == "0")
+        }
+
+        @Test("deaths before the last completed command do not count")
+        func notALoop() throws {
+            let rig = try Rig()
+            var supervisor = try rig.startLoaded()
+            for round in 1...8 as ClosedRange<UInt64> {
+                try supervisor.open().write(0, pattern(512, seed: round))
+                try #require(rig.worker).signal(SIGKILL)
+                try #require(rig.worker).wait()
+                try rig.startWorker()
+                supervisor = try rig.connect()
+            }
+            #expect(try supervisor.device().state == .ready)
         }
 
         @Test("Shutdown ends the controller in order and forgets it")
