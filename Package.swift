@@ -128,7 +128,10 @@ let package = Package(
             ]),
         tests(
             "SupervisorTests",
-            ["Supervisor", "DiskConfig", "Wire", "Systemd", "Linux", "TestSupport"]),
+            [
+                "FakeSystemd", "TestSupport", "Supervisor", "DiskConfig", "Wire", "Systemd",
+                "Linux",
+            ]),
         tests(
             "NVMeEmulatorTests",
             ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),
