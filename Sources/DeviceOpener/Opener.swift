@@ -179,6 +179,11 @@ final class Opener {
                         pageByteCount: PhysicalMemory.pageByteCount, addresses: addresses))
             }
         } catch {
+            if case .notBound = error {
+                var log = log
+                log.device = device.name
+                log.error("\(error)", id: .notBound)
+            }
             throw WireError(.deviceFailed, error.description, device: device.name)
         }
     }

@@ -96,9 +96,7 @@ public struct PCIBinder: Sendable {
     private func checkUsers(_ address: PCIAddress) throws(PCIError) {
         let users = try host.users(address)
         guard users.isEmpty else {
-            throw .refused(
-                address, reasons: users.map(\.description),
-                hint: "Nothing was changed. Unmount or stop what is named, and try again.")
+            throw .inUse(address, users: users.map(\.description))
         }
     }
 
@@ -183,20 +181,22 @@ public struct PCIBinder: Sendable {
     /// already without having been found is a refusal, too.
     private func claim(_ function: PCIFunction) throws(PCIError) -> DiskClaims {
         let claims = DiskClaims()
-        for block in try host.blockDevices(function.address) where block.chain.count == 1 {
+        // A claim of a disk is one of its partitions, too: those cannot be claimed any more, and a
+        // partition that somebody claimed keeps its disk from being claimed.
+        for block in try host.blockDevices(function.address)
+        where block.chain.count == 1 && !host.isPartition(block) {
             do {
                 claims.add(try Files.claim(blockDevice: "\(host.dev)/\(block.nodeName)"))
             } catch {
                 // A path of a multipath namespace has no node, and an empty one no medium.
                 guard error.errno == Errno.busy else { continue }
                 try checkUsers(function.address)
-                throw .refused(
+                throw .inUse(
                     function.address,
-                    reasons: [
-                        "the kernel uses \(block.name) (a file system in another mount "
-                            + "namespace, btrfs, ZFS, an NVMe target)"
-                    ],
-                    hint: "Nothing was changed. Find out with lsblk, and stop it.")
+                    users: [
+                        "the kernel uses \(block.name) (a file system in another mount namespace, "
+                            + "btrfs, ZFS, an NVMe target)"
+                    ])
             }
         }
         return claims

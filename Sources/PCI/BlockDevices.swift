@@ -52,6 +52,11 @@ extension PCIHost {
         return queue
     }
 
+    /// Whether a block device is a partition of another.
+    func isPartition(_ block: BlockDevice) -> Bool {
+        Files.exists("\(blockPath(block.name))/partition")
+    }
+
     /// Where sysfs has each block device.
     private func places() throws(PCIError) -> [String: String] {
         var places: [String: String] = [:]

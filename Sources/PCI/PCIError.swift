@@ -7,6 +7,8 @@ internal import Linux
 public enum PCIError: Error, Sendable, Equatable, CustomStringConvertible {
     /// The kernel knows no such function.
     case absent(PCIAddress)
+    /// Somebody uses it: who, and how.
+    case inUse(PCIAddress, users: [String])
     /// It must not be bound as things are: why, and what helps.
     case refused(PCIAddress, reasons: [String], hint: String)
     /// The kernel refused a step; `restored`: the function is with its former driver again.
@@ -20,7 +22,7 @@ public enum PCIError: Error, Sendable, Equatable, CustomStringConvertible {
     public var description: String {
         switch self {
         case .absent(let address): "\(address): there is no such PCI device"
-        case .refused(let address, let reasons, _):
+        case .inUse(let address, let reasons), .refused(let address, let reasons, _):
             "\(address): \(reasons.joined(separator: "; "))"
         case .failed(let address, let step, let cause, let restored):
             "\(address): \(step): \(cause)"
@@ -36,6 +38,7 @@ public enum PCIError: Error, Sendable, Equatable, CustomStringConvertible {
     public var hint: String? {
         switch self {
         case .absent: "See: nvmectl device list --pci"
+        case .inUse: "Nothing was changed. Unmount or stop what is named, and try again."
         case .refused(_, _, let hint): hint.isEmpty ? nil : hint
         case .failed(_, _, _, let restored):
             restored ? "See the kernel's log: journalctl -k" : "See: nvmectl device list --pci"

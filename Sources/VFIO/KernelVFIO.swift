@@ -116,7 +116,7 @@ public enum KernelVFIO {
         let driver = link("\(directory)/driver")
         guard driver != "vfio-pci" else { return }
         let holder = driver.map { "driver \($0) has it" } ?? "no driver has it"
-        throw .unsupported(
+        throw .notBound(
             "\(address) is not bound to vfio-pci (\(holder)); run: nvmectl device bind \(address)")
     }
 

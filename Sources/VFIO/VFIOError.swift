@@ -17,6 +17,8 @@ public enum VFIOError: Error, Sendable, Equatable, CustomStringConvertible {
     case deviceError(String)
     /// The server answered with an error number.
     case refused(operation: String, errno: Int32)
+    /// Another driver than vfio-pci has the device; which, and what helps.
+    case notBound(String)
     /// The device lacks something the driver needs.
     case unsupported(String)
 
@@ -32,6 +34,7 @@ public enum VFIOError: Error, Sendable, Equatable, CustomStringConvertible {
         case .deviceError(let detail): detail
         case .refused(let operation, let errno):
             SystemCallError("\(operation) refused by the device", errno: errno).description
+        case .notBound(let what): what
         case .unsupported(let what): "not usable: \(what)"
         }
     }

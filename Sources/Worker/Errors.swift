@@ -16,7 +16,7 @@ extension DriverError {
         case .device(let error):
             switch error {
             case .gone, .timedOut, .protocolViolation, .deviceError: true
-            case .system, .refused, .unsupported: false
+            case .system, .refused, .notBound, .unsupported: false
             }
         case .system, .unusable, .page, .command, .exhausted: false
         }
@@ -30,6 +30,7 @@ extension DriverError {
         case .device(.system(let error)):
             error.errno == Errno.noMemory ? .poolExhausted : .startFailed
         case .fatalStatus: .controllerFatal
+        case .device(.notBound): .notBound
         default: .startFailed
         }
     }

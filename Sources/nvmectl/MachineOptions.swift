@@ -90,7 +90,8 @@ extension Failure {
         let code: String
         switch error {
         case .absent: (exitCode, code) = (.notFound, "not-found")
-        case .refused: (exitCode, code) = (.retry, "busy")
+        case .inUse: (exitCode, code) = (.retry, "busy")
+        case .refused: (exitCode, code) = (.failure, "refused")
         case .failed: (exitCode, code) = (.failure, "failure")
         case .waiting: (exitCode, code) = (.retry, "waiting")
         case .unreadable: (exitCode, code) = (.failure, "failure")

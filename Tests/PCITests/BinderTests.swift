@@ -26,8 +26,10 @@ struct BinderTests {
             if let work { try work(binder) } else { _ = try binder.bind(address, options) }
             return []
         } catch {
-            guard case .refused(_, let reasons, _) = error else { return ["\(error)"] }
-            return reasons
+            switch error {
+            case .refused(_, let reasons, _), .inUse(_, let reasons): return reasons
+            default: return ["\(error)"]
+            }
         }
     }
 
