@@ -30,6 +30,12 @@ def own_machine(test):
     return test
 
 
+def makes_machines(test):
+    """Marks a test that makes its own machines from the one it gets, which is not booted."""
+    test.own_machine = test.makes_machines = True
+    return test
+
+
 def needs(*features):
     """Marks a test that runs only where the kernel has these: "iommufd", "noiommu" (KERNEL=full)."""
     def mark(test):

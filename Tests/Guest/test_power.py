@@ -3,7 +3,7 @@
 import os, random
 
 import harness, machine, powerlog
-from harness import check, own_machine, seconds_limit
+from harness import check, makes_machines, seconds_limit
 
 FUA_WRITES = 8
 PIECE = "64K"
@@ -23,11 +23,10 @@ def power_machine(guest, **drive):
                          controllers=[machine.Controller("p", drives, address="5")])
 
 
-@own_machine
+@makes_machines
 @seconds_limit(600)
 def test_power_failure(guest):
     """After a power failure during writes everything flushed or FUA-written is there, though the drive lost the rest"""
-    guest.kill()
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     victim = power_machine(guest, logged=True)
     try:
