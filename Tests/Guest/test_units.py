@@ -114,7 +114,7 @@ def test_restart_under_load(guest):
     check("leaving for a successor" in journal, f"SIGTERM of a restart was taken for an end:\n{journal}")
     stored = guest.expect(f"systemctl show -P NFileDescriptorStore {worker}").text
     check(int(stored) > 0, "nothing is stored")
-    failed = guest.expect("systemctl --failed --no-legend --plain 'nvmed*'").text
+    failed = guest.expect("systemctl list-units --failed --no-legend --plain 'nvmed*'").text
     check(failed == "", f"failed: {failed}")
 
 
