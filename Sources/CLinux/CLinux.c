@@ -55,6 +55,28 @@ int nv_is_shmem(int fd) {
     return s.f_type == TMPFS_MAGIC;
 }
 
+void *nv_map_huge_pages(int fd, const int64_t *offsets, size_t count, int *error) {
+    const size_t page = (size_t)1 << 21;
+    // Room for the alignment, which is given back.
+    char *room = mmap(NULL, (count + 1) * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) { *error = -errno; return NULL; }
+    char *base = (char *)(((uintptr_t)room + page - 1) & ~(page - 1));
+    if (base > room) munmap(room, (size_t)(base - room));
+    char *end = room + (count + 1) * page;
+    if (end > base + count * page) munmap(base + count * page, (size_t)(end - (base + count * page)));
+    for (size_t i = 0; i < count; i++) {
+        void *at = mmap(base + i * page, page, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, offsets[i]);
+        if (at == MAP_FAILED) {
+            *error = -errno;
+            munmap(base, count * page);
+            return NULL;
+        }
+    }
+    *error = 0;
+    return base;
+}
+
 int nv_is_hugetlb(int fd) {
     struct statfs s;
     if (fstatfs(fd, &s) < 0) return -errno;

@@ -68,6 +68,17 @@ public struct DMAPool: ~Copyable {
     ) throws(VFIOError) {
         let readBytes = layout.deviceReadsByteCount
         let writeBytes = layout.deviceWritesByteCount
+        if device.usesPhysicalAddresses {
+            // Both zones are writable: there is nothing between the device and memory.
+            let run = try PhysicalRun.allocate(readBytes + writeBytes, name, device)
+            deviceReadsIOVA = run.address
+            deviceWritesIOVA = run.address + UInt64(readBytes)
+            deviceReadsByteCount = readBytes
+            let parts = run.takeParts()
+            fd = parts.fd
+            memory = parts.memory
+            return
+        }
         guard let reads = space.allocate(byteCount: UInt64(readBytes)),
             let writes = space.allocate(byteCount: UInt64(writeBytes))
         else { throw .unsupported("no I/O virtual addresses left for the pool") }

@@ -38,7 +38,8 @@ struct OpenerActions: Sendable {
             open: { device, reset throws(VFIOError) in
                 try KernelVFIO.open(
                     device.address, mode: device.mode,
-                    reset: reset || device.alwaysResets ? .flr : .none)
+                    reset: reset || device.alwaysResets ? .flr : .none,
+                    afterwards: device.alwaysResets ? .flr : .none)
             },
             setAffinity: { device throws(VFIOError) in
                 try KernelInterrupts.setAffinity(

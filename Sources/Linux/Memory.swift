@@ -26,15 +26,23 @@ public struct Seals: OptionSet, Sendable {
 public enum MemFD {
     /// Creates a memory file of a fixed size.
     public static func create(
-        name: String, byteCount: Int, seals: Seals = [.shrink, .grow]
+        name: String, byteCount: Int, seals: Seals = [.shrink, .grow], hugePages: Bool = false
     ) throws(SystemCallError) -> OwnedFD {
         let fd = OwnedFD(
-            adopting: try checked("memfd_create \(name)", unsafe nv_memfd_create(name, 0)))
+            adopting: try checked(
+                "memfd_create \(name)", unsafe nv_memfd_create(name, hugePages ? 1 : 0)))
         try checked("ftruncate \(name)", nv_ftruncate(fd.raw, Int64(byteCount)))
         if !seals.isEmpty {
             try checked("F_ADD_SEALS \(name)", nv_memfd_add_seals(fd.raw, seals.rawValue))
         }
         return fd
+    }
+
+    /// Gives the pages of a stretch of a file back; it reads as zeroes from then on.
+    public static func punchHole(
+        _ fd: borrowing OwnedFD, offset: Int64, byteCount: Int64
+    ) throws(SystemCallError) {
+        try checked("fallocate", nv_punch_hole(fd.raw, offset, byteCount))
     }
 
     /// The seals of a memory file; throws EINVAL for a file that cannot have any.
@@ -94,6 +102,21 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
         else { throw SystemCallError("mmap \(byteCount) bytes", errno: error < 0 ? -error : 22) }
         unsafe self.base = base
         self.byteCount = byteCount
+    }
+
+    /// Maps huge pages of 2 MiB of a file, in the given order, one after the other.
+    public init(
+        hugePagesOf fd: borrowing OwnedFD, offsets: [Int64]
+    ) throws(SystemCallError) {
+        var error: CInt = 0
+        guard !offsets.isEmpty,
+            let base = unsafe nv_map_huge_pages(fd.raw, offsets, offsets.count, &error)
+        else {
+            throw SystemCallError(
+                "mmap \(offsets.count) huge pages", errno: error < 0 ? -error : 22)
+        }
+        unsafe self.base = base
+        byteCount = offsets.count << 21
     }
 
     deinit { _ = unsafe nv_unmap(base, byteCount) }

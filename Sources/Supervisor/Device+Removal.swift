@@ -47,6 +47,9 @@ extension Device {
     private func removeByForce() {
         guard hardware != nil else { return }
         log.error("its worker has not given it back in time: it is killed", id: .workerStuck)
+        // First of all nobody starts it again.
+        abandonLoad()
+        post(.gone, reason: "the system wanted the device back; its worker was stuck")
         EventLoop.current.task {
             do throws(WireError) {
                 try await self.units.kill(self.name)
@@ -60,7 +63,6 @@ extension Device {
                 self.log.error(
                     "its worker could not be stopped: \(error); continuing", id: .workerStuck)
             }
-            self.post(.gone, reason: "the system wanted the device back; its worker was stuck")
         }
     }
 }

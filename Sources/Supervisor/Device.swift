@@ -121,6 +121,15 @@ final class Device {
         load = EventLoop.current.task { await self.runLoad(number) }
     }
 
+    /// Whatever is being tried is not waited for, nor repeated by itself.
+    func abandonLoad() {
+        backOff?.cancel()
+        backOff = nil
+        load?.cancel()
+        load = nil
+        loadNumber &+= 1
+    }
+
     private func loadLater(_ delay: UInt64) {
         loadNumber &+= 1
         load?.cancel()

@@ -90,6 +90,16 @@ public protocol DeviceBacking: AnyObject {
     /// The addresses that the device can reach, rising and apart: where memory may be mapped.
     var addressRanges: [ClosedRange<UInt64>] { get }
 
+    /// For a device without an IOMMU: the physical address of each huge page of a file, which the
+    /// device uses as they are, and all that it can reach. nil: addresses are translated, and
+    /// memory is mapped.
+    func physicalAddresses(
+        of fd: borrowing OwnedFD, byteCount: UInt64
+    ) throws(VFIOError) -> [UInt64]?
+
+    /// Whether the device uses physical addresses.
+    var usesPhysicalAddresses: Bool { get }
+
     /// Takes away all memory that a predecessor of this process left with the device, which must
     /// have been stopped.
     func forgetMappings() throws(VFIOError)
@@ -102,6 +112,14 @@ public protocol DeviceBacking: AnyObject {
 extension DeviceBacking {
     /// All that the device's own address width allows.
     public var addressRanges: [ClosedRange<UInt64>] { [0...((1 << 47) - 1)] }
+
+    /// Addresses are translated.
+    public var usesPhysicalAddresses: Bool { false }
+
+    /// Addresses are translated.
+    public func physicalAddresses(
+        of fd: borrowing OwnedFD, byteCount: UInt64
+    ) throws(VFIOError) -> [UInt64]? { nil }
 
     /// Nothing was left.
     public func forgetMappings() throws(VFIOError) {}

@@ -32,7 +32,10 @@ extension VFIODescriptors {
                 nv_iommufd_map(
                     memory.raw, addressSpace, UInt64(window.base), window.iova, window.byteCount,
                     writes))
-        case .noiommu: throw .unsupported("memory without an IOMMU is not there yet")
+        case .noiommu:
+            throw .unsupported(
+                "without an IOMMU a client's memory cannot be shown to the device: it may move "
+                    + "under a transfer; send the data in messages")
         }
     }
 

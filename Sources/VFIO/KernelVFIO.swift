@@ -81,29 +81,48 @@ public struct VFIODescriptors: ~Copyable, Sendable {
 public enum KernelVFIO {
     private static let devices = "/sys/bus/pci/devices"
 
-    /// Opens a device that is bound to vfio-pci. The function is left as the reset method leaves
-    /// it: with `none`, as it was.
+    /// Opens a device that is bound to vfio-pci, with the reset that the kernel does at the first
+    /// open: with `none` the function stays as it was. `afterwards` is what it may do at the last
+    /// close.
     public static func open(
-        _ text: String, mode: IOMMUMode, reset: ResetMethod
+        _ text: String, mode: IOMMUMode, reset: ResetMethod, afterwards: ResetMethod = .none
     ) throws(VFIOError) -> VFIODescriptors {
         guard let address = FunctionAddress(text) else {
             throw .unsupported("'\(text)' is not a PCI address like 0000:01:00.0")
         }
         let directory = "\(devices)/\(address)"
         try checkDriver(address, directory)
-        let group = link("\(directory)/iommu_group")
         // What cannot be set is not needed: some functions have no reset at all.
-        let resetProblem = setResetMethod(reset, directory)
-        if reset == .flr, let resetProblem { throw .system(resetProblem) }
-        guard mode != .iommufd, mode != .noiommu else {
-            throw .unsupported("IOMMU=\(mode.rawValue) is not there yet")
+        let problem = setResetMethod(reset, directory)
+        if reset == .flr, let problem {
+            throw .unsupported("\(address) cannot be reset by itself (\(problem))")
         }
-        guard let group else {
-            throw .unsupported(
-                "\(address) has no IOMMU group; switch the IOMMU on (firmware, and on Intel "
-                    + "intel_iommu=on on the kernel's command line)")
+        defer { if reset != afterwards { _ = setResetMethod(afterwards, directory) } }
+        let group = link("\(directory)/iommu_group")
+        switch choose(mode, hasGroup: group != nil) {
+        case .iommufd: return try openNode(address, directory)
+        case .noiommu: return try openWithoutIOMMU(address, group)
+        case .type1:
+            guard let group, Files.exists("/dev/vfio/\(group)") else {
+                throw .unsupported(
+                    "\(address) has no IOMMU group in /dev/vfio; switch the IOMMU on (firmware, "
+                        + "and on Intel intel_iommu=on on the kernel's command line)")
+            }
+            return try openGroup(group, address)
         }
-        return try openGroup(group, address)
+    }
+
+    /// `auto` is type 1, which every kernel with an IOMMU has had for long and which survives
+    /// restarts of ours as tried; iommufd where a kernel was built without containers. It is never
+    /// `noiommu`, which is for the operator to decide.
+    static func choose(_ mode: IOMMUMode, hasGroup: Bool) -> VFIOInterface {
+        switch mode {
+        case .type1: .type1
+        case .iommufd: .iommufd
+        case .noiommu: .noiommu
+        case .auto:
+            !Files.exists("/dev/vfio/vfio") && Files.exists("/dev/iommu") ? .iommufd : .type1
+        }
     }
 
     /// Names whoever has the device when it is not vfio-pci.
@@ -123,12 +142,7 @@ public enum KernelVFIO {
     private static func openGroup(
         _ number: String, _ address: FunctionAddress
     ) throws(VFIOError) -> VFIODescriptors {
-        let container = try open("/dev/vfio/vfio")
-        let version = nv_vfio_api_version(container.raw)
-        guard version == 0 else { throw .unsupported("VFIO version \(version); we speak 0") }
-        guard nv_vfio_has_extension(container.raw, NV_VFIO_TYPE1V2) > 0 else {
-            throw .unsupported("the kernel's VFIO has no type 1 version 2 IOMMU")
-        }
+        let container = try openContainer(NV_VFIO_TYPE1V2, "type 1 version 2 IOMMU")
         let group = try open("/dev/vfio/\(number)")
         let flags = try call("VFIO_GROUP_GET_STATUS", nv_vfio_group_flags(group.raw))
         guard flags & NV_VFIO_GROUP_VIABLE != 0 else {
@@ -145,6 +159,60 @@ public enum KernelVFIO {
         return VFIODescriptors(
             interface: .type1, memory: container, group: group,
             device: OwnedFD(adopting: device))
+    }
+
+    private static func openContainer(
+        _ extension: UInt64, _ name: String
+    ) throws(VFIOError) -> OwnedFD {
+        let container = try open("/dev/vfio/vfio")
+        let version = nv_vfio_api_version(container.raw)
+        guard version == 0 else { throw .unsupported("VFIO version \(version); we speak 0") }
+        guard nv_vfio_has_extension(container.raw, `extension`) > 0 else {
+            throw .unsupported("the kernel's VFIO has no \(name)")
+        }
+        return container
+    }
+
+    // MARK: iommufd
+
+    /// The device's own node, bound to a new iommufd with one address space.
+    private static func openNode(
+        _ address: FunctionAddress, _ directory: String
+    ) throws(VFIOError) -> VFIODescriptors {
+        // There is one entry, vfioN.
+        guard let name = (try? Files.list("\(directory)/vfio-dev", limit: 1))?.first else {
+            throw .unsupported("the kernel has no device nodes of VFIO (CONFIG_VFIO_DEVICE_CDEV)")
+        }
+        let iommufd = try open("/dev/iommu")
+        let device = try open("/dev/vfio/devices/\(name)")
+        try call("VFIO_DEVICE_BIND_IOMMUFD", nv_vfio_bind_iommufd(device.raw, iommufd.raw))
+        var space: UInt32 = 0
+        try call("IOMMU_IOAS_ALLOC", unsafe nv_iommufd_alloc_ioas(iommufd.raw, &space))
+        try call("VFIO_DEVICE_ATTACH_IOMMUFD_PT", nv_vfio_attach_ioas(device.raw, space))
+        return VFIODescriptors(
+            interface: .iommufd, memory: iommufd, group: nil, device: device, addressSpace: space)
+    }
+
+    // MARK: No IOMMU
+
+    /// A group that the kernel made for a device without an IOMMU.
+    private static func openWithoutIOMMU(
+        _ address: FunctionAddress, _ group: String?
+    ) throws(VFIOError) -> VFIODescriptors {
+        guard let group, Files.exists("/dev/vfio/noiommu-\(group)") else {
+            throw .unsupported(
+                "\(address) has no group without an IOMMU: either it has an IOMMU (use "
+                    + "IOMMU=auto), or vfio's enable_unsafe_noiommu_mode was off when it was bound")
+        }
+        let container = try openContainer(NV_VFIO_NOIOMMU, "mode without an IOMMU")
+        let fd = try open("/dev/vfio/noiommu-\(group)")
+        try call("VFIO_GROUP_SET_CONTAINER", nv_vfio_set_container(fd.raw, container.raw))
+        try call("VFIO_SET_IOMMU", nv_vfio_set_iommu(container.raw, NV_VFIO_NOIOMMU))
+        let device = try call(
+            "VFIO_GROUP_GET_DEVICE_FD \(address)",
+            unsafe nv_vfio_device_fd(fd.raw, address.description))
+        return VFIODescriptors(
+            interface: .noiommu, memory: container, group: fd, device: OwnedFD(adopting: device))
     }
 
     // MARK: sysfs and calls

@@ -26,6 +26,9 @@ public final class KernelVFIODevice: DeviceBacking {
     /// The interface that it was opened through.
     public var interface: VFIOInterface { descriptors.interface }
 
+    /// Finds physical addresses; nil: this process may look itself.
+    public var translate: ((borrowing OwnedFD, UInt64) throws(VFIOError) -> [UInt64])?
+
     private let descriptors: VFIODescriptors
     private let events: DeviceEvents
     private var isInherited: Bool
@@ -246,6 +249,20 @@ public final class KernelVFIODevice: DeviceBacking {
     /// Takes memory away; when this returns the device cannot reach it.
     public func unmap(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
         try descriptors.unmap(iova: iova, byteCount: byteCount)
+    }
+
+    /// Without an IOMMU the device uses physical addresses.
+    public var usesPhysicalAddresses: Bool { interface == .noiommu }
+
+    /// Asks whoever may know.
+    public func physicalAddresses(
+        of fd: borrowing OwnedFD, byteCount: UInt64
+    ) throws(VFIOError) -> [UInt64]? {
+        guard usesPhysicalAddresses else { return nil }
+        guard let translate else {
+            return try PhysicalMemory.addresses(of: fd, byteCount: byteCount)
+        }
+        return try translate(fd, byteCount)
     }
 
     /// Takes away what a predecessor mapped.

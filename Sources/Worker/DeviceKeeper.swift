@@ -124,7 +124,8 @@ final class DeviceKeeper {
         do throws(VFIOError) {
             return try KernelVFIO.open(
                 address, mode: config.iommu.mode,
-                reset: reset || config.alwaysResets ? .flr : .none)
+                reset: reset || config.alwaysResets ? .flr : .none,
+                afterwards: config.alwaysResets ? .flr : .none)
         } catch { throw .device(error) }
     }
 
@@ -172,6 +173,12 @@ final class DeviceKeeper {
             }
         } catch { throw .device(error) }
         guard let current else { throw .exhausted("the device was not opened") }
+        if current.usesPhysicalAddresses, Files.exists(Self.openerPath) {
+            let (path, name) = (Self.openerPath, device)
+            current.translate = { fd, byteCount throws(VFIOError) in
+                try OpenerClient.translate(fd, byteCount, device: name, path: path)
+            }
+        }
         return current
     }
 

@@ -3,6 +3,7 @@
 
 internal import Linux
 internal import Systemd
+internal import VFIO
 internal import Wire
 
 /// What the opener answered. One owner takes the descriptors out.
@@ -91,6 +92,36 @@ final class OpenerClient {
             }
         } catch {
             answer.fail(WireError(.internalError, error.description))
+        }
+    }
+}
+
+extension OpenerClient {
+    /// Asks where memory lies. Blocks, bounded: it is part of a bring-up, which blocks anyway.
+    nonisolated static func translate(
+        _ fd: borrowing OwnedFD, _ byteCount: UInt64, device: String, path: String
+    ) throws(VFIOError) -> [UInt64] {
+        do {
+            let channel = Channel<OpenerProtocol>(
+                try UnixSocket.connect(path, kind: .sequencedPacket, nonblocking: true),
+                role: .client, buffer: MessageBuffer())
+            try channel.send(
+                request: .translateMemory(name: device, byteCount: byteCount), fds: [fd.raw])
+            let deadline = MonotonicClock.nowNanoseconds + WorkerLimits.translationNanoseconds
+            switch try channel.receive(deadlineNanoseconds: deadline) {
+            case .message(let message):
+                switch message.envelope.content {
+                case .reply(.translated(_, let addresses)): return addresses
+                case .failure(let error): throw error
+                default: break
+                }
+            default: break
+            }
+            throw WireError(.internalError, "the opener answered something else")
+        } catch let error as WireError {
+            throw .unsupported("physical addresses: \(error.message)")
+        } catch {
+            throw .unsupported("physical addresses: the opener cannot be asked: \(error)")
         }
     }
 }

@@ -68,6 +68,14 @@ final class WatchedDevice: DeviceBacking {
 
     func handleEvents() throws(VFIOError) -> [DeviceNotice] { try device.handleEvents() }
 
+    var usesPhysicalAddresses: Bool { device.usesPhysicalAddresses }
+
+    func physicalAddresses(
+        of fd: borrowing OwnedFD, byteCount: UInt64
+    ) throws(VFIOError) -> [UInt64]? {
+        try device.physicalAddresses(of: fd, byteCount: byteCount)
+    }
+
     func forgetMappings() throws(VFIOError) { try device.forgetMappings() }
 
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {

@@ -57,6 +57,8 @@ enum WorkerLimits {
     /// How long requests in flight may take when the system wants the device back: the supervisor
     /// ends a worker that has not let go after two seconds.
     static let releaseNanoseconds: UInt64 = 500_000_000
+    /// How long the opener may take to find physical addresses: it only reads them.
+    static let translationNanoseconds: UInt64 = 5_000_000_000
     /// How long the opener may take: opening may wait for a reset of the function.
     static let openerNanoseconds: UInt64 = 30_000_000_000
     /// Starts in `fruitlessWindowNanoseconds` that completed no command before the device is left

@@ -35,6 +35,15 @@ struct RoundTripTests {
         #expect(back.envelope == envelope)
     }
 
+    @Test("an opener message comes back", arguments: Messages.opener.indices)
+    func opener(index: Int) throws {
+        let envelope = Envelope(requestID: 1, content: Messages.opener[index])
+        let back = try decoded(
+            encoded(envelope), as: OpenerProtocol.self,
+            fdCount: OpenerProtocol.fdCount(of: envelope.content))
+        #expect(back.envelope == envelope)
+    }
+
     @Test("a payload comes back whole", arguments: [1, 127, 128, 512, 131_072])
     func payload(byteCount: Int) throws {
         let payload = (0..<byteCount).map { UInt8(truncatingIfNeeded: $0 &* 7) }

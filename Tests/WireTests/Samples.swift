@@ -109,6 +109,20 @@ enum Samples {
         return config
     }
 
+    static var pciConfig: DeviceConfig {
+        var config = DeviceConfig(name: "p", transport: .pci(address: "0000:01:00.0"))
+        config.iommu = .noiommu
+        config.alwaysResets = true
+        config.interruptAffinity = [0, 3, 4095]
+        return config
+    }
+
+    static var pciReady: DeviceReady {
+        var ready = ready
+        ready.descriptorCount = 2
+        return ready
+    }
+
     static var ready: DeviceReady {
         var controller = ControllerInfo()
         controller.serial = "S1"
@@ -190,6 +204,7 @@ enum Messages {
         .request(.loadDriver(Samples.config)),
         .request(.loadDriver(DeviceConfig(name: "p", transport: .pci(address: "0000:01:00.0")))),
         .request(.loadDriver(DeviceConfig(name: "n", transport: .null))),
+        .request(.loadDriver(Samples.pciConfig)), .reply(.deviceReady(Samples.pciReady)),
         .request(.getDevice), .request(.getNamespace(nsid: 5)),
         .request(
             .openSession(
@@ -208,6 +223,21 @@ enum Messages {
         .event(.stateChanged(.recovering, reason: "a command does not answer")),
         .event(.namespaceChanged(nsid: 3)), .event(.health(Samples.health)),
         .event(.sessionEnded(sessionID: 8, reason: Samples.error, counters: Samples.counters)),
+    ]
+
+    static let opener: [Content<OpenerProtocol>] = [
+        .request(.openDevice(name: "nvme0", reset: true)),
+        .request(.openDevice(name: "größe-✓", reset: false)),
+        .request(.setInterruptAffinity(name: "nvme0")),
+        .request(.translateMemory(name: "nvme0", byteCount: 1 << 32)),
+        .reply(.done),
+        .reply(.deviceOpened(DeviceOpened(interface: .type1, address: "0000:01:00.0"))),
+        .reply(.deviceOpened(DeviceOpened(interface: .noiommu, address: "0000:01:00.0"))),
+        .reply(
+            .deviceOpened(
+                DeviceOpened(interface: .iommufd, addressSpace: 2, address: "0000:01:00.0"))),
+        .reply(.translated(pageByteCount: 2 << 20, addresses: [0, 1 << 21, .max])),
+        .failure(Samples.error),
     ]
 
     static let supervisor: [Content<SupervisorProtocol>] = [

@@ -28,6 +28,8 @@ static const int NV_SEAL_SEAL = 1, NV_SEAL_SHRINK = 2, NV_SEAL_GROW = 4, NV_SEAL
 
 // Maps `length` bytes of `fd` shared; NULL and *error = -errno on failure.
 void *_Nullable nv_map_shared(int fd, int64_t offset, size_t length, int writable, int *_Nonnull error);
+// Maps huge pages (2 MiB) of `fd` at these offsets one after the other, shared and present.
+void *_Nullable nv_map_huge_pages(int fd, const int64_t *_Nonnull offsets, size_t count, int *_Nonnull error);
 // Maps `length` bytes of private anonymous zeroes.
 void *_Nullable nv_map_anonymous(size_t length, int *_Nonnull error);
 int nv_unmap(void *_Nonnull address, size_t length);
