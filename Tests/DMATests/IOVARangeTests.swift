@@ -26,10 +26,12 @@ struct IOVARangeTests {
         #expect(space.allocate(byteCount: 0x80_000) == 0x28_0000)
         #expect(space.allocate(byteCount: 0x80_000) == nil)
         #expect(space.usedByteCount == 0x190_000)
-        #expect(space.release(0x28_0000))
+        let released = space.release(0x28_0000)
+        #expect(released)
         #expect(space.allocate(byteCount: 0x80_000) == 0x28_0000)
         // The hole is nobody's to release.
-        #expect(!space.release(0x30_0000))
+        let hole = space.release(0x30_0000)
+        #expect(!hole)
     }
 
     @Test(

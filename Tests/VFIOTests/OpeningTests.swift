@@ -27,13 +27,12 @@ struct OpeningTests {
 
     @Test("descriptors of other files are no device")
     func otherFiles() throws {
-        let null = try OwnedFD.open("/dev/null", flags: 2)
-        let device = try null.duplicate()
-        let descriptors = VFIODescriptors(
-            interface: .type1, memory: null, group: nil, device: device)
         #expect(throws: VFIOError.self) {
+            let null = try OwnedFD.open("/dev/null", flags: 2)
+            let device = try null.duplicate()
             _ = try KernelVFIODevice(
-                descriptors, events: DeviceEvents(), name: "d", isInherited: true)
+                VFIODescriptors(interface: .type1, memory: null, group: nil, device: device),
+                events: DeviceEvents(), name: "d", isInherited: true)
         }
     }
 
