@@ -12,6 +12,7 @@ public struct IOVASpace: Sendable {
     private let first: UInt64
     private let end: UInt64
     private var used: [Range<UInt64>] = []
+    private var holes: Set<UInt64> = []
     private var holeByteCount: UInt64 = 0
 
     /// An empty space between two page-aligned addresses.
@@ -32,6 +33,7 @@ public struct IOVASpace: Sendable {
         self.init(first: usable.first?.lowerBound ?? 0, end: usable.last?.upperBound ?? 0)
         for (lower, upper) in zip(usable, usable.dropFirst()) {
             used.append(lower.upperBound..<upper.lowerBound)
+            holes.insert(lower.upperBound)
             holeByteCount &+= upper.lowerBound &- lower.upperBound
         }
     }
@@ -78,7 +80,9 @@ public struct IOVASpace: Sendable {
     /// Gives back what `allocate` returned; false when no such stretch is in use.
     @discardableResult
     public mutating func release(_ address: UInt64) -> Bool {
-        guard let index = used.firstIndex(where: { $0.lowerBound == address }) else { return false }
+        guard let index = used.firstIndex(where: { $0.lowerBound == address }),
+            !holes.contains(address)
+        else { return false }
         used.remove(at: index)
         return true
     }

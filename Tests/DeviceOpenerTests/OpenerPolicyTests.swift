@@ -3,6 +3,7 @@
 
 import DiskConfig
 import Testing
+import VFIO
 import Wire
 
 @testable import DeviceOpener

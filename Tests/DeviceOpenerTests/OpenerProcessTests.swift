@@ -112,7 +112,7 @@ struct OpenerProcessTests {
         let opener = try OpenerProcess(Self.files)
         let raw = try UnixSocket.connect(opener.socket, kind: .sequencedPacket)
         let noise = [UInt8](repeating: 0xFF, count: 300)
-        try unsafe noise.withUnsafeBytes { try unsafe UnixSocket.send(raw, $0) }
+        _ = try unsafe noise.withUnsafeBytes { try unsafe UnixSocket.send(raw, $0) }
         let channel = Channel<OpenerProtocol>(raw, role: .client, buffer: MessageBuffer())
         #expect(try next(channel).hasPrefix("malformed-message"))
         #expect(try next(channel) == "closed")

@@ -171,7 +171,8 @@ struct ConfigurationSpaceTests {
                 (0x50, [0x11, 0x00, 0x40, 0x00, 0x00, 0x20, 0x00, 0x00]),
             ]))
         #expect(found.vectorCount == 65)
-        #expect(found.vectorTable == 0x2000..<(0x2000 + 65 * 16))
+        let table: Range<UInt64> = 0x2000..<(0x2000 + 65 * 16)
+        #expect(found.vectorTable == table)
     }
 
     @Test("a table in another BAR takes nothing from BAR0")
