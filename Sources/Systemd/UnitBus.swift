@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Units of systemd over the bus (org.freedesktop.systemd1(5), systemd 252).
 
-internal import CSystemd
-internal import Glibc
 internal import Linux
 
 /// A unit as PID 1 has it.
@@ -274,10 +272,19 @@ public final class UnitBus {
     }
 
     /// The unit that this process belongs to; nil outside of systemd.
+    ///
+    /// sd_pid_get_unit asks for the cgroup of process 1 too, which ProtectProc=invisible hides.
     nonisolated public static var ownUnit: String? {
-        var unit: UnsafeMutablePointer<CChar>?
-        guard unsafe sd_pid_get_unit(0, &unit) >= 0, let unit = unsafe unit else { return nil }
-        defer { unsafe free(unit) }
-        return unsafe String(cString: unit)
+        guard let bytes = try? Files.read("/proc/self/cgroup", limit: 16384) else { return nil }
+        return unit(inCgroups: String(decoding: bytes, as: UTF8.self))
+    }
+
+    /// The innermost service or scope in the text of /proc/PID/cgroup.
+    nonisolated static func unit(inCgroups text: String) -> String? {
+        let line = text.split(separator: "\n").last {
+            $0.hasPrefix("0::/") || $0.contains(":name=systemd:/")
+        }
+        let parts = line?.split(separator: "/").map(String.init) ?? []
+        return parts.last { $0.hasSuffix(".service") || $0.hasSuffix(".scope") }
     }
 }

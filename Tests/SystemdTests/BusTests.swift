@@ -242,4 +242,16 @@ struct BusTests {
                 == "/org/freedesktop/systemd1/unit/"
                 + "nvmed_2dworker_400000_3a01_3a00_2e0_2eservice")
     }
+
+    @Test("the own unit is the innermost service or scope of the own cgroup")
+    func ownUnit() {
+        let worker = "nvmed-worker@ssd0.service"
+        let path = "/nvmed.slice/system-nvmed\\x2dworker.slice/\(worker)"
+        #expect(UnitBus.unit(inCgroups: "0::\(path)\n") == worker)
+        #expect(UnitBus.unit(inCgroups: "0::\(path)/sub\n") == worker)
+        #expect(UnitBus.unit(inCgroups: "5:cpu:/a\n1:name=systemd:\(path)\n") == worker)
+        #expect(UnitBus.unit(inCgroups: "0::/\n") == nil)
+        #expect(UnitBus.unit(inCgroups: "0::/user.slice\n") == nil)
+        #expect(UnitBus.unit(inCgroups: "") == nil)
+    }
 }
