@@ -330,17 +330,8 @@ class Guest:
         """Installs the package, once a boot. Without a package the bare programs are in place."""
         if not self.installed and self.run("test -e /root/nvmed.deb").ok:
             self.expect("dpkg -i /root/nvmed.deb", timeout=120)
-            self.without_opener()
         self.installed = True
         return self
-
-    def without_opener(self):
-        """Until there is an opener: workers that open devices themselves."""
-        if self.run("test -e /usr/libexec/nvmed/nvmed-opener").ok:
-            return
-        self.write("/etc/systemd/system/nvmed-worker@.service.d/guest.conf",
-                   "[Service]\nDynamicUser=no\nUser=root\nPrivateUsers=no\nPrivateDevices=no\nDevicePolicy=auto\n")
-        self.expect("systemctl daemon-reload")
 
     def serve(self, serial, name, namespaces=(1,), settings="", disk_settings=""):
         """Has nvmed serve a controller: device `name`, disks `name` + namespace. Idempotent."""
