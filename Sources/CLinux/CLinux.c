@@ -88,7 +88,20 @@ static void *close_one(void *argument) {
     return NULL;
 }
 
-int nv_close_in_background(int fd) {
+struct closing {
+    int fd, done;
+};
+
+static void *close_and_tell(void *argument) {
+    struct closing *closing = argument;
+    close(closing->fd);
+    eventfd_write(closing->done, 1);
+    close(closing->done);
+    free(closing);
+    return NULL;
+}
+
+static int in_background(void *(*body)(void *), void *argument) {
     pthread_t thread;
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes)) return -ENOMEM;
@@ -97,10 +110,32 @@ int nv_close_in_background(int fd) {
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    int error = pthread_create(&thread, &attributes, close_one, (void *)(intptr_t)fd);
+    int error = pthread_create(&thread, &attributes, body, argument);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
     return -error;
+}
+
+int nv_close_in_background(int fd) { return in_background(close_one, (void *)(intptr_t)fd); }
+
+int nv_close_within(int fd, int timeout_ms) {
+    int done = eventfd(0, EFD_CLOEXEC);
+    int told = done < 0 ? -1 : fcntl(done, F_DUPFD_CLOEXEC, 0);
+    struct closing *closing = told < 0 ? NULL : malloc(sizeof *closing);
+    if (closing) {
+        *closing = (struct closing){.fd = fd, .done = told};
+        if (in_background(close_and_tell, closing) == 0) {
+            int ready = nv_poll1(done, POLLIN, timeout_ms);
+            close(done);
+            return ready > 0;
+        }
+    }
+    // Without a thread it is closed here, however long that takes.
+    free(closing);
+    if (told >= 0) close(told);
+    if (done >= 0) close(done);
+    close(fd);
+    return 1;
 }
 
 int nv_punch_hole(int fd, int64_t offset, int64_t length) {

@@ -25,6 +25,15 @@ public enum Process {
         _ = nv_raise_nofile_limit(openFiles)
     }
 
+    /// Bytes of memory that this process may lock (RLIMIT_MEMLOCK); nil: as much as there is.
+    public static var lockedMemoryLimit: UInt64? {
+        var limit = rlimit()
+        guard unsafe getrlimit(__rlimit_resource_t(__RLIMIT_MEMLOCK.rawValue), &limit) == 0, limit.rlim_cur != .max else {
+            return nil
+        }
+        return UInt64(limit.rlim_cur)
+    }
+
     /// The path of the program that runs; nil when /proc does not tell.
     public static var executablePath: String? { Files.target(ofLink: "/proc/self/exe") }
 

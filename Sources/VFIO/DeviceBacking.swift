@@ -100,6 +100,10 @@ public protocol DeviceBacking: AnyObject {
     /// Whether the device uses physical addresses.
     var usesPhysicalAddresses: Bool { get }
 
+    /// Whether the function still answers its bus; looked up now. A backing that cannot tell says
+    /// that it does.
+    var isPresent: Bool { get }
+
     /// Takes away all memory that a predecessor of this process left with the device, which must
     /// have been stopped.
     func forgetMappings() throws(VFIOError)
@@ -120,6 +124,9 @@ extension DeviceBacking {
     public func physicalAddresses(
         of fd: borrowing OwnedFD, byteCount: UInt64
     ) throws(VFIOError) -> [UInt64]? { nil }
+
+    /// Nobody can tell.
+    public var isPresent: Bool { true }
 
     /// Nothing was left.
     public func forgetMappings() throws(VFIOError) {}

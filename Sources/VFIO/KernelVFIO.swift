@@ -233,8 +233,16 @@ public enum KernelVFIO {
         do throws(SystemCallError) {
             return try OwnedFD.open(path, flags: O_RDWR)
         } catch {
-            guard error.errno == EBUSY else { throw .system(error) }
-            throw .unsupported("\(path) is in use by another process; only one may have a group")
+            let hint: String
+            switch error.errno {
+            case EBUSY:
+                throw .unsupported(
+                    "\(path) is in use by another process; only one may have a group")
+            case EACCES: hint = "its owner, root, needs mode 0600"
+            case EPERM: hint = "DeviceAllow= of nvmed-opener.service does not name it"
+            default: throw .system(error)
+            }
+            throw .unsupported("\(error) (\(hint))")
         }
     }
 

@@ -197,6 +197,14 @@ public final class KernelVFIODevice: DeviceBacking {
         try write(configuration, 4, writer.bytes)
     }
 
+    /// Vendor and device id are not all ones for any function that is there.
+    public var isPresent: Bool {
+        guard failure == nil, let bytes = try? readConfiguration(offset: 0, byteCount: 4) else {
+            return false
+        }
+        return ByteReader(bytes).u32(0) != .max
+    }
+
     private func readConfiguration(offset: Int, byteCount: Int) throws(VFIOError) -> [UInt8] {
         try read(configuration, offset, byteCount)
     }
@@ -243,7 +251,20 @@ public final class KernelVFIODevice: DeviceBacking {
     /// mapped here.
     public func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError) {
         if let failure { throw failure }
-        try descriptors.map(window)
+        do throws(VFIOError) {
+            try descriptors.map(window)
+        } catch { throw Self.explained(error, window.byteCount, Process.lockedMemoryLimit) }
+    }
+
+    /// The kernel says ENOMEM for a limit, too.
+    static func explained(_ error: VFIOError, _ byteCount: UInt64, _ limit: UInt64?) -> VFIOError {
+        guard case .system(let cause) = error, cause.errno == ENOMEM, let limit else {
+            return error
+        }
+        return .system(
+            SystemCallError(
+                "pinning \(byteCount) bytes for the device, where \(limit) may be locked in all "
+                    + "(LimitMEMLOCK= of the worker's unit, ulimit -l)", errno: ENOMEM))
     }
 
     /// Takes memory away; when this returns the device cannot reach it.

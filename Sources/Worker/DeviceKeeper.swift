@@ -243,10 +243,20 @@ final class DeviceKeeper {
 
     /// Lets go of the device, here and in the store: after this the kernel has it, as soon as the
     /// controller that uses it is gone too. Blocks, bounded.
+    ///
+    /// The last close of the device may sleep for a minute in a reset that a dead function does not
+    /// answer. It is ours, after the manager's, and in a thread of its own.
     func forget() {
+        let last = current.map { nv_dup_cloexec($0.watched[0]) } ?? -1
         current = nil
         opened = nil
         stored = StoredDevice()
+        forgetStored()
+        guard last >= 0, nv_close_within(last, WorkerLimits.closeMilliseconds) == 0 else { return }
+        log.warning("the kernel is still resetting the device; continuing")
+    }
+
+    private func forgetStored() {
         guard !storedNames.isEmpty else { return }
         for name in storedNames.sorted() {
             do throws(FDStoreError) {

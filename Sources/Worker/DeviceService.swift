@@ -426,7 +426,12 @@ final class DeviceService {
 
     /// Takes a device that cannot be trusted out of service. Every request ends, once.
     private func fail() {
-        guard let failure, let controller else { return }
+        guard var failure, let controller else { return }
+        if !failure.isGone, !controller.device.isPresent {
+            // Registers of what is not there need not read as all ones.
+            failure = .device(.gone("it does not answer on its bus any more; \(failure)"))
+            self.failure = failure
+        }
         let isRemoved = isRemoval(failure)
         log.error(
             "\(isRemoved ? "removed" : "failed"): \(failure)",

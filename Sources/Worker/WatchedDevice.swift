@@ -30,6 +30,7 @@ final class WatchedDevice: DeviceBacking {
     var name: String { device.name }
     var vectorCount: Int { device.vectorCount }
     var eventDescriptors: [EventDescriptor] { device.eventDescriptors }
+    var isPresent: Bool { device.isPresent }
     var addressRanges: [ClosedRange<UInt64>] { device.addressRanges }
 
     func readRegister(offset: Int, byteCount: Int) throws(VFIOError) -> UInt64 {

@@ -75,6 +75,9 @@ enum WorkerLimits {
     static let busNanoseconds: UInt64 = 1_000_000_000
     /// How long a predecessor that still holds the state area is waited for.
     static let fenceMilliseconds: Int32 = 10_000
+    /// How long the last close of a device is waited for: a function level reset takes 100 ms, and
+    /// the watchdog's patience is longer.
+    static let closeMilliseconds: Int32 = 2_000
     /// How long the service manager may take to confirm a stored descriptor.
     static let barrierNanoseconds: UInt64 = 5_000_000_000
     /// How long a client may leave its replies unread, unless NVMED_CLIENT_STALL_MS says otherwise.

@@ -43,6 +43,9 @@ int nv_open(const char *_Nonnull path, int flags, unsigned mode);
 int nv_close(int fd);
 // Closes in a thread of its own: the last close of a VFIO device may sleep in a reset of the function.
 int nv_close_in_background(int fd);
+// Closes in a thread of its own and waits for that, but no longer than so many milliseconds: the last
+// close of a VFIO device may sleep for minutes in a reset. Returns whether it has been closed by now.
+int nv_close_within(int fd, int timeout_ms);
 int nv_dup_cloexec(int fd);
 int nv_set_cloexec(int fd, int on);
 int nv_set_nonblocking(int fd, int on);
