@@ -197,12 +197,12 @@ public final class KernelVFIODevice: DeviceBacking {
         try write(configuration, 4, writer.bytes)
     }
 
-    /// Vendor and device id are not all ones for any function that is there.
+    /// The status register always has zeroes. The ids say nothing: the kernel answers those itself.
     public var isPresent: Bool {
-        guard failure == nil, let bytes = try? readConfiguration(offset: 0, byteCount: 4) else {
+        guard failure == nil, let bytes = try? readConfiguration(offset: 6, byteCount: 2) else {
             return false
         }
-        return ByteReader(bytes).u32(0) != .max
+        return ByteReader(bytes).u16(0) != .max
     }
 
     private func readConfiguration(offset: Int, byteCount: Int) throws(VFIOError) -> [UInt8] {

@@ -206,6 +206,8 @@ final class DeviceService {
         log.error(
             "cannot be started: \(error)", id: isRemoved ? .deviceRemoved : error.startEvent)
         step(isRemoved ? .remove : .startFailed, error.description)
+        // What is open would keep the kernel from clearing up after it.
+        if isRemoved { environment.forget() }
         return error.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name)
     }
 
