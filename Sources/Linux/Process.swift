@@ -28,7 +28,9 @@ public enum Process {
     /// Bytes of memory that this process may lock (RLIMIT_MEMLOCK); nil: as much as there is.
     public static var lockedMemoryLimit: UInt64? {
         var limit = rlimit()
-        guard unsafe getrlimit(__rlimit_resource_t(__RLIMIT_MEMLOCK.rawValue), &limit) == 0, limit.rlim_cur != .max else {
+        guard unsafe getrlimit(__rlimit_resource_t(__RLIMIT_MEMLOCK.rawValue), &limit) == 0,
+            limit.rlim_cur != .max
+        else {
             return nil
         }
         return UInt64(limit.rlim_cur)

@@ -33,7 +33,9 @@ def units():
         yield dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
 
 def kind(target):
-    # Numbers differ from run to run.
+    # A node has another path in another mount namespace, and numbers differ from run to run.
+    if "vfio/" in target:
+        return "vfio node"
     return re.sub(r"[0-9]+", "N", target)
 
 def process(pid, into, unit):
