@@ -262,9 +262,9 @@ ExecStop=-+/bin/sh -c 'echo ORDER mount >/dev/ttyS0'
 """)
     for unit, name in ((WORKER.format("ua"), "worker"), ("nvmed.service", "supervisor"), ("dbus.service", "bus")):
         guest.write(f"/run/systemd/system/{unit}.d/order.conf",
-                    f"[Service]\nExecStopPost=-+/bin/sh -c 'echo ORDER {name} $SERVICE_RESULT $EXIT_STATUS "
+                    f"[Service]\nDeviceAllow=/dev/ttyS0 rw\nExecStopPost=-+/bin/sh -c 'echo ORDER {name} $SERVICE_RESULT $EXIT_STATUS "
                     ">/dev/ttyS0'\n")
-    guest.expect("systemctl daemon-reload")
+    guest.expect("systemctl daemon-reload; systemctl restart nvmed.service")
     fill(guest, "uadisk")
     guest.expect("systemctl start data.service")
     guest.wait_for("nvmectl session list | grep -q uadisk", timeout=60)
