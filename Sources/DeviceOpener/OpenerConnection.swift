@@ -49,10 +49,9 @@ final class OpenerConnection {
                 case .rejected(let rejection):
                     try channel.send(error: rejection.error, to: rejection.requestID)
                     if rejection.endsConnection { return end() }
-                case .message(let message):
+                case .message(var message):
                     let envelope = message.envelope
-                    var fds = message.takeFDs()
-                    try handle(envelope, &fds)
+                    try handle(envelope, &message.fds)
                     // Whoever does not read its answers does not get more of them.
                     if channel.wantsWrite { return end() }
                 }

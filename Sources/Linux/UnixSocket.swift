@@ -64,6 +64,13 @@ public struct ReceivedFDs: ~Copyable, Sendable {
         storage[index] = -1
         return OwnedFD(adopting: raw)
     }
+
+    /// Takes all that are left out of the message they came with.
+    public mutating func takeAll() -> ReceivedFDs {
+        var taken = ReceivedFDs()
+        swap(&taken, &self)
+        return taken
+    }
 }
 
 /// A message as it came off a socket.

@@ -77,11 +77,10 @@ public struct Incoming<P: WireProtocol>: ~Copyable {
     public let envelope: Envelope<P>
     /// The inline data; empty when there is none.
     public let payload: UnsafeRawBufferPointer
+    // Never moved out of a message as a whole: Swift 6.3 then copies the envelope after it was
+    // destroyed. `takeAll` leaves an empty set.
     /// The descriptors, exactly as many as the content needs; those not taken are closed.
     public var fds: ReceivedFDs
-
-    /// Gives the content and takes the descriptors out (for `switch` after `consume`).
-    public consuming func takeFDs() -> ReceivedFDs { fds }
 }
 
 /// What a look at the socket found.

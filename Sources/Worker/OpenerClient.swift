@@ -80,12 +80,10 @@ final class OpenerClient {
             case .closed:
                 answer.fail(WireError(.internalError, "the opener closed the connection"))
             case .rejected(let rejection): answer.fail(rejection.error)
-            case .message(let message):
-                let content = message.envelope.content
-                let fds = message.takeFDs()
-                switch content {
+            case .message(var message):
+                switch message.envelope.content {
                 case .reply(let reply):
-                    answer.succeed(OpenerAnswer(reply: reply, fds: fds))
+                    answer.succeed(OpenerAnswer(reply: reply, fds: message.fds.takeAll()))
                 case .failure(let error): answer.fail(error)
                 case .request, .event: break
                 }
