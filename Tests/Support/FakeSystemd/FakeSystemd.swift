@@ -90,7 +90,12 @@ public final class FakeSystemd {
     }
 
     private func process() {
-        while let bus = unsafe bus, unsafe sd_bus_process(bus, nil) > 0 {}
+        while let bus = unsafe bus {
+            let result = unsafe sd_bus_process(bus, nil)
+            // A bus that is gone stays readable for ever.
+            guard result >= 0 else { return close() }
+            guard result > 0 else { break }
+        }
         if let bus = unsafe bus { _ = unsafe sd_bus_flush(bus) }
     }
 
