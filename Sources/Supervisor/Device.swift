@@ -45,6 +45,8 @@ final class Device {
     private var waiting: [OneShot<Void>] = []
     /// A worker that ran before this supervisor is being asked what it has.
     private var isAdopting = false
+    /// The worker has shut its controller down and is about to end.
+    private var isLeaving = false
     private var endWaiting: [UInt64: [OneShot<Void>]] = [:]
 
     /// A device that was never started.
@@ -274,7 +276,9 @@ final class Device {
         case .removed: post(.gone, reason: reason)
         // While it is being loaded the reply to LoadDriver says more.
         case .ready: if lifecycle.state == .recovering, load == nil { post(.loaded) }
-        case .unknown, .absent, .starting, .draining: break
+        // Its unit was stopped by somebody else: it is not started again until it is wanted.
+        case .absent: isLeaving = true
+        case .unknown, .starting, .draining: break
         }
     }
 
@@ -301,7 +305,10 @@ final class Device {
 
     private func lost(_ reason: String) {
         link = nil
-        post(.workerLost, reason: reason)
+        // While we stop it ourselves, its unit's end is what counts.
+        let isEnd = isLeaving && lifecycle.state != .draining
+        isLeaving = false
+        post(isEnd ? .stopped : .workerLost, reason: reason)
     }
 
     // MARK: Waiting

@@ -542,12 +542,12 @@ final class DeviceService {
     /// left as it is.
     func leave(orderly: Bool, _ reason: WireError) {
         guard let controller, failure == nil else {
-            step(.drained, "")
+            if orderly { step(.drained, "") }
             return
         }
+        // A successor goes on: nobody is told that the device is absent.
         guard orderly else {
             for session in sessions.compactMap({ $0 }) { end(session, reason) }
-            step(.drained, "")
             return
         }
         if requestsInFlight > 0 { controller.disable() }

@@ -341,6 +341,59 @@ def tear_out(guest, device, port):
     guest.monitor.wait_event("DEVICE_DELETED", since=before, device=device)
 
 
+@seconds_limit(240)
+def test_memory_limits(guest):
+    """Too little locked memory, or memory, for a worker: that is said by name, and only this device fails"""
+    serve(guest)
+    for setting, pattern in (("LimitMEMLOCK=1M", "LimitMEMLOCK="), ("MemoryMax=12M", "ended|oom")):
+        with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
+            with drop_in(guest, "nvmed-worker@fc.service", setting):
+                stop_worker(guest, "fc")
+                broken(guest, "fc1", pattern, cursor)
+            stop_worker(guest, "fc")
+            repaired(guest, "fc1")
+
+
+@seconds_limit(240)
+def test_no_permission(guest):
+    """A device node that may not be opened, by its mode or the opener's sandbox: said by name, repaired alone"""
+    serve(guest)
+    group = guest.expect(f"basename $(readlink /sys/bus/pci/devices/{guest.fault_addresses['fc']}/iommu_group)").text
+    with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
+        guest.expect(f"chmod 000 /dev/vfio/{group}")
+        try:
+            stop_worker(guest, "fc")
+            broken(guest, "fc1", f"/dev/vfio/{group}: Permission denied .*mode", cursor)
+        finally:
+            guest.expect(f"chmod 600 /dev/vfio/{group}")
+        repaired(guest, "fc1")
+        with drop_in(guest, "nvmed-opener.service", "DeviceAllow=\nDeviceAllow=/dev/null rw"):
+            guest.expect("systemctl stop nvmed-opener.service")
+            stop_worker(guest, "fc")
+            broken(guest, "fc1", "/dev/vfio/.*Operation not permitted.*DeviceAllow", cursor)
+            guest.expect("systemctl stop nvmed-opener.service")
+        repaired(guest, "fc1")
+
+
+@seconds_limit(240)
+def test_wrong_configuration(guest):
+    """A wrong address, a function that is no NVMe controller, a mistake in a file: named, and repaired by reload"""
+    serve(guest)
+    with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
+        for address, pattern in (("0000:77:00.0", "no PCI device 0000:77:00.0"),
+                                 ("0000:00:08.0", "0000:00:08.0 is not bound to vfio-pci.*pcieport")):
+            device_file(guest, "fc", Address=address)
+            reload(guest)
+            broken(guest, "fc1", pattern, cursor)
+        device_file(guest, "fc", Transport="nonsense")
+        mistake = guest.run("nvmectl reload")
+        check(not mistake.ok and re.search(r"fc\.device:2.*Transport", mistake.stderr), f"reload said: {mistake}")
+        guest.expect(io("verify", "fa2"))
+        device_file(guest, "fc")
+        reload(guest)
+        guest.expect(io("verify", "fc1"), 90)
+
+
 def test_all_is_given_back(guest):
     """Unbound from nvmed, every controller is the kernel's again with the data; nothing is pinned or stored"""
     serve(guest)

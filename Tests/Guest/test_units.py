@@ -8,7 +8,10 @@ import contextlib, os
 from harness import check, own_machine, seconds_limit
 
 WORKER = "nvmed-worker@{}.service"
-ROUND_TRIP_MILLISECONDS = 100
+# The bound on a round trip to PID 1 holds for real processors, where an idle one takes about half a
+# millisecond; here both are as much slower as the emulation and the host's load make them. A PID 1
+# that waits for a reset or a stuck process is beyond it by seconds.
+ROUND_TRIP_MILLISECONDS, NATIVE_IDLE_MILLISECONDS = 100, 0.5
 VERIFY = "nvmectl io verify {} --length 4M --pattern random --seed 7 --reopen"
 
 
@@ -172,8 +175,8 @@ def test_stopped_by_a_signal(guest):
 
 def judge(when, idle, latency):
     print(f"    {when}: {latency}; idle: {idle}", flush=True)
-    check(latency.maximum < max(ROUND_TRIP_MILLISECONDS, 4 * idle.maximum),
-          f"{when}: {latency}; the limit is {ROUND_TRIP_MILLISECONDS} ms; idle: {idle}")
+    limit = ROUND_TRIP_MILLISECONDS * max(1, idle.median / NATIVE_IDLE_MILLISECONDS)
+    check(latency.maximum < limit, f"{when}: {latency}; the limit is {limit:.0f} ms; idle: {idle}")
 
 
 def test_supervisor_restart_and_kill(guest):

@@ -265,6 +265,24 @@ struct ServiceTests {
         }
     }
 
+    @Test("a worker that its unit stopped in order stays stopped until its device is wanted")
+    func workerIsStopped() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let service = try await Service.example(units)
+            _ = try await service.openDisk("root", nil, .root)
+            let device = try #require(service.devices["a"])
+
+            units.worker("a").tell(.stateChanged(.absent, reason: "the unit was stopped"))
+            units.worker("a").die()
+            try await until { device.state == .absent }
+            #expect(units.connects.filter { $0 == "a" }.count == 1)
+
+            _ = try await service.openDisk("root", .readWrite, .root)
+            #expect(units.connects.filter { $0 == "a" }.count == 2)
+        }
+    }
+
     @Test("a supervisor that starts anew learns the sessions of the workers that run")
     func rebuilds() async throws {
         try await onLoop {
