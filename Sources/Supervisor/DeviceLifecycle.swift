@@ -110,7 +110,9 @@ struct DeviceLifecycle: Sendable, Equatable {
             attempts &+= 1
             if attempts >= Self.attemptsMax { (next, deed) = (.failed, .nothing) }
         }
-        if next != state || deed != .nothing || event == .loaded {
+        // A later failure may know more about the reason.
+        let tellsMore = event == .failed && (state == .retrying || state == .failed)
+        if next != state || deed != .nothing || event == .loaded || tellsMore {
             if next != state { sinceNanoseconds = nowNanoseconds }
             self.reason = next == .ready ? "" : (reason.isEmpty ? self.reason : reason)
             state = next
