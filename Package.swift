@@ -111,7 +111,8 @@ let package = Package(
             dependencies: ["ServiceManager", "Systemd", "Linux", "CLinux"],
             path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
         .target(
-            name: "FakeSystemd", dependencies: ["Systemd", "CSystemd", "Linux", "CLinux"],
+            name: "FakeSystemd",
+            dependencies: ["Systemd", "CSystemd", "Linux", "CLinux", "TestSupport"],
             path: "Tests/Support/FakeSystemd", swiftSettings: strictSwift),
         tests(
             "SystemdTests",

@@ -4,31 +4,23 @@
 import CLinux
 import Glibc
 public import Linux
+import TestSupport
 
 /// A running dbus-daemon, ended with its owner.
 public final class PrivateBus {
     /// Where it listens, as libsystemd wants it.
-    public var address: String { "unix:path=\(directory)/bus" }
-    private let directory: String
+    public var address: String { "unix:path=\(directory.path)/bus" }
+    private let directory: TemporaryDirectory
     private var process: SpawnedProcess?
 
     /// Starts a bus; it listens when this returns.
     public init() throws(SystemCallError) {
-        var template = Array("/tmp/nvbus.XXXXXX".utf8CString)
-        guard unsafe mkdtemp(&template) != nil else {
-            throw SystemCallError("mkdtemp", errno: errno)
-        }
-        directory = String(
-            decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        directory = try TemporaryDirectory()
         try writeConfiguration()
         try start()
     }
 
-    deinit {
-        stop()
-        _ = unsafe unlink("\(directory)/conf")
-        _ = unsafe rmdir(directory)
-    }
+    deinit { stop() }
 
     /// Starts it again after ``stop()``, at the same address.
     public func start() throws(SystemCallError) {
@@ -38,7 +30,10 @@ public final class PrivateBus {
         let write = OwnedFD(adopting: ends[1])
         var spawn = Spawn(
             "/usr/bin/dbus-daemon",
-            ["--config-file=\(directory)/conf", "--nofork", "--nopidfile", "--print-address=3"])
+            [
+                "--config-file=\(directory.path)/conf", "--nofork", "--nopidfile",
+                "--print-address=3",
+            ])
         spawn.diesWithParent = false
         process = try spawn.start(fds: [write.raw])
         // The address is printed once it listens.
@@ -53,7 +48,7 @@ public final class PrivateBus {
         kill(process.pid, SIGKILL)
         var status: CInt = 0
         _ = unsafe waitpid(process.pid, &status, 0)
-        _ = unsafe unlink("\(directory)/bus")
+        _ = unsafe unlink("\(directory.path)/bus")
     }
 
     private func writeConfiguration() throws(SystemCallError) {
@@ -65,7 +60,7 @@ public final class PrivateBus {
             <allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
             """
         let file = try OwnedFD.open(
-            "\(directory)/conf", flags: O_WRONLY | O_CREAT | O_TRUNC, mode: 0o600)
+            "\(directory.path)/conf", flags: O_WRONLY | O_CREAT | O_TRUNC, mode: 0o600)
         let bytes = Array(text.utf8)
         guard unsafe write(file.raw, bytes, bytes.count) == bytes.count else {
             throw SystemCallError("write", errno: EIO)
