@@ -52,6 +52,7 @@ let package = Package(
     targets: [
         // C: volatile access, system calls, system libraries.
         .target(name: "CMemory", cSettings: strictC),
+        .target(name: "CRing", cSettings: strictC),
         .target(name: "CLinux", cSettings: strictC),
         .systemLibrary(
             name: "CSystemd", pkgConfig: "libsystemd", providers: [.apt(["libsystemd-dev"])]),
@@ -70,7 +71,7 @@ let package = Package(
         module("VFIO", ["Linux", "CLinux", "CMemory"]),
         module("DMA", ["Linux", "VFIO"]),
         module("PCI", ["Linux"]),
-        module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CLinux"]),
+        module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CRing", "CLinux"]),
         module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
 
         // Processes, messages, configuration.
@@ -83,7 +84,7 @@ let package = Package(
             ["NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Systemd", "Linux", "CLinux"]),
         module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
         module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
-        module("NVMeClient", ["Wire", "Linux"]),
+        module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing"]),
 
         // Programs: arguments, wiring, exit code.
         program(

@@ -682,6 +682,141 @@ void   nvmed__v1__unregister_memory__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__unregister_memory__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__open_ring__init
+                     (Nvmed__V1__OpenRing         *message)
+{
+  static const Nvmed__V1__OpenRing init_value = NVMED__V1__OPEN_RING__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__open_ring__get_packed_size
+                     (const Nvmed__V1__OpenRing *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_ring__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__open_ring__pack
+                     (const Nvmed__V1__OpenRing *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_ring__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__open_ring__pack_to_buffer
+                     (const Nvmed__V1__OpenRing *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_ring__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__OpenRing *
+       nvmed__v1__open_ring__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__OpenRing *)
+     protobuf_c_message_unpack (&nvmed__v1__open_ring__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__open_ring__free_unpacked
+                     (Nvmed__V1__OpenRing *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__open_ring__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__ring_opened__init
+                     (Nvmed__V1__RingOpened         *message)
+{
+  static const Nvmed__V1__RingOpened init_value = NVMED__V1__RING_OPENED__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__ring_opened__get_packed_size
+                     (const Nvmed__V1__RingOpened *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__ring_opened__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__ring_opened__pack
+                     (const Nvmed__V1__RingOpened *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__ring_opened__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__ring_opened__pack_to_buffer
+                     (const Nvmed__V1__RingOpened *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__ring_opened__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__RingOpened *
+       nvmed__v1__ring_opened__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__RingOpened *)
+     protobuf_c_message_unpack (&nvmed__v1__ring_opened__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__ring_opened__free_unpacked
+                     (Nvmed__V1__RingOpened *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__ring_opened__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__close_ring__init
+                     (Nvmed__V1__CloseRing         *message)
+{
+  static const Nvmed__V1__CloseRing init_value = NVMED__V1__CLOSE_RING__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__close_ring__get_packed_size
+                     (const Nvmed__V1__CloseRing *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__close_ring__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__close_ring__pack
+                     (const Nvmed__V1__CloseRing *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__close_ring__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__close_ring__pack_to_buffer
+                     (const Nvmed__V1__CloseRing *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__close_ring__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__CloseRing *
+       nvmed__v1__close_ring__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__CloseRing *)
+     protobuf_c_message_unpack (&nvmed__v1__close_ring__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__close_ring__free_unpacked
+                     (Nvmed__V1__CloseRing *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__close_ring__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__disk_changed__init
                      (Nvmed__V1__DiskChanged         *message)
 {
@@ -862,7 +997,7 @@ void   nvmed__v1__session_ended__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__session_ended__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__session_envelope__field_descriptors[25] =
+static const ProtobufCFieldDescriptor nvmed__v1__session_envelope__field_descriptors[28] =
 {
   {
     "version",
@@ -1057,6 +1192,30 @@ static const ProtobufCFieldDescriptor nvmed__v1__session_envelope__field_descrip
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "open_ring",
+    31,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SessionEnvelope, body_case),
+    offsetof(Nvmed__V1__SessionEnvelope, open_ring),
+    &nvmed__v1__open_ring__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "close_ring",
+    32,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SessionEnvelope, body_case),
+    offsetof(Nvmed__V1__SessionEnvelope, close_ring),
+    &nvmed__v1__close_ring__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -1100,6 +1259,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__session_envelope__field_descrip
     offsetof(Nvmed__V1__SessionEnvelope, body_case),
     offsetof(Nvmed__V1__SessionEnvelope, cancel_reply),
     &nvmed__v1__cancel_reply__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ring_opened",
+    64,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SessionEnvelope, body_case),
+    offsetof(Nvmed__V1__SessionEnvelope, ring_opened),
+    &nvmed__v1__ring_opened__descriptor,
     NULL,
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
@@ -1167,24 +1338,27 @@ static const ProtobufCFieldDescriptor nvmed__v1__session_envelope__field_descrip
 };
 static const unsigned nvmed__v1__session_envelope__field_indices_by_name[] = {
   13,   /* field[13] = cancel */
-  19,   /* field[19] = cancel_reply */
+  21,   /* field[21] = cancel_reply */
+  17,   /* field[17] = close_ring */
   11,   /* field[11] = compare */
   2,   /* field[2] = deadline_ns */
-  20,   /* field[20] = disk_changed */
-  17,   /* field[17] = disk_info */
-  16,   /* field[16] = done */
+  23,   /* field[23] = disk_changed */
+  19,   /* field[19] = disk_info */
+  18,   /* field[18] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
   8,   /* field[8] = flush */
   5,   /* field[5] = get_disk_info */
-  24,   /* field[24] = payload */
+  16,   /* field[16] = open_ring */
+  27,   /* field[27] = payload */
   6,   /* field[6] = read */
-  18,   /* field[18] = read_reply */
+  20,   /* field[20] = read_reply */
   14,   /* field[14] = register_memory */
   1,   /* field[1] = request_id */
-  23,   /* field[23] = session_ended */
-  22,   /* field[22] = session_resumed */
-  21,   /* field[21] = session_stalled */
+  22,   /* field[22] = ring_opened */
+  26,   /* field[26] = session_ended */
+  25,   /* field[25] = session_resumed */
+  24,   /* field[24] = session_stalled */
   9,   /* field[9] = unmap */
   15,   /* field[15] = unregister_memory */
   12,   /* field[12] = verify */
@@ -1196,10 +1370,10 @@ static const ProtobufCIntRange nvmed__v1__session_envelope__number_ranges[5 + 1]
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 16 },
-  { 90, 20 },
-  { 1000, 24 },
-  { 0, 25 }
+  { 60, 18 },
+  { 90, 23 },
+  { 1000, 27 },
+  { 0, 28 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__session_envelope__descriptor =
 {
@@ -1209,7 +1383,7 @@ const ProtobufCMessageDescriptor nvmed__v1__session_envelope__descriptor =
   "Nvmed__V1__SessionEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__SessionEnvelope),
-  25,
+  28,
   nvmed__v1__session_envelope__field_descriptors,
   nvmed__v1__session_envelope__field_indices_by_name,
   5,  nvmed__v1__session_envelope__number_ranges,
@@ -1907,6 +2081,159 @@ const ProtobufCMessageDescriptor nvmed__v1__unregister_memory__descriptor =
   nvmed__v1__unregister_memory__field_indices_by_name,
   1,  nvmed__v1__unregister_memory__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__unregister_memory__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__open_ring__field_descriptors[3] =
+{
+  {
+    "ring_id",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__OpenRing, has_ring_id),
+    offsetof(Nvmed__V1__OpenRing, ring_id),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "submission_entry_count",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__OpenRing, has_submission_entry_count),
+    offsetof(Nvmed__V1__OpenRing, submission_entry_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "completion_entry_count",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__OpenRing, has_completion_entry_count),
+    offsetof(Nvmed__V1__OpenRing, completion_entry_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__open_ring__field_indices_by_name[] = {
+  2,   /* field[2] = completion_entry_count */
+  0,   /* field[0] = ring_id */
+  1,   /* field[1] = submission_entry_count */
+};
+static const ProtobufCIntRange nvmed__v1__open_ring__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__open_ring__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.OpenRing",
+  "OpenRing",
+  "Nvmed__V1__OpenRing",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__OpenRing),
+  3,
+  nvmed__v1__open_ring__field_descriptors,
+  nvmed__v1__open_ring__field_indices_by_name,
+  1,  nvmed__v1__open_ring__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__open_ring__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__ring_opened__field_descriptors[2] =
+{
+  {
+    "ring_id",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__RingOpened, has_ring_id),
+    offsetof(Nvmed__V1__RingOpened, ring_id),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "byte_count",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__RingOpened, has_byte_count),
+    offsetof(Nvmed__V1__RingOpened, byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__ring_opened__field_indices_by_name[] = {
+  1,   /* field[1] = byte_count */
+  0,   /* field[0] = ring_id */
+};
+static const ProtobufCIntRange nvmed__v1__ring_opened__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__ring_opened__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.RingOpened",
+  "RingOpened",
+  "Nvmed__V1__RingOpened",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__RingOpened),
+  2,
+  nvmed__v1__ring_opened__field_descriptors,
+  nvmed__v1__ring_opened__field_indices_by_name,
+  1,  nvmed__v1__ring_opened__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__ring_opened__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__close_ring__field_descriptors[1] =
+{
+  {
+    "ring_id",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__CloseRing, has_ring_id),
+    offsetof(Nvmed__V1__CloseRing, ring_id),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__close_ring__field_indices_by_name[] = {
+  0,   /* field[0] = ring_id */
+};
+static const ProtobufCIntRange nvmed__v1__close_ring__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__close_ring__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.CloseRing",
+  "CloseRing",
+  "Nvmed__V1__CloseRing",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__CloseRing),
+  1,
+  nvmed__v1__close_ring__field_descriptors,
+  nvmed__v1__close_ring__field_indices_by_name,
+  1,  nvmed__v1__close_ring__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__close_ring__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__disk_changed__field_descriptors[2] =

@@ -8,9 +8,13 @@ extension SessionProtocol {
     /// Reads and writes carry data.
     public static var hasPayload: Bool { true }
 
-    /// One descriptor comes with registered memory.
+    /// One descriptor comes with registered memory, three with a ring.
     public static func fdCount(of content: Content<SessionProtocol>) -> Int {
-        if case .request(.registerMemory) = content { 1 } else { 0 }
+        switch content {
+        case .request(.registerMemory): 1
+        case .reply(.ringOpened): 3
+        case .request, .reply, .event, .failure: 0
+        }
     }
 
     /// Reads an envelope without its payload.
@@ -144,6 +148,20 @@ extension SessionProtocol {
             return .unregisterMemory(
                 regionID: try unsafe Field.need(
                     m.has_region_id, m.region_id, "unregister_memory.region_id"))
+        case NVMED__V1__SESSION_ENVELOPE__BODY_OPEN_RING:
+            let m = try unsafe Field.need(c.pointee.open_ring, "open_ring").pointee
+            let count = try unsafe Field.need(
+                m.has_submission_entry_count, m.submission_entry_count,
+                "open_ring.submission_entry_count")
+            return .openRing(
+                ringID: try unsafe Field.need(m.has_ring_id, m.ring_id, "open_ring.ring_id"),
+                submissionEntryCount: count,
+                completionEntryCount: unsafe Field.optional(
+                    m.has_completion_entry_count, m.completion_entry_count) ?? count)
+        case NVMED__V1__SESSION_ENVELOPE__BODY_CLOSE_RING:
+            let m = try unsafe Field.need(c.pointee.close_ring, "close_ring").pointee
+            return .closeRing(
+                ringID: try unsafe Field.need(m.has_ring_id, m.ring_id, "close_ring.ring_id"))
         default: return nil
         }
     }
@@ -160,8 +178,19 @@ extension SessionProtocol {
             .cancelled(
                 try unsafe Field.need(c.pointee.cancel_reply, "cancel_reply").pointee.cancelled != 0
             )
+        case NVMED__V1__SESSION_ENVELOPE__BODY_RING_OPENED:
+            try unsafe ringOpened(Field.need(c.pointee.ring_opened, "ring_opened").pointee)
         default: nil
         }
+    }
+
+    private static func ringOpened(
+        _ m: Nvmed__V1__RingOpened
+    ) throws(WireError) -> SessionReply {
+        .ringOpened(
+            ringID: try unsafe Field.need(m.has_ring_id, m.ring_id, "ring_opened.ring_id"),
+            byteCount: try unsafe Field.need(
+                m.has_byte_count, m.byte_count, "ring_opened.byte_count"))
     }
 
     private static func event(
@@ -256,6 +285,13 @@ extension SessionProtocol {
                 $0.flag(3, readOnly)
             }
         case .unregisterMemory(let regionID): w.message(30) { $0.number(1, regionID) }
+        case .openRing(let ringID, let submissionEntryCount, let completionEntryCount):
+            w.message(31) {
+                $0.number(1, ringID)
+                $0.number(2, submissionEntryCount)
+                $0.number(3, completionEntryCount)
+            }
+        case .closeRing(let ringID): w.message(32) { $0.number(1, ringID) }
         }
     }
 
@@ -265,6 +301,11 @@ extension SessionProtocol {
         case .diskInfo(let info): w.message(61) { info.write(into: &$0) }
         case .read: w.message(62) { _ in }
         case .cancelled(let cancelled): w.message(63) { $0.flag(1, cancelled) }
+        case .ringOpened(let ringID, let byteCount):
+            w.message(64) {
+                $0.number(1, ringID)
+                $0.number(2, byteCount)
+            }
         }
     }
 

@@ -46,6 +46,10 @@ public enum SessionRequest: Sendable, Hashable {
     case registerMemory(regionID: UInt64, byteCount: UInt64, readOnly: Bool)
     /// Reply: `.done`.
     case unregisterMemory(regionID: UInt64)
+    /// Reply: `.ringOpened`, with three descriptors: memory, kick, wake.
+    case openRing(ringID: UInt32, submissionEntryCount: UInt32, completionEntryCount: UInt32)
+    /// Reply: `.done`.
+    case closeRing(ringID: UInt32)
 }
 
 /// What a worker answers on a session.
@@ -58,6 +62,8 @@ public enum SessionReply: Sendable, Hashable {
     case read
     /// Whether the request was given up before it reached the device.
     case cancelled(Bool)
+    /// The ring is open; its memory has so many bytes. Three descriptors travel along.
+    case ringOpened(ringID: UInt32, byteCount: UInt64)
 }
 
 /// What changed about a disk.

@@ -144,6 +144,8 @@ extension DeviceService {
         case .unregisterMemory(let regionID):
             let isGone = try unregisterMemory(session, regionID: regionID, requestID: id)
             return isGone ? .done : nil
+        case .openRing, .closeRing:
+            throw WireError(.notSupported, "this worker has no rings yet", field: "open_ring")
         case .flush: return .done
         case .read, .write, .unmap, .writeZeroes, .compare, .verify:
             throw WireError(.internalError, "a request for the device was taken for one without")

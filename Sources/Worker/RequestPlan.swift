@@ -69,7 +69,7 @@ struct RequestRules {
         case .unmap, .writeZeroes, .verify:
             try refusePayload(payloadByteCount, "payload")
             return .ranges(try ranges(request))
-        case .getDiskInfo, .cancel, .registerMemory, .unregisterMemory:
+        case .getDiskInfo, .cancel, .registerMemory, .unregisterMemory, .openRing, .closeRing:
             try refusePayload(payloadByteCount, "payload")
             return .nothing
         }
@@ -159,7 +159,7 @@ struct RequestRules {
                 operation: IOOperation.verify, ranges: [range],
                 maxBlocksPerCommand: namespace.maxVerifyBlocks)
         case .getDiskInfo, .read, .write, .flush, .compare, .cancel, .registerMemory,
-            .unregisterMemory:
+            .unregisterMemory, .openRing, .closeRing:
             throw WireError(.internalError, "a request without ranges was taken for one with")
         }
     }

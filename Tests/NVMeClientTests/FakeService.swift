@@ -241,7 +241,7 @@ private final class FakeSession {
         case .getDiskInfo:
             try? channel.send(reply: .diskInfo(service.info), to: id)
             return
-        case .flush, .unmap, .verify, .unregisterMemory: break
+        case .flush, .unmap, .verify, .unregisterMemory, .openRing, .closeRing: break
         }
         try? channel.send(reply: .done, to: id)
     }

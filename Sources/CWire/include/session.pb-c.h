@@ -31,6 +31,9 @@ typedef struct Nvmed__V1__Cancel Nvmed__V1__Cancel;
 typedef struct Nvmed__V1__CancelReply Nvmed__V1__CancelReply;
 typedef struct Nvmed__V1__RegisterMemory Nvmed__V1__RegisterMemory;
 typedef struct Nvmed__V1__UnregisterMemory Nvmed__V1__UnregisterMemory;
+typedef struct Nvmed__V1__OpenRing Nvmed__V1__OpenRing;
+typedef struct Nvmed__V1__RingOpened Nvmed__V1__RingOpened;
+typedef struct Nvmed__V1__CloseRing Nvmed__V1__CloseRing;
 typedef struct Nvmed__V1__DiskChanged Nvmed__V1__DiskChanged;
 typedef struct Nvmed__V1__SessionStalled Nvmed__V1__SessionStalled;
 typedef struct Nvmed__V1__SessionResumed Nvmed__V1__SessionResumed;
@@ -81,10 +84,13 @@ typedef enum {
   NVMED__V1__SESSION_ENVELOPE__BODY_CANCEL = 28,
   NVMED__V1__SESSION_ENVELOPE__BODY_REGISTER_MEMORY = 29,
   NVMED__V1__SESSION_ENVELOPE__BODY_UNREGISTER_MEMORY = 30,
+  NVMED__V1__SESSION_ENVELOPE__BODY_OPEN_RING = 31,
+  NVMED__V1__SESSION_ENVELOPE__BODY_CLOSE_RING = 32,
   NVMED__V1__SESSION_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__SESSION_ENVELOPE__BODY_DISK_INFO = 61,
   NVMED__V1__SESSION_ENVELOPE__BODY_READ_REPLY = 62,
   NVMED__V1__SESSION_ENVELOPE__BODY_CANCEL_REPLY = 63,
+  NVMED__V1__SESSION_ENVELOPE__BODY_RING_OPENED = 64,
   NVMED__V1__SESSION_ENVELOPE__BODY_DISK_CHANGED = 90,
   NVMED__V1__SESSION_ENVELOPE__BODY_SESSION_STALLED = 91,
   NVMED__V1__SESSION_ENVELOPE__BODY_SESSION_RESUMED = 92,
@@ -142,10 +148,13 @@ struct  Nvmed__V1__SessionEnvelope
     Nvmed__V1__Cancel *cancel;
     Nvmed__V1__RegisterMemory *register_memory;
     Nvmed__V1__UnregisterMemory *unregister_memory;
+    Nvmed__V1__OpenRing *open_ring;
+    Nvmed__V1__CloseRing *close_ring;
     Nvmed__V1__Done *done;
     Nvmed__V1__DiskInfo *disk_info;
     Nvmed__V1__ReadReply *read_reply;
     Nvmed__V1__CancelReply *cancel_reply;
+    Nvmed__V1__RingOpened *ring_opened;
     Nvmed__V1__DiskChanged *disk_changed;
     Nvmed__V1__SessionStalled *session_stalled;
     Nvmed__V1__SessionResumed *session_resumed;
@@ -423,14 +432,14 @@ struct  Nvmed__V1__CancelReply
 
 
 /*
- * Registers memory for I/O: one descriptor travels along, a memfd sealed against shrinking and growing.
- * Reply: Done.
+ * Registers memory for I/O: one descriptor travels along, a memfd (ordinary or huge pages) sealed with
+ * F_SEAL_SHRINK and F_SEAL_GROW, open for reading and writing. Reply: Done.
  */
 struct  Nvmed__V1__RegisterMemory
 {
   ProtobufCMessage base;
   /*
-   * Chosen by the client, not in use.
+   * Chosen by the client, not in use. Ring entries can name the ids 0 to 63.
    */
   protobuf_c_boolean has_region_id;
   uint64_t region_id;
@@ -451,7 +460,7 @@ struct  Nvmed__V1__RegisterMemory
 
 
 /*
- * Gives a region back; requests in flight that use it finish first. Reply: Done.
+ * Gives a region back; requests in flight that use it, of rings too, finish first. Reply: Done.
  */
 struct  Nvmed__V1__UnregisterMemory
 {
@@ -464,6 +473,76 @@ struct  Nvmed__V1__UnregisterMemory
 };
 #define NVMED__V1__UNREGISTER_MEMORY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__unregister_memory__descriptor) \
+    , 0, 0 }
+
+
+/*
+ * Opens a ring: requests and completions in shared memory, without a message for each. ring.md describes the memory
+ * byte by byte. Reply: RingOpened.
+ */
+struct  Nvmed__V1__OpenRing
+{
+  ProtobufCMessage base;
+  /*
+   * Chosen by the client, not in use, 0 to 2^32 - 1.
+   */
+  protobuf_c_boolean has_ring_id;
+  uint32_t ring_id;
+  /*
+   * Entries of the submission ring: a power of two, 2 to 4096.
+   */
+  protobuf_c_boolean has_submission_entry_count;
+  uint32_t submission_entry_count;
+  /*
+   * Entries of the completion ring, which bounds the requests in flight: a power of two, 2 to 4096. Absent: as many
+   * as the submission ring has.
+   */
+  protobuf_c_boolean has_completion_entry_count;
+  uint32_t completion_entry_count;
+};
+#define NVMED__V1__OPEN_RING__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__open_ring__descriptor) \
+    , 0, 0, 0, 0, 0, 0 }
+
+
+/*
+ * A ring is open. Three descriptors travel along, in this order: the ring's memory, a sealed memfd; the eventfd that
+ * wakes the worker ("kick"); a SOCK_SEQPACKET socket that becomes readable when the client is woken ("wake").
+ */
+struct  Nvmed__V1__RingOpened
+{
+  ProtobufCMessage base;
+  /*
+   * The id that was asked for.
+   */
+  protobuf_c_boolean has_ring_id;
+  uint32_t ring_id;
+  /*
+   * Bytes of the ring's memory, from the start of the file.
+   */
+  protobuf_c_boolean has_byte_count;
+  uint64_t byte_count;
+};
+#define NVMED__V1__RING_OPENED__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__ring_opened__descriptor) \
+    , 0, 0, 0, 0 }
+
+
+/*
+ * Closes a ring: entries that the worker has not taken are not done, requests that it has taken finish first and
+ * still complete in the ring's memory. Reply: Done.
+ */
+struct  Nvmed__V1__CloseRing
+{
+  ProtobufCMessage base;
+  /*
+   * Which one.
+   */
+  protobuf_c_boolean has_ring_id;
+  uint32_t ring_id;
+};
+#define NVMED__V1__CLOSE_RING__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__close_ring__descriptor) \
     , 0, 0 }
 
 
@@ -822,6 +901,63 @@ Nvmed__V1__UnregisterMemory *
 void   nvmed__v1__unregister_memory__free_unpacked
                      (Nvmed__V1__UnregisterMemory *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__OpenRing methods */
+void   nvmed__v1__open_ring__init
+                     (Nvmed__V1__OpenRing         *message);
+size_t nvmed__v1__open_ring__get_packed_size
+                     (const Nvmed__V1__OpenRing   *message);
+size_t nvmed__v1__open_ring__pack
+                     (const Nvmed__V1__OpenRing   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__open_ring__pack_to_buffer
+                     (const Nvmed__V1__OpenRing   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__OpenRing *
+       nvmed__v1__open_ring__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__open_ring__free_unpacked
+                     (Nvmed__V1__OpenRing *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__RingOpened methods */
+void   nvmed__v1__ring_opened__init
+                     (Nvmed__V1__RingOpened         *message);
+size_t nvmed__v1__ring_opened__get_packed_size
+                     (const Nvmed__V1__RingOpened   *message);
+size_t nvmed__v1__ring_opened__pack
+                     (const Nvmed__V1__RingOpened   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__ring_opened__pack_to_buffer
+                     (const Nvmed__V1__RingOpened   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__RingOpened *
+       nvmed__v1__ring_opened__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__ring_opened__free_unpacked
+                     (Nvmed__V1__RingOpened *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__CloseRing methods */
+void   nvmed__v1__close_ring__init
+                     (Nvmed__V1__CloseRing         *message);
+size_t nvmed__v1__close_ring__get_packed_size
+                     (const Nvmed__V1__CloseRing   *message);
+size_t nvmed__v1__close_ring__pack
+                     (const Nvmed__V1__CloseRing   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__close_ring__pack_to_buffer
+                     (const Nvmed__V1__CloseRing   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__CloseRing *
+       nvmed__v1__close_ring__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__close_ring__free_unpacked
+                     (Nvmed__V1__CloseRing *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__DiskChanged methods */
 void   nvmed__v1__disk_changed__init
                      (Nvmed__V1__DiskChanged         *message);
@@ -945,6 +1081,15 @@ typedef void (*Nvmed__V1__RegisterMemory_Closure)
 typedef void (*Nvmed__V1__UnregisterMemory_Closure)
                  (const Nvmed__V1__UnregisterMemory *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__OpenRing_Closure)
+                 (const Nvmed__V1__OpenRing *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__RingOpened_Closure)
+                 (const Nvmed__V1__RingOpened *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__CloseRing_Closure)
+                 (const Nvmed__V1__CloseRing *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__DiskChanged_Closure)
                  (const Nvmed__V1__DiskChanged *message,
                   void *closure_data);
@@ -979,6 +1124,9 @@ extern const ProtobufCMessageDescriptor nvmed__v1__cancel__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__cancel_reply__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__register_memory__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__unregister_memory__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__open_ring__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__ring_opened__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__close_ring__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__disk_changed__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_stalled__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_resumed__descriptor;

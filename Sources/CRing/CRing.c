@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+// The package manager wants a source file.
+#include "CRing.h"

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layout of a ring (Proto/ring.md, version 1) as constants: offsets and sizes in bytes.
+#pragma once
+
+#include <stdint.h>
+
+// The bytes "NVMEDRNG" as a little-endian number.
+#define NV_RING_MAGIC 0x474E5244454D564EULL
+
+enum {
+    NV_RING_VERSION = 1,
+    NV_RING_HEADER_BYTES = 4096,
+
+    // Written once.
+    NV_RING_OFFSET_MAGIC = 0,
+    NV_RING_OFFSET_VERSION = 8,
+    NV_RING_OFFSET_HEADER_BYTES = 12,
+    NV_RING_OFFSET_SUBMISSION_ENTRIES = 16,
+    NV_RING_OFFSET_COMPLETION_ENTRIES = 20,
+    NV_RING_OFFSET_SUBMISSION_OFFSET = 24,
+    NV_RING_OFFSET_COMPLETION_OFFSET = 28,
+    NV_RING_OFFSET_BYTES = 32,
+    NV_RING_OFFSET_RING_ID = 40,
+
+    // Alive. Each on a pair of cache lines of its own: processors fetch lines in pairs.
+    NV_RING_OFFSET_SUBMISSION_TAIL = 256,
+    NV_RING_OFFSET_COMPLETION_HEAD = 384,
+    NV_RING_OFFSET_COMPLETION_NEED_WAKE = 512,
+    NV_RING_OFFSET_SUBMISSION_HEAD = 640,
+    NV_RING_OFFSET_COMPLETION_TAIL = 768,
+    NV_RING_OFFSET_SUBMISSION_NEED_WAKE = 896,
+    NV_RING_OFFSET_STATE = 1024,
+
+    NV_RING_STATE_OPEN = 0,
+    NV_RING_STATE_ENDED = 1,
+
+    NV_RING_MIN_ENTRIES = 2,
+    NV_RING_MAX_ENTRIES = 4096,
+
+    // A submission entry.
+    NV_RING_SUBMISSION_BYTES = 64,
+    NV_RING_ENTRY_OPCODE = 0,
+    NV_RING_ENTRY_FLAGS = 1,
+    NV_RING_ENTRY_BLOCK_COUNT = 4,
+    NV_RING_ENTRY_LBA = 8,
+    NV_RING_ENTRY_TAG = 16,
+    NV_RING_ENTRY_REGION = 24,
+    NV_RING_ENTRY_SEGMENT_COUNT = 28,
+    NV_RING_ENTRY_OFFSET = 32,
+    NV_RING_FLAG_FUA = 1,
+    NV_RING_FLAG_DEALLOCATE = 2,
+    NV_RING_FLAG_INDIRECT = 4,
+
+    // A segment of an indirect entry.
+    NV_RING_SEGMENT_BYTES = 16,
+    NV_RING_SEGMENT_OFFSET = 0,
+    NV_RING_SEGMENT_REGION = 8,
+    NV_RING_SEGMENT_BYTE_COUNT = 12,
+    NV_RING_MAX_SEGMENTS = 512,
+
+    // Regions that entries can name: ids below this.
+    NV_RING_REGIONS = 64,
+
+    // A completion entry.
+    NV_RING_COMPLETION_BYTES = 16,
+    NV_RING_COMPLETION_TAG = 0,
+    NV_RING_COMPLETION_STATUS = 8,
+    NV_RING_COMPLETION_CODE = 10,
+    NV_RING_COMPLETION_RESULT = 12,
+};
