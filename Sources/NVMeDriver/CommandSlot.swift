@@ -8,7 +8,7 @@
 //   1  block count (32) | region (32)
 //   2  offset in the region, bytes
 //   3  token: the position in a completion ring, or a request id
-//   4  session (32) | request record, or `noRequest` (32)
+//   4  session (32) | request record, or `noRequest` (16) | ring (16)
 //   5  first owned pool page (32) | owned pages (16) | opcode (8) | flags (8)
 //   6  namespace id (32) | CRC-32C of words 0-5, keyed (32)
 //   7  state (8) | sequence (8) | status (16) |
@@ -33,7 +33,7 @@ enum SlotState {
 @safe
 struct CommandSlot {
     /// No request record: the command is the whole request.
-    static let noRequest: UInt32 = .max
+    static let noRequest: UInt16 = .max
     /// Flags: the request's pages are bounce pages of this one command, filled or emptied by the
     /// engine.
     static let flagBounced: UInt8 = 1
@@ -44,7 +44,7 @@ struct CommandSlot {
     private var blocksAndRegion: UInt64 = 0
     var offset: UInt64 = 0
     var token: UInt64 = 0
-    private var sessionAndRequest = UInt64(noRequest) << 32
+    private var sessionRequestRing = UInt64(noRequest) << 32
     private var pagesAndOpcode: UInt64 = 0
     var namespaceID: UInt32 = 0
 
@@ -59,7 +59,9 @@ struct CommandSlot {
         unsafe blocksAndRegion = nv_load64(words + 8)
         unsafe offset = nv_load64(words + 16)
         unsafe token = nv_load64(words + 24)
-        unsafe sessionAndRequest = UInt64(nv_load32(words + 32)) | UInt64(Self.noRequest) << 32
+        unsafe sessionRequestRing =
+            UInt64(nv_load32(words + 32)) | UInt64(Self.noRequest) << 32
+            | UInt64(nv_load16(words + 54)) << 48
         unsafe pagesAndOpcode = nv_load64(words + 40)
         unsafe namespaceID = nv_load32(words + 36)
     }
@@ -76,13 +78,18 @@ struct CommandSlot {
     }
     @inline(__always)
     var session: UInt32 {
-        get { UInt32(truncatingIfNeeded: sessionAndRequest) }
-        set { sessionAndRequest = sessionAndRequest & ~0xFFFF_FFFF | UInt64(newValue) }
+        get { UInt32(truncatingIfNeeded: sessionRequestRing) }
+        set { sessionRequestRing = sessionRequestRing & ~0xFFFF_FFFF | UInt64(newValue) }
     }
     @inline(__always)
-    var request: UInt32 {
-        get { UInt32(truncatingIfNeeded: sessionAndRequest >> 32) }
-        set { sessionAndRequest = sessionAndRequest & 0xFFFF_FFFF | UInt64(newValue) << 32 }
+    var request: UInt16 {
+        get { UInt16(truncatingIfNeeded: sessionRequestRing >> 32) }
+        set { sessionRequestRing = sessionRequestRing & ~(0xFFFF << 32) | UInt64(newValue) << 32 }
+    }
+    @inline(__always)
+    var ring: UInt16 {
+        get { UInt16(truncatingIfNeeded: sessionRequestRing >> 48) }
+        set { sessionRequestRing = sessionRequestRing & ~(0xFFFF << 48) | UInt64(newValue) << 48 }
     }
     @inline(__always)
     var firstPage: UInt32 {
@@ -112,13 +119,13 @@ struct CommandSlot {
         unsafe nv_store64(slot + 8, blocksAndRegion)
         unsafe nv_store64(slot + 16, offset)
         unsafe nv_store64(slot + 24, token)
-        unsafe nv_store64(slot + 32, sessionAndRequest)
+        unsafe nv_store64(slot + 32, sessionRequestRing)
         unsafe nv_store64(slot + 40, pagesAndOpcode)
         var crc = Checksum.step(UInt64(key), lba)
         crc = Checksum.step(crc, blocksAndRegion)
         crc = Checksum.step(crc, offset)
         crc = Checksum.step(crc, token)
-        crc = Checksum.step(crc, sessionAndRequest)
+        crc = Checksum.step(crc, sessionRequestRing)
         crc = Checksum.step(crc, pagesAndOpcode)
         let word6 = UInt64(namespaceID) | crc << 32
         unsafe nv_store64(slot + 48, word6)
@@ -144,7 +151,7 @@ struct CommandSlot {
         unsafe blocksAndRegion = nv_load64(slot + 8)
         unsafe offset = nv_load64(slot + 16)
         unsafe token = nv_load64(slot + 24)
-        unsafe sessionAndRequest = nv_load64(slot + 32)
+        unsafe sessionRequestRing = nv_load64(slot + 32)
         unsafe pagesAndOpcode = nv_load64(slot + 40)
         unsafe namespaceID = nv_load32(slot + 48)
     }

@@ -57,7 +57,10 @@ extension Engine {
                 maxBlocks = min(maxBlocks, UInt32(Self.maxBounceByteCount >> UInt64(shift)))
             }
         }
-        guard requests.insert(command, blockShift: shift, maxBlocks: maxBlocks) != nil else {
+        guard
+            requests.insert(
+                command, blockShift: shift, maxBlocks: maxBlocks, tick: queue.tick) != nil
+        else {
             return .full
         }
         countSubmitted()
@@ -80,7 +83,7 @@ extension Engine {
         let blocks = min(record.command.blockCount - record.issued, record.maxBlocksPerCommand)
         command.lba = record.command.lba &+ UInt64(record.issued)
         command.blockCount = blocks
-        command.request = index
+        command.request = UInt16(truncatingIfNeeded: index)
         // The request's pages are the record's; a child owns only what it bounces through.
         command.firstPage = 0
         command.pageCount = 0
@@ -136,7 +139,7 @@ extension Engine {
     ) -> Bool {
         let command = unsafe CommandSlot(at: queue.slots + Int(answer.slot) * 64)
         let status = answer.status
-        let index = command.request & (RequestRecords.capacity - 1)
+        let index = UInt32(command.request) & (RequestRecords.capacity - 1)
         if command.flags & CommandSlot.flagBounced != 0 { endBounce(command, status, index) }
         requests.childEnded(index, status: status)
         let record = requests.load(index)
@@ -144,6 +147,7 @@ extension Engine {
         guard isIssued, record.children == 0 else { return false }
         requests.markDone(index)
         unsafe Self.fill(completion, record.command, record.status)
+        unsafe completion.pointee.age = queue.tick &- requests.tick(index)
         if record.status != 0 { countFailed() }
         return true
     }

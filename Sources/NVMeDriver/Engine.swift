@@ -138,14 +138,16 @@ public struct Engine: ~Copyable {
         var count = 0
         while count < capacity, let answer = queue.next() {
             let slot = unsafe queue.slots + Int(answer.slot) &* 64
-            let sessionAndRequest = unsafe nv_load64(slot + 32)
-            if sessionAndRequest >> 32 == UInt64(CommandSlot.noRequest) {
+            let who = unsafe nv_load64(slot + 32)
+            if UInt16(truncatingIfNeeded: who >> 32) == CommandSlot.noRequest {
                 let out = unsafe UnsafeMutableRawPointer(completions + count)
                 unsafe nv_store64(out, nv_load64(slot + 24))
                 unsafe nv_store64(
-                    out + 8, sessionAndRequest & 0xFFFF_FFFF | UInt64(answer.result) << 32)
+                    out + 8, who & 0xFFFF_FFFF | UInt64(answer.result) << 32)
                 unsafe nv_store64(out + 16, nv_load64(slot + 40))
-                unsafe nv_store16(out + 24, answer.status)
+                unsafe nv_store32(
+                    out + 24, UInt32(answer.status) | UInt32(truncatingIfNeeded: who >> 48) << 16)
+                unsafe nv_store32(out + 28, queue.age(answer.slot))
                 if answer.status != 0 { failed = failed &+ 1 }
                 count = count &+ 1
             } else if unsafe childEnded(answer, completions + count) {
@@ -164,6 +166,7 @@ public struct Engine: ~Copyable {
         unsafe completion.pointee.firstPage = command.firstPage
         unsafe completion.pointee.pageCount = command.pageCount
         unsafe completion.pointee.status = status
+        unsafe completion.pointee.ring = command.ring
         unsafe completion.pointee.result = 0
         unsafe completion.pointee.operation = command.opcode
         unsafe completion.pointee.flags = command.flags

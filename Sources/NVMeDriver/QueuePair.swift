@@ -82,7 +82,7 @@ struct QueuePair: ~Copyable {
     let slotKey: UInt32
     private let indexKey: UInt32
     let queueID: UInt16
-    /// The owner's coarse clock; each command is stamped with it.
+    /// The owner's clock in ticks of 256 ns; each command is stamped with it.
     var tick: UInt32 = 0
 
     private let prpLists: UnsafeMutableRawPointer
@@ -257,6 +257,10 @@ struct QueuePair: ~Copyable {
     }
 
     // MARK: Up
+
+    /// How long ago, by the owner's clock, the command of a slot was pushed.
+    @inline(__always)
+    func age(_ slotIndex: UInt32) -> UInt32 { tick &- (unsafe ticks[Int(slotIndex)]) }
 
     /// A completion entry, checked.
     struct Answer {

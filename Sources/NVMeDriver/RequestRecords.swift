@@ -4,7 +4,7 @@
 // One cache line of eight 64-bit words:
 //
 //   0  first LBA
-//   1  block count (32) | region (32)
+//   1  block count (32) | region (16) | ring (16)
 //   2  offset in the region, bytes
 //   3  token
 //   4  session (32) | namespace id (32)
@@ -30,6 +30,8 @@ struct RequestRecords: ~Copyable {
     private let key: UInt32
     /// Private: commands in flight of each record.
     private var children: InlineArray<64, UInt32> = InlineArray(repeating: 0)
+    /// Private: when each was accepted.
+    private var ticks: InlineArray<64, UInt32> = InlineArray(repeating: 0)
     private(set) var activeCount: UInt32 = 0
     private(set) var doneCount: UInt32 = 0
     /// Where the turn is.
@@ -61,12 +63,17 @@ struct RequestRecords: ~Copyable {
     }
 
     /// Writes a record down; nil when all are in use.
-    mutating func insert(_ command: CommandSlot, blockShift: UInt8, maxBlocks: UInt32) -> UInt32? {
+    mutating func insert(
+        _ command: CommandSlot, blockShift: UInt8, maxBlocks: UInt32, tick: UInt32
+    ) -> UInt32? {
         for index in 0..<Self.capacity {
             let record = unsafe records + Int(index) * 64
             guard unsafe nv_load64(record + 48) >> 56 == Self.stateFree else { continue }
             unsafe nv_store64(record, command.lba)
-            unsafe nv_store64(record + 8, UInt64(command.blockCount) | UInt64(command.region) << 32)
+            unsafe nv_store64(
+                record + 8,
+                UInt64(command.blockCount) | UInt64(command.region & 0xFFFF) << 32
+                    | UInt64(command.ring) << 48)
             unsafe nv_store64(record + 16, command.offset)
             unsafe nv_store64(record + 24, command.token)
             unsafe nv_store64(
@@ -78,18 +85,23 @@ struct RequestRecords: ~Copyable {
             unsafe nv_store32(record + 56, maxBlocks)
             unsafe seal(record, index)
             children[Int(index)] = 0
+            ticks[Int(index)] = tick
             activeCount &+= 1
             return index
         }
         return nil
     }
 
+    /// When a record was accepted.
+    func tick(_ index: UInt32) -> UInt32 { ticks[Int(index & (Self.capacity - 1))] }
+
     func load(_ index: UInt32) -> Record {
         let record = unsafe records + Int(index & (Self.capacity - 1)) * 64
         var copy = Record()
         copy.command.lba = unsafe nv_load64(record)
         copy.command.blockCount = unsafe nv_load32(record + 8)
-        copy.command.region = unsafe nv_load32(record + 12)
+        copy.command.region = UInt32(unsafe nv_load16(record + 12))
+        copy.command.ring = unsafe nv_load16(record + 14)
         copy.command.offset = unsafe nv_load64(record + 16)
         copy.command.token = unsafe nv_load64(record + 24)
         copy.command.session = unsafe nv_load32(record + 32)

@@ -51,12 +51,15 @@ public struct IORequest: Sendable {
     public var maxBlocksPerCommand: UInt32
     /// Bytes of a block as a power of two.
     public var blockShift: UInt8
+    /// The ring that it came through: its index in the data queue and 1; 0: none.
+    public var ring: UInt16
 
     /// A request without data.
     public init(operation: UInt8, namespaceID: UInt32, session: UInt32, token: UInt64) {
         self.operation = operation
         flags = 0
         blockShift = 9
+        ring = 0
         self.namespaceID = namespaceID
         self.session = session
         self.token = token
@@ -104,6 +107,10 @@ public struct IOCompletion: Sendable {
     /// The NVMe status without the phase bit; 0 is success. For a request of several commands, that
     /// of the first that failed.
     public var status: UInt16
+    /// The ring that the request came through; 0: none.
+    public var ring: UInt16
+    /// How long it was under way, in ticks of 256 ns of the owner's clock.
+    public var age: UInt32
 
     /// An empty completion, to fill arrays with.
     public init() {
@@ -115,6 +122,8 @@ public struct IOCompletion: Sendable {
         operation = 0
         flags = 0
         status = 0
+        ring = 0
+        age = 0
     }
 }
 

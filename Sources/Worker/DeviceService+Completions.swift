@@ -187,7 +187,7 @@ extension DeviceService {
     /// up.
     private func climb(_ queue: Int, _ controller: NVMeController) {
         let engine = unsafe controller.engine(queue)
-        let limit = coarseClock &- ioTimeoutMilliseconds
+        let limit = coarseClock &- Tick.count(milliseconds: ioTimeoutMilliseconds)
         let late = unsafe engine.pointee.commandIDs(olderThan: limit)
         guard !late.isEmpty else { return aborts[queue].removeAll() }
         if unsafe engine.pointee.hasAnswer { return reap(queue) }
@@ -226,7 +226,7 @@ extension DeviceService {
 
     /// CSTS, when nothing has been heard of the device for a while.
     private func checkHealth(_ controller: NVMeController) {
-        let limit = coarseClock &- min(1000, ioTimeoutMilliseconds)
+        let limit = coarseClock &- Tick.count(milliseconds: min(1000, ioTimeoutMilliseconds))
         let isQuiet = (0..<controller.queueCount).contains {
             unsafe !controller.engine($0).pointee.commandIDs(olderThan: limit).isEmpty
         }

@@ -348,10 +348,8 @@ extension DeviceService {
         unsafe controller.engine(queue).pointee.tick = coarseClock
     }
 
-    /// Milliseconds, truncated: only differences count.
-    var coarseClock: UInt32 {
-        UInt32(truncatingIfNeeded: MonotonicClock.nowNanoseconds / 1_000_000)
-    }
+    /// Ticks of 256 ns, truncated: only differences count.
+    var coarseClock: UInt32 { Tick.now }
 
     /// Tells the device about everything submitted in this turn.
     func ring(_ queue: Int) {

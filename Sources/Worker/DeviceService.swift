@@ -126,7 +126,8 @@ final class DeviceService {
     var log: Log { environment.log }
     /// Milliseconds after which an I/O command is taken to be lost.
     var ioTimeoutMilliseconds: UInt32 {
-        max(config?.ioTimeoutMilliseconds ?? WorkerLimits.ioTimeoutMilliseconds, 20)
+        let asked = config?.ioTimeoutMilliseconds ?? WorkerLimits.ioTimeoutMilliseconds
+        return min(max(asked, 20), Tick.maxMilliseconds)
     }
 
     // MARK: Life
