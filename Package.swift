@@ -160,7 +160,7 @@ let package = Package(
                 "Worker", "Wire", "NVMeDriver", "Linux", "CLinux", "TestSupport", "nvmed-worker",
                 "nvmed-emulator",
             ]),
-        tests("VFIOTests", ["VFIO", "Linux", "TestSupport"]),
+        tests("VFIOTests", ["VFIO", "Linux", "CLinux", "TestSupport"]),
         tests(
             "DeviceOpenerTests",
             ["DeviceOpener", "nvmed-opener", "DiskConfig", "Wire", "VFIO", "Linux", "TestSupport"]),

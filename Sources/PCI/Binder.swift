@@ -76,7 +76,7 @@ public struct PCIBinder: Sendable {
                 function.address, reasons: ["it has no IOMMU group"],
                 hint: "Switch the IOMMU on in the firmware and with intel_iommu=on or "
                     + "amd_iommu=on, or accept that the device can write to all of memory: "
-                    + "--no-iommu, and IOMMU=noiommu in its file.")
+                    + "IOMMU=noiommu in its file, or --no-iommu.")
         }
         let allowed: Set = [Self.vfioDriver, "pci-stub"]
         let blockers = try host.neighbours(function).filter { neighbour in
@@ -253,12 +253,16 @@ public struct PCIBinder: Sendable {
         let path = host.path(address)
         // One after the other in one process: should the kernel wait, the device is still given
         // back in the end.
-        try write(
-            [
-                .init("\(path)/driver_override", "\n"),
-                .init("\(path)/driver/unbind", address.description),
-                .init("\(host.sysfs)/bus/pci/drivers_probe", address.description),
-            ], function, "giving it back", false)
+        var writes: [SlowFiles.Write] = [
+            .init("\(path)/driver_override", "\n"),
+            .init("\(path)/driver/unbind", address.description),
+        ]
+        // Whoever opened it for a worker took the ways to reset it from the kernel. A function
+        // that has none has no such file.
+        let reset = "\(path)/reset_method"
+        if Files.exists(reset) { writes.append(.init(reset, "default\n")) }
+        writes.append(.init("\(host.sysfs)/bus/pci/drivers_probe", address.description))
+        try write(writes, function, "giving it back", false)
         return Outcome(
             changed: true, formerDriver: function.driver, driver: host.linkName("\(path)/driver"),
             notes: notes)

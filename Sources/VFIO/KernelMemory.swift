@@ -18,20 +18,25 @@ extension VFIODescriptors {
         return all
     }
 
-    func map(_ window: DMAWindow) throws(VFIOError) {
-        let writes: CInt = window.access == .deviceReads ? 0 : 1
+    func map(_ window: DMAWindow, _ kernel: any KernelCalls) throws(VFIOError) {
+        let writes = window.access == .deviceReadsAndWrites
         switch interface {
         case .type1:
             try KernelVFIO.call(
                 "VFIO_IOMMU_MAP_DMA of \(window.byteCount) bytes",
-                nv_vfio_map_dma(
-                    memory.raw, UInt64(window.base), window.iova, window.byteCount, writes))
+                kernel.request(
+                    memory.raw,
+                    .map(
+                        base: window.base, iova: window.iova, byteCount: window.byteCount,
+                        deviceWrites: writes)))
         case .iommufd:
             try KernelVFIO.call(
                 "IOMMU_IOAS_MAP of \(window.byteCount) bytes",
-                nv_iommufd_map(
-                    memory.raw, addressSpace, UInt64(window.base), window.iova, window.byteCount,
-                    writes))
+                kernel.request(
+                    memory.raw,
+                    .mapSpace(
+                        addressSpace, base: window.base, iova: window.iova,
+                        byteCount: window.byteCount, deviceWrites: writes)))
         case .noiommu:
             throw .unsupported(
                 "without an IOMMU a client's memory cannot be shown to the device: it may move "
@@ -39,50 +44,49 @@ extension VFIODescriptors {
         }
     }
 
-    func unmap(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
-        let unmapped: Int64
+    func unmap(
+        iova: UInt64, byteCount: UInt64, _ kernel: any KernelCalls
+    ) throws(VFIOError) {
+        let request: VFIORequest
         switch interface {
-        case .type1: unmapped = nv_vfio_unmap_dma(memory.raw, iova, byteCount)
-        case .iommufd: unmapped = nv_iommufd_unmap(memory.raw, addressSpace, iova, byteCount)
+        case .type1: request = .unmap(iova: iova, byteCount: byteCount)
+        case .iommufd: request = .unmapSpace(addressSpace, iova: iova, byteCount: byteCount)
         case .noiommu: return
         }
-        guard unmapped >= 0 else {
-            throw .system(
-                SystemCallError("unmapping \(byteCount) bytes", errno: CInt(clamping: -unmapped)))
-        }
+        let unmapped = try KernelVFIO.call(
+            "unmapping \(byteCount) bytes", kernel.request(memory.raw, request))
         guard unmapped == Int64(clamping: byteCount) else {
             throw .protocolViolation(
                 operation: "unmapping", detail: "\(unmapped) bytes instead of \(byteCount)")
         }
     }
 
-    func unmapAll() throws(VFIOError) {
+    func unmapAll(_ kernel: any KernelCalls) throws(VFIOError) {
         switch interface {
-        case .type1: try KernelVFIO.call("VFIO_IOMMU_UNMAP_DMA", nv_vfio_unmap_all(memory.raw))
+        case .type1:
+            try KernelVFIO.call("VFIO_IOMMU_UNMAP_DMA", kernel.request(memory.raw, .unmapAll))
         case .iommufd:
-            let unmapped = nv_iommufd_unmap(memory.raw, addressSpace, 0, .max)
+            let unmapped = kernel.request(
+                memory.raw, .unmapSpace(addressSpace, iova: 0, byteCount: .max))
             // ENOENT: nothing was mapped.
-            guard unmapped < 0, unmapped != -Int64(ENOENT) else { return }
-            throw .system(
-                SystemCallError("IOMMU_IOAS_UNMAP", errno: CInt(clamping: -unmapped)))
+            guard unmapped != -Int64(ENOENT) else { return }
+            try KernelVFIO.call("IOMMU_IOAS_UNMAP", unmapped)
         case .noiommu: break
         }
     }
 
     /// Where memory may be mapped.
-    func ranges() throws(VFIOError) -> [ClosedRange<UInt64>] {
+    func ranges(_ kernel: any KernelCalls) throws(VFIOError) -> [ClosedRange<UInt64>] {
         let whole: [ClosedRange<UInt64>] = [0...((1 << 39) - 1)]
         switch interface {
         case .type1:
             // A kernel that does not say has an IOMMU of 39 bits or more.
-            let info = try KernelVFIO.info(memory.raw, NV_VFIO_IOMMU_INFO, index: nil)
-            return AddressRanges.parse(info) ?? whole
+            return AddressRanges.parse(try kernel.information(memory.raw, .translation)) ?? whole
         case .iommufd:
             var pairs = [UInt64](repeating: 0, count: 2 * AddressRanges.maxCount)
             let count = try KernelVFIO.call(
                 "IOMMU_IOAS_IOVA_RANGES",
-                unsafe nv_iommufd_ranges(
-                    memory.raw, addressSpace, &pairs, UInt32(AddressRanges.maxCount)))
+                Int64(kernel.addressRanges(memory.raw, space: addressSpace, &pairs)))
             return AddressRanges.ranges(Array(pairs.prefix(2 * Int(count))))
         case .noiommu: return whole
         }
@@ -98,20 +102,21 @@ extension KernelVFIO {
     public static func interface(ofContainer fd: borrowing OwnedFD) -> VFIOInterface {
         nv_vfio_has_extension(fd.raw, NV_VFIO_NOIOMMU) > 0 ? .noiommu : .type1
     }
+}
 
-    /// The answer to an info request, as long as the kernel wants it, within a bound.
-    static func info(
-        _ fd: CInt, _ what: some BinaryInteger, index: UInt32?
-    ) throws(VFIOError) -> [UInt8] {
+extension KernelCalls {
+    /// The answer to a question, as long as the kernel wants it, within a bound.
+    func information(_ fd: CInt, _ what: VFIOInformation) throws(VFIOError) -> [UInt8] {
         var wanted: UInt32 = 32
         // The first answer says how long the whole is; capabilities do not change meanwhile.
         for _ in 0..<3 {
             var writer = ByteWriter()
-            writer.u64(0)
-            writer.u32(index ?? 0)
+            writer.u32(wanted)
+            writer.u32(0)
+            writer.u32(what.index)
             var bytes = writer.bytes
             bytes += [UInt8](repeating: 0, count: Int(wanted) - bytes.count)
-            try call("VFIO info", unsafe nv_vfio_info(fd, CInt(what), &bytes, wanted))
+            try KernelVFIO.call("VFIO info", Int64(ask(fd, what, &bytes)))
             let needed = ByteReader(bytes).u32(0) ?? 0
             guard needed > wanted, wanted < KernelVFIONumbers.maxInfoByteCount else { return bytes }
             wanted = min(needed, KernelVFIONumbers.maxInfoByteCount)

@@ -79,7 +79,7 @@ public struct VFIODescriptors: ~Copyable, Sendable {
 
 /// Opens PCI devices.
 public enum KernelVFIO {
-    private static let devices = "/sys/bus/pci/devices"
+    static let devices = "/sys/bus/pci/devices"
 
     /// Opens a device that is bound to vfio-pci, with the reset that the kernel does at the first
     /// open: with `none` the function stays as it was. `afterwards` is what it may do at the last
@@ -90,46 +90,58 @@ public enum KernelVFIO {
         guard let address = FunctionAddress(text) else {
             throw .unsupported("'\(text)' is not a PCI address like 0000:01:00.0")
         }
-        let directory = "\(devices)/\(address)"
-        try checkDriver(address, directory)
+        return try DeviceOpening(address: address, kernel: RunningKernel())
+            .open(mode, reset, afterwards)
+    }
+}
+
+/// The opening of one device: every step of it, in order.
+struct DeviceOpening {
+    let address: FunctionAddress
+    let kernel: any KernelCalls
+
+    private var directory: String { "\(KernelVFIO.devices)/\(address)" }
+
+    func open(
+        _ mode: IOMMUMode, _ reset: ResetMethod, _ afterwards: ResetMethod
+    ) throws(VFIOError) -> VFIODescriptors {
+        try checkDriver()
         // What cannot be set is not needed: some functions have no reset at all.
-        let problem = setResetMethod(reset, directory)
+        let problem = setResetMethod(reset)
         if reset == .flr, let problem {
             throw .unsupported("\(address) cannot be reset by itself (\(problem))")
         }
-        defer { if reset != afterwards { _ = setResetMethod(afterwards, directory) } }
+        defer { if reset != afterwards { _ = setResetMethod(afterwards) } }
         let group = link("\(directory)/iommu_group")
-        switch choose(mode, hasGroup: group != nil) {
-        case .iommufd: return try openNode(address, directory)
-        case .noiommu: return try openWithoutIOMMU(address, group)
+        switch choose(mode) {
+        case .iommufd: return try openNode()
+        case .noiommu: return try openWithoutIOMMU(group)
         case .type1:
-            guard let group, Files.exists("/dev/vfio/\(group)") else {
+            guard let group, kernel.exists("/dev/vfio/\(group)") else {
                 throw .unsupported(
                     "\(address) has no IOMMU group in /dev/vfio; switch the IOMMU on (firmware, "
                         + "and on Intel intel_iommu=on on the kernel's command line)")
             }
-            return try openGroup(group, address)
+            return try openGroup(group)
         }
     }
 
     /// `auto` is type 1, which every kernel with an IOMMU has had for long and which survives
     /// restarts of ours as tried; iommufd where a kernel was built without containers. It is never
     /// `noiommu`, which is for the operator to decide.
-    static func choose(_ mode: IOMMUMode, hasGroup: Bool) -> VFIOInterface {
+    func choose(_ mode: IOMMUMode) -> VFIOInterface {
         switch mode {
         case .type1: .type1
         case .iommufd: .iommufd
         case .noiommu: .noiommu
         case .auto:
-            !Files.exists("/dev/vfio/vfio") && Files.exists("/dev/iommu") ? .iommufd : .type1
+            !kernel.exists("/dev/vfio/vfio") && kernel.exists("/dev/iommu") ? .iommufd : .type1
         }
     }
 
     /// Names whoever has the device when it is not vfio-pci.
-    private static func checkDriver(
-        _ address: FunctionAddress, _ directory: String
-    ) throws(VFIOError) {
-        guard Files.exists(directory) else {
+    private func checkDriver() throws(VFIOError) {
+        guard kernel.exists(directory) else {
             throw .unsupported("there is no PCI device \(address)")
         }
         let driver = link("\(directory)/driver")
@@ -139,35 +151,37 @@ public enum KernelVFIO {
             "\(address) is not bound to vfio-pci (\(holder)); run: nvmectl device bind \(address)")
     }
 
-    private static func openGroup(
-        _ number: String, _ address: FunctionAddress
-    ) throws(VFIOError) -> VFIODescriptors {
+    private func openGroup(_ number: String) throws(VFIOError) -> VFIODescriptors {
         let container = try openContainer(NV_VFIO_TYPE1V2, "type 1 version 2 IOMMU")
         let group = try open("/dev/vfio/\(number)")
-        let flags = try call("VFIO_GROUP_GET_STATUS", nv_vfio_group_flags(group.raw))
-        guard flags & NV_VFIO_GROUP_VIABLE != 0 else {
+        let flags = try call("VFIO_GROUP_GET_STATUS", group, .groupFlags)
+        guard flags & Int64(NV_VFIO_GROUP_VIABLE) != 0 else {
             throw .unsupported(
                 "IOMMU group \(number) of \(address) is not viable: another device of the group "
-                    + "has a driver that is not vfio; see \(devices)/\(address)/iommu_group/devices"
-            )
+                    + "has a driver that is not vfio; see \(directory)/iommu_group/devices")
         }
-        try call("VFIO_GROUP_SET_CONTAINER", nv_vfio_set_container(group.raw, container.raw))
-        try call("VFIO_SET_IOMMU", nv_vfio_set_iommu(container.raw, NV_VFIO_TYPE1V2))
-        let device = try call(
-            "VFIO_GROUP_GET_DEVICE_FD \(address)",
-            unsafe nv_vfio_device_fd(group.raw, address.description))
-        return VFIODescriptors(
-            interface: .type1, memory: container, group: group,
-            device: OwnedFD(adopting: device))
+        let device = try attach(group, container, NV_VFIO_TYPE1V2)
+        return VFIODescriptors(interface: .type1, memory: container, group: group, device: device)
     }
 
-    private static func openContainer(
+    /// A group into a container, then the device of the group.
+    private func attach(
+        _ group: borrowing OwnedFD, _ container: borrowing OwnedFD, _ type: UInt64
+    ) throws(VFIOError) -> OwnedFD {
+        try call("VFIO_GROUP_SET_CONTAINER", group, .setContainer(container.raw))
+        try call("VFIO_SET_IOMMU", container, .setIOMMU(type))
+        let name = address.description
+        let device = try call("VFIO_GROUP_GET_DEVICE_FD \(name)", group, .deviceFD(name))
+        return OwnedFD(adopting: CInt(clamping: device))
+    }
+
+    private func openContainer(
         _ extension: UInt64, _ name: String
     ) throws(VFIOError) -> OwnedFD {
         let container = try open("/dev/vfio/vfio")
-        let version = nv_vfio_api_version(container.raw)
+        let version = kernel.request(container.raw, .version)
         guard version == 0 else { throw .unsupported("VFIO version \(version); we speak 0") }
-        guard nv_vfio_has_extension(container.raw, `extension`) > 0 else {
+        guard kernel.request(container.raw, .hasExtension(`extension`)) > 0 else {
             throw .unsupported("the kernel's VFIO has no \(name)")
         }
         return container
@@ -176,19 +190,16 @@ public enum KernelVFIO {
     // MARK: iommufd
 
     /// The device's own node, bound to a new iommufd with one address space.
-    private static func openNode(
-        _ address: FunctionAddress, _ directory: String
-    ) throws(VFIOError) -> VFIODescriptors {
+    private func openNode() throws(VFIOError) -> VFIODescriptors {
         // There is one entry, vfioN.
-        guard let name = (try? Files.list("\(directory)/vfio-dev", limit: 1))?.first else {
+        guard let name = kernel.firstName(in: "\(directory)/vfio-dev") else {
             throw .unsupported("the kernel has no device nodes of VFIO (CONFIG_VFIO_DEVICE_CDEV)")
         }
         let iommufd = try open("/dev/iommu")
         let device = try open("/dev/vfio/devices/\(name)")
-        try call("VFIO_DEVICE_BIND_IOMMUFD", nv_vfio_bind_iommufd(device.raw, iommufd.raw))
-        var space: UInt32 = 0
-        try call("IOMMU_IOAS_ALLOC", unsafe nv_iommufd_alloc_ioas(iommufd.raw, &space))
-        try call("VFIO_DEVICE_ATTACH_IOMMUFD_PT", nv_vfio_attach_ioas(device.raw, space))
+        try call("VFIO_DEVICE_BIND_IOMMUFD", device, .bindIOMMUFD(iommufd.raw))
+        let space = UInt32(clamping: try call("IOMMU_IOAS_ALLOC", iommufd, .allocateSpace))
+        try call("VFIO_DEVICE_ATTACH_IOMMUFD_PT", device, .attach(space: space))
         return VFIODescriptors(
             interface: .iommufd, memory: iommufd, group: nil, device: device, addressSpace: space)
     }
@@ -196,42 +207,34 @@ public enum KernelVFIO {
     // MARK: No IOMMU
 
     /// A group that the kernel made for a device without an IOMMU.
-    private static func openWithoutIOMMU(
-        _ address: FunctionAddress, _ group: String?
-    ) throws(VFIOError) -> VFIODescriptors {
-        guard let group, Files.exists("/dev/vfio/noiommu-\(group)") else {
+    private func openWithoutIOMMU(_ number: String?) throws(VFIOError) -> VFIODescriptors {
+        guard let number, kernel.exists("/dev/vfio/noiommu-\(number)") else {
             throw .unsupported(
                 "\(address) has no group without an IOMMU: either it has an IOMMU (use "
                     + "IOMMU=auto), or vfio's enable_unsafe_noiommu_mode was off when it was bound")
         }
         let container = try openContainer(NV_VFIO_NOIOMMU, "mode without an IOMMU")
-        let fd = try open("/dev/vfio/noiommu-\(group)")
-        try call("VFIO_GROUP_SET_CONTAINER", nv_vfio_set_container(fd.raw, container.raw))
-        try call("VFIO_SET_IOMMU", nv_vfio_set_iommu(container.raw, NV_VFIO_NOIOMMU))
-        let device = try call(
-            "VFIO_GROUP_GET_DEVICE_FD \(address)",
-            unsafe nv_vfio_device_fd(fd.raw, address.description))
+        let group = try open("/dev/vfio/noiommu-\(number)")
+        let device = try attach(group, container, NV_VFIO_NOIOMMU)
         return VFIODescriptors(
-            interface: .noiommu, memory: container, group: fd, device: OwnedFD(adopting: device))
+            interface: .noiommu, memory: container, group: group, device: device)
     }
 
     // MARK: sysfs and calls
 
     /// Tells the kernel how it may reset the function; the error when it does not want to.
-    static func setResetMethod(_ method: ResetMethod, _ directory: String) -> SystemCallError? {
-        let path = "\(directory)/reset_method"
+    private func setResetMethod(_ method: ResetMethod) -> SystemCallError? {
         do throws(SystemCallError) {
-            let fd = try OwnedFD.open(path, flags: O_WRONLY)
             // An empty line takes all methods away.
-            let text = Array((method == .none ? "\n" : "\(method.rawValue)\n").utf8)
-            try checked("write \(path)", unsafe nv_write(fd.raw, text, text.count))
+            try kernel.write(
+                "\(directory)/reset_method", method == .none ? "\n" : "\(method.rawValue)\n")
             return nil
         } catch { return error }
     }
 
-    private static func open(_ path: String) throws(VFIOError) -> OwnedFD {
+    private func open(_ path: String) throws(VFIOError) -> OwnedFD {
         do throws(SystemCallError) {
-            return try OwnedFD.open(path, flags: O_RDWR)
+            return try kernel.open(path)
         } catch {
             let hint: String
             switch error.errno {
@@ -239,6 +242,8 @@ public enum KernelVFIO {
                 throw .unsupported(
                     "\(path) is in use by another process; only one may have a group")
             case EACCES: hint = "its owner, root, needs mode 0600"
+            case EPERM where path.hasPrefix("/dev/vfio/noiommu-"):
+                hint = "without an IOMMU nvmed-opener.service needs CAP_SYS_RAWIO; see its comment"
             case EPERM: hint = "DeviceAllow= of nvmed-opener.service does not name it"
             default: throw .system(error)
             }
@@ -247,14 +252,22 @@ public enum KernelVFIO {
     }
 
     @discardableResult
-    static func call(_ name: String, _ result: CInt) throws(VFIOError) -> CInt {
-        do throws(SystemCallError) {
-            return try checked(name, result)
-        } catch { throw .system(error) }
+    private func call(
+        _ name: String, _ fd: borrowing OwnedFD, _ request: VFIORequest
+    ) throws(VFIOError) -> Int64 {
+        try KernelVFIO.call(name, kernel.request(fd.raw, request))
     }
 
     /// The last component of a link's target; nil when there is no such link.
-    static func link(_ path: String) -> String? {
-        Files.target(ofLink: path)?.split(separator: "/").last.map(String.init)
+    private func link(_ path: String) -> String? {
+        kernel.target(ofLink: path)?.split(separator: "/").last.map(String.init)
+    }
+}
+
+extension KernelVFIO {
+    @discardableResult
+    static func call(_ name: String, _ result: Int64) throws(VFIOError) -> Int64 {
+        guard result < 0 else { return result }
+        throw .system(SystemCallError(name, errno: CInt(clamping: -result)))
     }
 }

@@ -29,6 +29,7 @@ public final class KernelVFIODevice: DeviceBacking {
     /// Finds physical addresses; nil: this process may look itself.
     public var translate: ((borrowing OwnedFD, UInt64) throws(VFIOError) -> [UInt64])?
 
+    private let kernel: any KernelCalls
     private let descriptors: VFIODescriptors
     private let events: DeviceEvents
     private var isInherited: Bool
@@ -40,16 +41,26 @@ public final class KernelVFIODevice: DeviceBacking {
     /// Takes over the descriptors of a device.
     ///
     /// With `isInherited` a predecessor used them: the device is first kept from touching memory.
-    public init(
+    public convenience init(
         _ descriptors: consuming VFIODescriptors, events: consuming DeviceEvents, name: String,
         isInherited: Bool
     ) throws(VFIOError) {
+        try self.init(
+            descriptors, events: events, name: name, isInherited: isInherited,
+            kernel: RunningKernel())
+    }
+
+    init(
+        _ descriptors: consuming VFIODescriptors, events: consuming DeviceEvents, name: String,
+        isInherited: Bool, kernel: any KernelCalls
+    ) throws(VFIOError) {
         self.name = name
+        self.kernel = kernel
         self.isInherited = isInherited
         let device = descriptors.device.raw
-        try Self.checkDevice(device)
-        registers = try Self.region(KernelVFIONumbers.regionBAR0, of: device)
-        configuration = try Self.region(KernelVFIONumbers.regionConfig, of: device)
+        try Self.checkDevice(device, kernel)
+        registers = try Self.region(KernelVFIONumbers.regionBAR0, of: device, kernel)
+        configuration = try Self.region(KernelVFIONumbers.regionConfig, of: device, kernel)
         guard registers.byteCount >= 0x1008 else {
             throw .unsupported("BAR0 of \(registers.byteCount) bytes is no NVMe BAR")
         }
@@ -57,13 +68,13 @@ public final class KernelVFIODevice: DeviceBacking {
         self.events = events
         if isInherited { try setCommand(clear: Self.busMaster) }
         let space = PCIConfiguration(try readConfiguration(offset: 0, byteCount: 256))
-        vectorCount = try Self.vectors(of: device)
+        vectorCount = try Self.vectors(of: device, kernel)
         for area in registers.mappable(
             below: Self.maxMappedByteCount, avoiding: space.vectorTable)
         {
             map(area)
         }
-        addressRanges = try self.descriptors.ranges()
+        addressRanges = try self.descriptors.ranges(kernel)
         connectEvents()
     }
 
@@ -71,8 +82,10 @@ public final class KernelVFIODevice: DeviceBacking {
 
     // MARK: What the kernel says
 
-    private static func checkDevice(_ device: CInt) throws(VFIOError) {
-        let info = try KernelVFIO.info(device, NV_VFIO_DEVICE_INFO, index: nil)
+    private static func checkDevice(
+        _ device: CInt, _ kernel: any KernelCalls
+    ) throws(VFIOError) {
+        let info = try kernel.information(device, .device)
         let reader = ByteReader(info)
         guard let flags = reader.u32(4), let regions = reader.u32(8), let irqs = reader.u32(12),
             flags & KernelVFIONumbers.deviceFlagPCI != 0,
@@ -80,16 +93,20 @@ public final class KernelVFIODevice: DeviceBacking {
         else { throw .unsupported("the descriptor is no PCI device of VFIO") }
     }
 
-    private static func region(_ index: UInt32, of device: CInt) throws(VFIOError) -> DeviceRegion {
-        let info = try KernelVFIO.info(device, NV_VFIO_REGION_INFO, index: index)
+    private static func region(
+        _ index: UInt32, of device: CInt, _ kernel: any KernelCalls
+    ) throws(VFIOError) -> DeviceRegion {
+        let info = try kernel.information(device, .region(index))
         guard let region = DeviceRegion(info) else {
             throw .unsupported("the kernel does not describe region \(index)")
         }
         return region
     }
 
-    private static func vectors(of device: CInt) throws(VFIOError) -> Int {
-        let info = try KernelVFIO.info(device, NV_VFIO_IRQ_INFO, index: KernelVFIONumbers.irqMSIX)
+    private static func vectors(
+        of device: CInt, _ kernel: any KernelCalls
+    ) throws(VFIOError) -> Int {
+        let info = try kernel.information(device, .interrupt(KernelVFIONumbers.irqMSIX))
         let reader = ByteReader(info)
         guard let flags = reader.u32(4), let count = reader.u32(12),
             flags & KernelVFIONumbers.irqFlagEventFD != 0
@@ -101,8 +118,8 @@ public final class KernelVFIODevice: DeviceBacking {
     private func map(_ area: DeviceRegion.Area) {
         let (position, overflow) = registers.fileOffset.addingReportingOverflow(area.offset)
         guard !overflow, let position = Int64(exactly: position),
-            let mapping = try? Mapping(
-                descriptors.device, offset: position, byteCount: Int(area.byteCount))
+            let mapping = try? kernel.map(
+                descriptors.device, at: position, byteCount: Int(area.byteCount))
         else { return }
         areas.append(MappedRegisters(offset: Int(area.offset), mapping: mapping))
     }
@@ -117,7 +134,7 @@ public final class KernelVFIODevice: DeviceBacking {
 
     private func area(_ offset: Int, _ byteCount: Int) -> MappedRegisters? {
         areas.first {
-            $0.offset <= offset && offset - $0.offset <= $0.byteCount - byteCount
+            $0.offset <= offset && offset &- $0.offset <= $0.byteCount - byteCount
         }
     }
 
@@ -214,8 +231,10 @@ public final class KernelVFIODevice: DeviceBacking {
     private func position(
         _ region: DeviceRegion, _ offset: Int, _ byteCount: Int
     ) throws(VFIOError) -> Int64 {
-        let (position, overflow) = region.fileOffset.addingReportingOverflow(UInt64(offset))
-        guard offset >= 0, UInt64(offset) + UInt64(byteCount) <= region.byteCount, !overflow,
+        let start = UInt64(clamping: offset)
+        let (end, wraps) = start.addingReportingOverflow(UInt64(clamping: byteCount))
+        let (position, overflow) = region.fileOffset.addingReportingOverflow(start)
+        guard offset >= 0, !wraps, end <= region.byteCount, !overflow,
             let position = Int64(exactly: position)
         else { throw .unsupported("offset \(offset) is outside of the device's region") }
         return position
@@ -226,7 +245,7 @@ public final class KernelVFIODevice: DeviceBacking {
     ) throws(VFIOError) -> [UInt8] {
         let position = try position(region, offset, byteCount)
         var bytes = [UInt8](repeating: 0xFF, count: byteCount)
-        let count = unsafe nv_pread(descriptors.device.raw, &bytes, byteCount, position)
+        let count = kernel.read(descriptors.device.raw, &bytes, at: position)
         guard count == byteCount else { throw refused("read of the device", count) }
         return bytes
     }
@@ -235,7 +254,7 @@ public final class KernelVFIODevice: DeviceBacking {
         _ region: DeviceRegion, _ offset: Int, _ bytes: [UInt8]
     ) throws(VFIOError) {
         let position = try position(region, offset, bytes.count)
-        let count = unsafe nv_pwrite(descriptors.device.raw, bytes, bytes.count, position)
+        let count = kernel.write(descriptors.device.raw, bytes, at: position)
         guard count == bytes.count else { throw refused("write to the device", count) }
     }
 
@@ -252,7 +271,7 @@ public final class KernelVFIODevice: DeviceBacking {
     public func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError) {
         if let failure { throw failure }
         do throws(VFIOError) {
-            try descriptors.map(window)
+            try descriptors.map(window, kernel)
         } catch { throw Self.explained(error, window.byteCount, Process.lockedMemoryLimit) }
     }
 
@@ -269,7 +288,7 @@ public final class KernelVFIODevice: DeviceBacking {
 
     /// Takes memory away; when this returns the device cannot reach it.
     public func unmap(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
-        try descriptors.unmap(iova: iova, byteCount: byteCount)
+        try descriptors.unmap(iova: iova, byteCount: byteCount, kernel)
     }
 
     /// Without an IOMMU the device uses physical addresses.
@@ -289,7 +308,7 @@ public final class KernelVFIODevice: DeviceBacking {
     /// Takes away what a predecessor mapped.
     public func forgetMappings() throws(VFIOError) {
         guard isInherited else { return }
-        try descriptors.unmapAll()
+        try descriptors.unmapAll(kernel)
     }
 
     /// Connects MSI-X vectors 0… with eventfds. The kernel keeps a reference to each.
@@ -298,17 +317,21 @@ public final class KernelVFIODevice: DeviceBacking {
             throw .unsupported("\(eventFDs.count) vectors are more than \(vectorCount)")
         }
         // Vectors of a predecessor, of which there may be more.
-        _ = nv_vfio_set_irqs(descriptors.device.raw, KernelVFIONumbers.irqMSIX, nil, 0)
+        setInterrupts(KernelVFIONumbers.irqMSIX, [])
         try KernelVFIO.call(
-            "VFIO_DEVICE_SET_IRQS (MSI-X)",
-            unsafe nv_vfio_set_irqs(
-                descriptors.device.raw, KernelVFIONumbers.irqMSIX, eventFDs,
-                UInt32(clamping: eventFDs.count)))
+            "VFIO_DEVICE_SET_IRQS (MSI-X)", setInterrupts(KernelVFIONumbers.irqMSIX, eventFDs))
+    }
+
+    @discardableResult
+    private func setInterrupts(_ index: UInt32, _ eventFDs: [CInt]) -> Int64 {
+        kernel.request(
+            descriptors.device.raw, .setInterrupts(index: index, eventFDs: eventFDs))
     }
 
     /// Resets the function, where the kernel may.
     public func resetDevice() throws(VFIOError) {
-        try KernelVFIO.call("VFIO_DEVICE_RESET", nv_vfio_reset(descriptors.device.raw))
+        if let failure { throw failure }
+        try KernelVFIO.call("VFIO_DEVICE_RESET", kernel.request(descriptors.device.raw, .reset))
     }
 
     // MARK: Events
@@ -316,12 +339,8 @@ public final class KernelVFIODevice: DeviceBacking {
     /// Not every function reports errors; without the request nobody hears of an unbind, which then
     /// waits for the worker's end.
     private func connectEvents() {
-        for (index, raw) in [
-            (KernelVFIONumbers.irqError, events.error.raw),
-            (KernelVFIONumbers.irqRequest, events.request.raw),
-        ] {
-            _ = unsafe nv_vfio_set_irqs(descriptors.device.raw, index, [raw], 1)
-        }
+        setInterrupts(KernelVFIONumbers.irqError, [events.error.raw])
+        setInterrupts(KernelVFIONumbers.irqRequest, [events.request.raw])
     }
 
     /// The eventfds of errors and of the kernel's request to give the device back.
@@ -395,7 +414,9 @@ public struct DeviceEvents: ~Copyable, Sendable {
     private static func make(_ found: consuming OwnedFD?) throws(VFIOError) -> OwnedFD {
         switch consume found {
         case .some(let fd): return fd
-        case .none: return OwnedFD(adopting: try KernelVFIO.call("eventfd", nv_eventfd()))
+        case .none:
+            let raw = try KernelVFIO.call("eventfd", Int64(nv_eventfd()))
+            return OwnedFD(adopting: CInt(clamping: raw))
         }
     }
 }

@@ -4,6 +4,7 @@
 internal import Linux
 internal import NVMeDriver
 internal import Systemd
+internal import VFIO
 internal import Wire
 
 extension DeviceService {
@@ -82,7 +83,7 @@ extension DeviceService {
         guard let controller, let namespace = session.namespace else { return nil }
         return DiskInfo(
             namespace, controller: controller.identify, device: name, session: session.opening,
-            generation: generation)
+            generation: generation, bounced: controller.device.usesPhysicalAddresses)
     }
 
     /// A namespace, freshly identified.

@@ -29,9 +29,11 @@ extension DiskInfo {
     /// A namespace as one session sees it.
     init(
         _ namespace: NVMeDriver.NamespaceInfo, controller: IdentifyController, device: String,
-        session: OpenSession, generation: UInt64
+        session: OpenSession, generation: UInt64, bounced: Bool
     ) {
         self.init()
+        // Without an IOMMU the device never gets to a client's memory.
+        self.bounced = bounced
         name = session.disk
         self.device = device
         takeSizes(namespace)

@@ -40,7 +40,7 @@ extension DeviceCommand {
             try machine.demandRoot(target, global.output)
             var options = PCIBinder.Options()
             options.force = force
-            options.noIOMMU = noIOMMU
+            options.noIOMMU = noIOMMU || target.device?.iommu == .noiommu
             options.dryRun = dryRun
             try machine.perform(target, global.output) { () throws(PCIError) in
                 let outcome = try PCIBinder(machine.host).bind(target.address, options)
@@ -92,7 +92,7 @@ extension DeviceCommand {
             try machine.demandRoot(target, global.output)
             var options = PCIBinder.Options()
             options.force = force
-            options.noIOMMU = noIOMMU
+            options.noIOMMU = noIOMMU || target.device?.iommu == .noiommu
             try machine.perform(target, global.output) { () throws(PCIError) in
                 let binder = PCIBinder(machine.host)
                 let asking = machine.asking(target, global)

@@ -44,6 +44,14 @@ def needs(*features):
     return mark
 
 
+def boots_with(append):
+    """Marks a test whose machine has this on its kernel's command line; tests with the same one share it."""
+    def mark(test):
+        test.append = append
+        return test
+    return mark
+
+
 def seconds_limit(seconds):
     """Marks a test that may take longer than the usual bound."""
     def mark(test):

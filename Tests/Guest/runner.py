@@ -68,10 +68,10 @@ class Runner:
         self.machine = dict(kernel=kernel, initramfs=initramfs, results=RESULTS, features=self.features)
         image.say(f"guest: image and package: {time.monotonic() - start:.1f} s")
 
-    def shared(self):
-        if self.guest is None or not self.guest.alive:
+    def shared(self, append=""):
+        if self.guest is None or not self.guest.alive or self.guest.append != append:
             self.drop()
-            self.guest = harness.Guest(**self.machine)
+            self.guest = harness.Guest(**self.machine, append=append)
             self.guest.boot()
             image.say(f"guest: boot: {self.guest.boot_seconds:.1f} s")
         return self.guest
@@ -103,7 +103,7 @@ class Runner:
             if getattr(function, "makes_machines", False):
                 guest = self.guest = harness.Guest(**self.machine)
             else:
-                guest = self.shared()
+                guest = self.shared(getattr(function, "append", ""))
             start = time.monotonic()
             signal.alarm(limit)
             function(guest)
@@ -173,7 +173,7 @@ class Runner:
         return 1 if self.failed or not self.passed else 0
 
     def stay(self):
-        guest = self.shared()
+        guest = self.guest if self.guest is not None and self.guest.alive else self.shared()
         os.symlink(os.path.join(guest.directory, "shell"), SHELL)
         image.say("guest: the machine is kept. In another terminal: .ci/guest shell 'COMMAND'")
         image.say(f"guest: console and sockets are in {guest.directory}; Ctrl-C ends it")

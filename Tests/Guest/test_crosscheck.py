@@ -21,12 +21,12 @@ def read_through_nvmed(guest, disk, mebibytes=SIZE_MEBIBYTES):
                         timeout=120).text
 
 
-def cross(guest, nsid, block):
+def cross(guest, nsid, block, settings=""):
     """Both directions on one namespace of controller A, in whole and in pieces at odd places."""
     kernel = guest.disks("NVMED-A")[nsid]
     guest.expect(f"head -c {SIZE_MEBIBYTES}M /dev/urandom >/run/one; head -c {SIZE_MEBIBYTES}M /dev/urandom >/run/two")
     guest.expect(f"dd if=/run/one of={kernel} bs=256k oflag=direct status=none")
-    guest.serve("NVMED-A", "a", (1, 2))
+    guest.serve("NVMED-A", "a", (1, 2), settings)
     try:
         one, two = (guest.expect(f"sha256sum </run/{name}").text for name in ("one", "two"))
         seen = read_through_nvmed(guest, f"a{nsid}")

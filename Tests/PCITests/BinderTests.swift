@@ -182,6 +182,19 @@ struct BinderTests {
         #expect(try binder.unbind(address).changed == false)
     }
 
+    @Test("the ways to reset it, which were taken from the kernel meanwhile, are given back, too")
+    func resetMethod() throws {
+        _ = try binder.bind(address)
+        machine.file("sys/bus/pci/devices/0000:01:00.0/reset_method", "\n")
+        machine.writes.withLock { $0 = [] }
+        _ = try binder.unbind(address)
+        #expect(
+            machine.writes.withLock { $0 } == [
+                "driver_override=\n", "unbind=0000:01:00.0", "reset_method=default\n",
+                "drivers_probe=0000:01:00.0",
+            ])
+    }
+
     @Test("giving back asks first, and refuses while somebody still has it open")
     func unbindHeld() throws {
         _ = try binder.bind(address)

@@ -5,20 +5,6 @@ import Testing
 
 @testable import VFIO
 
-/// Little-endian bytes.
-private func little(_ value: UInt64, _ count: Int) -> [UInt8] {
-    (0..<count).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
-}
-
-/// struct vfio_region_info: {argsz, flags, index, cap_offset, size, offset}, then capabilities.
-private func regionInfo(
-    flags: UInt32, capabilities: UInt32 = 0, size: UInt64, offset: UInt64 = 0,
-    rest: [UInt8] = []
-) -> [UInt8] {
-    little(32, 4) + little(UInt64(flags), 4) + little(0, 4) + little(UInt64(capabilities), 4)
-        + little(size, 8) + little(offset, 8) + rest
-}
-
 /// A capability's head {id, version, next}.
 private func head(_ id: UInt16, next: UInt32) -> [UInt8] {
     little(UInt64(id), 2) + little(1, 2) + little(UInt64(next), 4)
