@@ -10,7 +10,7 @@ import image
 SOURCE = "linux-source-6.12"
 # Its absence would be noticed as a test that is left out, so it is looked for at once.
 DEMANDED = ("CONFIG_IOMMUFD=y", "CONFIG_VFIO_NOIOMMU=y", "CONFIG_VFIO_DEVICE_CDEV=y", "CONFIG_VIRTIO_CONSOLE=y",
-            "CONFIG_HUGETLBFS=y", "CONFIG_PCIEAER=y")
+            "CONFIG_HUGETLBFS=y", "CONFIG_PCIEAER=y", "CONFIG_HOTPLUG_PCI_ACPI=y")
 
 
 def kernel():
