@@ -69,6 +69,7 @@ let package = Package(
 
         // The device side.
         module("VFIO", ["Linux", "CLinux", "CMemory"]),
+        module("NullDevice", ["NVMeSpec", "VFIO", "Linux", "CMemory"]),
         module("DMA", ["Linux", "VFIO"]),
         module("PCI", ["Linux"]),
         module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CRing", "CLinux"]),
@@ -81,7 +82,10 @@ let package = Package(
         module("DiskConfig"),
         module(
             "Worker",
-            ["NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Systemd", "Linux", "CLinux"]),
+            [
+                "NVMeDriver", "NVMeSpec", "NullDevice", "VFIO", "DMA", "Wire", "Systemd", "Linux",
+                "CLinux",
+            ]),
         module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
         module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
         module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing"]),
@@ -102,7 +106,7 @@ let package = Package(
         program(
             "nvmed-bench",
             [
-                "NVMeClient", "NVMeDriver", "NVMeSpec", "VFIO", "DMA", "Wire", "Linux", "CLinux",
+                "NVMeClient", "NVMeDriver", "NullDevice", "VFIO", "DMA", "Wire", "Linux", "CLinux",
                 "CMemory",
             ]),
 
@@ -153,7 +157,10 @@ let package = Package(
         tests("DMATests", ["DMA", "Linux", "TestSupport"]),
         tests(
             "NVMeDriverTests",
-            ["NVMeDriver", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux", "TestSupport"]),
+            [
+                "NVMeDriver", "NullDevice", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux",
+                "TestSupport",
+            ]),
         tests(
             "WorkerTests",
             [

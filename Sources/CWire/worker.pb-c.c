@@ -977,7 +977,7 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   (ProtobufCMessageInit) nvmed__v1__worker_envelope__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[12] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[14] =
 {
   {
     "name",
@@ -1123,6 +1123,30 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptor
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "null_byte_count",
+    13,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__DeviceConfig, has_null_byte_count),
+    offsetof(Nvmed__V1__DeviceConfig, null_byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "null_block_byte_count",
+    14,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__DeviceConfig, has_null_block_byte_count),
+    offsetof(Nvmed__V1__DeviceConfig, null_block_byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   2,   /* field[2] = address */
@@ -1133,6 +1157,8 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   9,   /* field[9] = iommu */
   5,   /* field[5] = max_transfer_byte_count */
   0,   /* field[0] = name */
+  13,   /* field[13] = null_block_byte_count */
+  12,   /* field[12] = null_byte_count */
   6,   /* field[6] = pool_byte_count */
   3,   /* field[3] = queue_count */
   4,   /* field[4] = queue_depth */
@@ -1141,7 +1167,7 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__device_config__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 12 }
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
 {
@@ -1151,7 +1177,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
   "Nvmed__V1__DeviceConfig",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceConfig),
-  12,
+  14,
   nvmed__v1__device_config__field_descriptors,
   nvmed__v1__device_config__field_indices_by_name,
   1,  nvmed__v1__device_config__number_ranges,

@@ -41,6 +41,14 @@ public enum ConfigValue {
         return overflow ? nil : bytes
     }
 
+    /// Bytes of a logical block: a power of two from 512 to 64K.
+    public static func blockByteCount(_ text: String) -> UInt32? {
+        guard let bytes = byteCount(text), (512...65_536).contains(bytes),
+            bytes & (bytes - 1) == 0
+        else { return nil }
+        return UInt32(exactly: bytes)
+    }
+
     /// Milliseconds: `5s`, `100ms`, `2min`, `1min 30s`; a bare number is seconds.
     public static func milliseconds(_ text: String) -> UInt64? {
         if let seconds = decimal(text[...]) { return product(seconds, 1000) }

@@ -42,6 +42,10 @@ public struct ConfiguredDevice: Sendable, Hashable {
     /// `InterruptAffinity=`: the processors that its interrupts go to, rising; empty: the kernel's
     /// choice.
     public var interruptAffinity: [UInt32] = []
+    /// `Size=`: bytes of a null device.
+    public var byteCount: UInt64?
+    /// `BlockSize=`: bytes of a logical block of a null device.
+    public var blockByteCount: UInt32?
 
     /// A device with the worker's defaults.
     public init(name: String, location: ConfigLocation, transport: DeviceTransport) {

@@ -198,7 +198,7 @@ struct ConfigurationReader {
             known: [
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
                 "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio", "IOMMU", "nvme_always_flr",
-                "InterruptAffinity",
+                "InterruptAffinity", "Size", "BlockSize",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -220,7 +220,10 @@ struct ConfigurationReader {
             keys.value(
                 "InterruptAffinity", "a list of processors like 0-3,8", ConfigValue.processors)
             ?? []
-        if let transport { Self.checkPCIKeys(transport, &keys) }
+        device.byteCount = keys.byteCount("Size", (1 << 20)...(1 << 60))
+        device.blockByteCount = keys.value(
+            "BlockSize", "512, 1K, 2K, 4K, 8K, 16K, 32K or 64K", ConfigValue.blockByteCount)
+        if let transport { Self.checkTransportKeys(transport, &keys) }
         if let other = configuration.devices.first(where: { $0.transport == device.transport }),
             device.transport != .null
         {
@@ -231,12 +234,16 @@ struct ConfigurationReader {
         if settle(unit, keys), transport != nil { configuration.devices.append(device) }
     }
 
-    /// Keys that only devices of the machine have.
-    private static func checkPCIKeys(_ transport: DeviceTransport, _ keys: inout KeyReader) {
-        if case .pci = transport { return }
+    /// Keys that only devices of the machine have, and those that only null devices have.
+    private static func checkTransportKeys(_ transport: DeviceTransport, _ keys: inout KeyReader) {
+        var isPCI = false
+        if case .pci = transport { isPCI = true }
         for key in ["nvme_vfio", "IOMMU", "nvme_always_flr", "InterruptAffinity"]
-        where keys.has(key) {
+        where !isPCI && keys.has(key) {
             keys.fail(key, "it goes with Transport=pci only; remove it")
+        }
+        for key in ["Size", "BlockSize"] where transport != .null && keys.has(key) {
+            keys.fail(key, "it goes with Transport=null only; remove it")
         }
     }
 

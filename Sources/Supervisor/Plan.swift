@@ -64,6 +64,8 @@ extension DeviceConfig {
         case .noiommu: iommu = .noiommu
         }
         alwaysResets = device.alwaysResets ?? false
+        nullByteCount = device.byteCount
+        nullBlockByteCount = device.blockByteCount
         interruptAffinity = Array(device.interruptAffinity.prefix(WireLimits.processorCount))
     }
 }

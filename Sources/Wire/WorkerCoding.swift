@@ -27,6 +27,8 @@ extension DeviceConfig {
         for processor in interruptAffinity.prefix(WireLimits.processorCount) {
             writer.number(12, processor)
         }
+        writer.number(13, nullByteCount)
+        writer.number(14, nullBlockByteCount)
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
@@ -54,6 +56,9 @@ extension DeviceConfig {
         ioTimeoutMilliseconds = unsafe Field.optional(c.has_io_timeout_ms, c.io_timeout_ms)
         adminTimeoutMilliseconds = unsafe Field.optional(
             c.has_admin_timeout_ms, c.admin_timeout_ms)
+        nullByteCount = unsafe Field.optional(c.has_null_byte_count, c.null_byte_count)
+        nullBlockByteCount = unsafe Field.optional(
+            c.has_null_block_byte_count, c.null_block_byte_count)
         try unsafe readPCI(c)
     }
 }

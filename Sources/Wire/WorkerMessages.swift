@@ -47,6 +47,10 @@ public struct DeviceConfig: Sendable, Hashable {
     public var alwaysResets = false
     /// The processors that the interrupts go to; empty: the kernel's choice.
     public var interruptAffinity: [UInt32] = []
+    /// Of a null device: bytes of its namespace.
+    public var nullByteCount: UInt64?
+    /// Of a null device: bytes of a logical block.
+    public var nullBlockByteCount: UInt32?
     /// A device with the worker's defaults.
     public init(name: String, transport: Transport) {
         self.name = name

@@ -357,6 +357,8 @@ extension DeviceService {
         let engine = unsafe controller.engine(queue)
         unsafe engine.pointee.ring()
         writeDoorbells(queue, controller)
+        // A device that is done already need not interrupt, and the null device never does.
+        if unsafe engine.pointee.hasAnswer { reap(queue) }
         armTick()
     }
 

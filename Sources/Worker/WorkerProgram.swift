@@ -5,6 +5,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 internal import NVMeDriver
+internal import NullDevice
 internal import Systemd
 internal import VFIO
 internal import Wire
@@ -172,7 +173,13 @@ final class WorkerProcess {
                 return WatchedDevice(try VFIOUserDevice(path: path, name: name))
             } catch { throw .device(error) }
         case .pci: return WatchedDevice(try keeper.open())
-        case .null: throw .device(.unsupported("the null device is not there yet"))
+        case .null:
+            do throws(VFIOError) {
+                return try NullController(
+                    name: name, byteCount: config.nullByteCount ?? NullController.defaultByteCount,
+                    blockByteCount: config.nullBlockByteCount
+                        ?? NullController.defaultBlockByteCount)
+            } catch { throw .device(error) }
         }
     }
 

@@ -50,7 +50,7 @@ func main() throws {
     case "socket": show(try runSocketFloor(seconds: Double(number("seconds", 1))))
     default:
         print("usage: nvmed-bench instructions [--count N] [--depth N]")
-        print("       nvmed-bench driver --socket PATH [--depth N] [--seconds N]")
+        print("       nvmed-bench driver [--socket PATH] [--depth N] [--seconds N]")
         print("       nvmed-bench rpc --socket PATH --disk NAME [--depth N] [--seconds N]")
         print("                       [--memory inline|registered]")
         print("       nvmed-bench worker --program PATH --socket PATH [--directory DIR]")

@@ -46,7 +46,7 @@ extension Rules {
         "CSystemdShim": 1, "CWire": 1,
         "NVMeSpec": 1, "DiskConfig": 1, "Linux": 1,
         "VFIO": 2, "PCI": 2, "Systemd": 2, "Wire": 2,
-        "DMA": 3, "ServiceManager": 3, "NVMeEmulator": 3, "NVMeClient": 3,
+        "DMA": 3, "NullDevice": 3, "ServiceManager": 3, "NVMeEmulator": 3, "NVMeClient": 3,
         "NVMeDriver": 4,
         "Worker": 5, "Supervisor": 5, "DeviceOpener": 5,
         "nvmed": 6, "nvmed-worker": 6, "nvmed-opener": 6, "nvmed-emulator": 6, "nvmectl": 6,
@@ -58,7 +58,8 @@ extension Rules {
 
     /// Modules that may touch memory, descriptors or C. Everything else has to stay safe.
     static let modulesAllowedUnsafe: Set = [
-        "Linux", "VFIO", "DMA", "NVMeDriver", "NVMeEmulator", "Systemd", "ServiceManager", "Wire",
+        "Linux", "VFIO", "NullDevice", "DMA", "NVMeDriver", "NVMeEmulator", "Systemd",
+        "ServiceManager", "Wire",
         "Worker", "NVMeClient", "nvmed-bench",
     ]
 

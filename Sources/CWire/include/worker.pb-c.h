@@ -233,10 +233,20 @@ struct  Nvmed__V1__DeviceConfig
    */
   size_t n_interrupt_affinity;
   uint32_t *interrupt_affinity;
+  /*
+   * Of TRANSPORT_NULL: bytes of its namespace. Absent: 1 TiB.
+   */
+  protobuf_c_boolean has_null_byte_count;
+  uint64_t null_byte_count;
+  /*
+   * Of TRANSPORT_NULL: bytes of a logical block, a power of two from 512 to 65536. Absent: 512.
+   */
+  protobuf_c_boolean has_null_block_byte_count;
+  uint32_t null_block_byte_count;
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0 }
 
 
 /*
