@@ -143,7 +143,7 @@ let package = Package(
             ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),
         tests("WireTests", ["Wire", "CWire", "CProtobufC", "Linux"]),
         tests("DiskConfigTests", ["DiskConfig"]),
-        tests("NVMeClientTests", ["NVMeClient", "Wire", "Linux"]),
+        tests("NVMeClientTests", ["NVMeClient", "Wire", "CLinux", "CMemory", "CRing", "Linux"]),
         tests(
             "NvmectlTests",
             [

@@ -178,17 +178,28 @@ extension Disk {
 
     // MARK: Memory
 
-    /// Registers a buffer: requests that use it move no data through messages.
+    /// Registers a buffer: requests that use it move no data through messages. Returns the region's
+    /// id, by which the entries of rings name it (those can name the first 64).
     ///
     /// With `readOnly` the device only reads it, so it serves writes and compares.
+    @discardableResult
     public func registerMemory(
         _ buffer: IOBuffer, readOnly: Bool = false, deadlineNanoseconds: UInt64? = nil
-    ) throws(ClientError) {
-        guard !regions.contains(where: { $0.buffer === buffer }) else { return }
-        let region = Region(id: nextRegionID, buffer: buffer, readOnly: readOnly)
-        nextRegionID += 1
+    ) throws(ClientError) -> UInt32 {
+        if let id = regionID(of: buffer) { return id }
+        let used = Set(regions.map(\.id))
+        var id: UInt32 = 0
+        // Ends: one more id than there are regions.
+        while used.contains(UInt64(id)) { id += 1 }
+        let region = Region(id: UInt64(id), buffer: buffer, readOnly: readOnly)
         try register(region, deadlineNanoseconds)
         regions.append(region)
+        return id
+    }
+
+    /// The id of a registered buffer; nil: it is not registered.
+    public func regionID(of buffer: IOBuffer) -> UInt32? {
+        regions.first { $0.buffer === buffer }.map { UInt32(truncatingIfNeeded: $0.id) }
     }
 
     private func register(_ region: Region, _ deadline: UInt64?) throws(ClientError) {
@@ -198,13 +209,13 @@ extension Disk {
                 readOnly: region.readOnly), deadline, fds: [region.buffer.memory.raw])
     }
 
-    /// Gives a registered buffer back.
+    /// Gives a registered buffer back. Requests in flight that use it, of rings too, finish first.
     public func unregisterMemory(
         _ buffer: IOBuffer, deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) {
         guard let index = regions.firstIndex(where: { $0.buffer === buffer }) else { return }
-        let region = regions.remove(at: index)
-        try perform(.unregisterMemory(regionID: region.id), deadlineNanoseconds)
+        try perform(.unregisterMemory(regionID: regions[index].id), deadlineNanoseconds)
+        regions.remove(at: index)
     }
 
     // MARK: Reopening

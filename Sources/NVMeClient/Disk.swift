@@ -47,6 +47,7 @@ public final class Disk {
         case read(IOBuffer, offset: Int, byteCount: Int)
         case info
         case cancel
+        case ring
         /// Its caller gave up: the completion is dropped. Holds on to the memory.
         case abandoned(IOBuffer?)
     }
@@ -66,7 +67,11 @@ public final class Disk {
     let access: AccessMode?
     var channel: Channel<SessionProtocol>
     var regions: [Region] = []
-    var nextRegionID: UInt64 = 1
+    var nextRingID: UInt32 = 0
+    /// What the last `RingOpened` brought.
+    var openedRing: RingParts?
+    /// Rises with every session: a ring belongs to one.
+    private(set) var sessionNumber: UInt64 = 0
     private var waiting: [UInt64: Waiting] = [:]
     private var ready: [DiskCompletion] = []
     private var readyHead = 0
@@ -89,6 +94,7 @@ public final class Disk {
     func adopt(_ session: Channel<SessionProtocol>) {
         end(Self.restarted(name, "it was opened again"))
         channel = session
+        sessionNumber &+= 1
         ended = nil
         isStalled = false
     }
@@ -282,7 +288,7 @@ public final class Disk {
         }
     }
 
-    private static func restarted(_ name: String, _ why: String) -> WireError {
+    static func restarted(_ name: String, _ why: String) -> WireError {
         WireError(
             .workerRestarted, "the session ended (\(why)); reopen the disk and repeat", disk: name)
     }
@@ -305,9 +311,11 @@ public final class Disk {
                     .malformedMessage,
                     "the worker sent something unreadable: "
                         + rejection.error.description, disk: name))
-        case .message(let message):
+        case .message(var message):
             let id = message.envelope.requestID
             switch message.envelope.content {
+            case .reply(.ringOpened(_, let byteCount)):
+                handleRing(id, RingParts(byteCount: byteCount, message.fds.takeAll()))
             case .reply(let reply): unsafe handle(reply, id, message.payload)
             case .failure(let error):
                 // Without an id it is about the connection, which the worker then ends.
@@ -337,6 +345,28 @@ public final class Disk {
         case (.none, _): ignoredReplies &+= 1
         case (.some, _): complete(id, mismatch("the reply is of another kind than the request"))
         }
+    }
+
+    /// A ring that nobody waits for is closed again with its descriptors.
+    private func handleRing(_ id: UInt64, _ parts: consuming RingParts?) {
+        guard case .ring = waiting[id] else { return complete(id, nil) }
+        openedRing = parts
+        complete(id, nil)
+    }
+
+    /// Takes one message if there is one and acts on it; false: there was none.
+    func hearOne() -> Bool {
+        do throws(ChannelError) {
+            try channel.flush()
+            let received = try channel.receive()
+            switch consume received {
+            case .nothing: return false
+            case .closed: handle(.closed)
+            case .rejected(let rejection): handle(.rejected(rejection))
+            case .message(let message): handle(.message(message))
+            }
+        } catch { _ = broken(error) }
+        return true
     }
 
     private func mismatch(_ what: String) -> WireError {
@@ -412,7 +442,8 @@ public final class Disk {
     func perform(
         _ request: SessionRequest, _ deadline: UInt64?, fds: [CInt] = []
     ) throws(ClientError) {
-        try wait(send(request, .plain, deadline, fds: fds), deadline)
+        let waiting: Waiting = if case .openRing = request { .ring } else { .plain }
+        try wait(send(request, waiting, deadline, fds: fds), deadline)
     }
 }
 

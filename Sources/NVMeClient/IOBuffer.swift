@@ -15,19 +15,30 @@ public final class IOBuffer {
     /// The largest page size this runs on is assumed, so that a buffer is whole pages everywhere.
     private static var pageByteCount: Int { 4096 }
 
+    /// Bytes of a huge page.
+    public static let hugePageByteCount = 2 << 20
+
     /// Makes a buffer of at least `byteCount` bytes.
-    public init(byteCount: Int) throws(ClientError) {
-        let page = Self.pageByteCount
+    ///
+    /// With `hugePages` it is made of pages of 2 MiB, which the system must have set aside: throws
+    /// `resourceExhausted` when there are too few, and an ordinary buffer does as well.
+    public init(byteCount: Int, hugePages: Bool = false) throws(ClientError) {
+        let page = hugePages ? Self.hugePageByteCount : Self.pageByteCount
         guard byteCount > 0, byteCount <= Int.max - page else {
             throw .failed(
                 WireError(.invalidArgument, "a buffer of \(byteCount) bytes cannot be made"))
         }
         self.byteCount = (byteCount + page - 1) / page * page
         do {
-            memory = try MemFD.create(name: "nvmed-client", byteCount: self.byteCount)
+            memory = try MemFD.create(
+                name: "nvmed-client", byteCount: self.byteCount, hugePages: hugePages)
             mapping = try Mapping(memory, byteCount: self.byteCount)
         } catch {
-            throw .failed(WireError(.resourceExhausted, "\(error)"))
+            let advice =
+                hugePages
+                ? "; \(self.byteCount >> 21) free huge pages of 2 MiB are needed: raise "
+                    + "vm.nr_hugepages, or make the buffer without huge pages" : ""
+            throw .failed(WireError(.resourceExhausted, "\(error)\(advice)"))
         }
     }
 

@@ -180,7 +180,7 @@ struct DiskTests {
         #expect(
             service.record.requests.last
                 == .write(
-                    lba: 0, blockCount: 8, fua: false, location: .region(id: 1, byteOffset: 0)))
+                    lba: 0, blockCount: 8, fua: false, location: .region(id: 0, byteOffset: 0)))
     }
 
     @Test("a revoked session says why")

@@ -43,6 +43,8 @@ final class FakeService: Sendable {
     let path: String
     let blockCount: Int
     let info: DiskInfo
+    let script: RingScript
+    private let openRings = Mutex<[FakeRing]>([])
     private let listener: OwnedFD
     private let behaviour: @Sendable (_ index: Int, _ request: SessionRequest) -> Behaviour
     private let seen = Mutex(Seen())
@@ -53,6 +55,7 @@ final class FakeService: Sendable {
     /// over all sessions.
     init(
         blockCount: Int = 4096, inlineByteCount: Int = WireLimits.payloadByteCount,
+        script: RingScript = RingScript(),
         behaviour: @escaping @Sendable (Int, SessionRequest) -> Behaviour = { _, _ in .obey }
     ) throws {
         var template = Array("/tmp/nvc-XXXXXX".utf8CString)
@@ -63,6 +66,7 @@ final class FakeService: Sendable {
         listener = try UnixSocket.listen("\(path)/s", kind: .sequencedPacket, mode: 0o600)
         self.blockCount = blockCount
         self.behaviour = behaviour
+        self.script = script
         bytes = Mutex([UInt8](repeating: 0, count: blockCount * Self.blockByteCount))
         var info = DiskInfo()
         info.name = "vol0"
@@ -82,6 +86,10 @@ final class FakeService: Sendable {
     var record: Seen { seen.withLock { $0 } }
     /// The bytes of the disk.
     var contents: [UInt8] { bytes.withLock { $0 } }
+
+    /// The rings that were opened, in order.
+    var rings: [FakeRing] { openRings.withLock { $0 } }
+    func add(_ ring: FakeRing) { openRings.withLock { $0.append(ring) } }
 
     /// Waits for the end, after the client let go of its backend.
     func join() {
@@ -139,7 +147,8 @@ final class FakeService: Sendable {
 private final class FakeSession {
     private let service: FakeService
     private let channel: Channel<SessionProtocol>
-    private var regions: [UInt64: Mapping1] = [:]
+    private let regions = FakeRegions()
+    private var rings: [UInt32: FakeRing] = [:]
     private var late: [(due: Int, answer: () -> Void)] = []
     private var count = 0
 
@@ -149,6 +158,12 @@ private final class FakeSession {
     }
 
     func serve() {
+        defer {
+            for ring in rings.values {
+                ring.stop()
+                ring.hangUp()
+            }
+        }
         while true {
             // What waits is answered when no request comes for a moment: no client waits for ever.
             let patience = late.isEmpty ? nil : Deadline.after(milliseconds: 20)
@@ -204,6 +219,23 @@ private final class FakeSession {
         return true
     }
 
+    private func openRing(
+        _ ring: UInt32, _ submissions: UInt32, _ completions: UInt32, _ id: UInt64
+    ) {
+        // The ring's thread says the last words on a descriptor of its own.
+        guard let last = try? channel.fd.duplicate(),
+            let made = try? FakeRing(
+                service, regions, id: ring, submissions, completions, script: service.script,
+                end: { [box = FDHolder(last)] in box.endSession() })
+        else { return }
+        rings[ring] = made
+        service.add(made)
+        let byteCount = UInt64(made.byteCount) + service.script.surplusByteCount
+        try? channel.send(
+            reply: .ringOpened(ringID: ring, byteCount: byteCount), to: id,
+            fds: [made.memoryFD.raw, made.kick.fd.raw, made.wake.second.raw])
+    }
+
     private func answer(_ id: UInt64, _ data: [UInt8]) {
         unsafe data.withUnsafeBytes { bytes in
             try? unsafe channel.send(reply: .read, to: id, payload: bytes)
@@ -234,35 +266,32 @@ private final class FakeSession {
             guard let fd = fd.take(),
                 let mapping = try? Mapping(fd, byteCount: Int(byteCount))
             else { return }
-            regions[region] = Mapping1(mapping)
+            regions[region] = FakeMapping(mapping)
         case .cancel:
             try? channel.send(reply: .cancelled(true), to: id)
             return
         case .getDiskInfo:
             try? channel.send(reply: .diskInfo(service.info), to: id)
             return
-        case .flush, .unmap, .verify, .unregisterMemory, .openRing, .closeRing: break
+        case .openRing(let ring, let submissions, let completions):
+            return openRing(ring, submissions, completions, id)
+        case .closeRing(let ring): rings.removeValue(forKey: ring)?.stop()
+        case .flush, .unmap, .verify, .unregisterMemory: break
         }
         try? channel.send(reply: .done, to: id)
     }
 }
 
-/// A mapping in a class, so that a dictionary can hold it.
-private final class Mapping1 {
-    private let mapping: Mapping
-    init(_ mapping: consuming Mapping) { self.mapping = mapping }
+/// A descriptor of a session that ends it.
+private final class FDHolder: Sendable {
+    private let fd: OwnedFD
+    init(_ fd: consuming OwnedFD) { self.fd = fd }
 
-    private var bytes: UnsafeMutableRawBufferPointer {
-        unsafe UnsafeMutableRawBufferPointer(start: mapping.base, count: mapping.byteCount)
-    }
-
-    func put(_ data: [UInt8], at offset: Int) {
-        unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + data.count])
-            .copyBytes(from: data)
-    }
-
-    func get(at offset: Int, _ count: Int) -> [UInt8] {
-        unsafe Array(bytes[offset..<offset + count])
+    func endSession() {
+        guard let fd = try? fd.duplicate() else { return }
+        let channel = Channel<SessionProtocol>(fd, role: .server, buffer: MessageBuffer())
+        try? channel.send(event: .ended(WireError(.sessionRevoked, "an operator asked")))
+        channel.shutdown()
     }
 }
 

@@ -31,6 +31,11 @@ NV_INLINE void nv_store_release64(void *_Nonnull p, uint64_t v) {
     __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE);
 }
 
+// Sequentially consistent: takes a wake-up flag back, and tells whether it was set.
+NV_INLINE uint32_t nv_exchange32(void *_Nonnull p, uint32_t v) {
+    return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+}
+
 // Orders reads of DMA memory: what follows is read after what came before (phase bit, then the entry).
 NV_INLINE void nv_dma_rmb(void) {
 #if defined(__x86_64__)
