@@ -3,6 +3,7 @@
 // (Documentation/admin-guide/mm/pagemap.rst).
 
 internal import CLinux
+internal import CMemory
 internal import Glibc
 public import Linux
 
@@ -34,6 +35,10 @@ public enum PhysicalMemory {
             return try read(mapping, Int(byteCount / pageByteCount))
         } catch let error as VFIOError {
             throw error
+        } catch let error as SystemCallError where error.errno == ENOMEM {
+            throw .unsupported(
+                "\(byteCount / pageByteCount) huge pages of 2 MiB are needed and not free; raise "
+                    + "vm.nr_hugepages")
         } catch let error as SystemCallError {
             throw .system(error)
         } catch { throw .unsupported("\(error)") }
@@ -45,14 +50,17 @@ public enum PhysicalMemory {
         var found: [UInt64] = []
         for index in 0..<count {
             let page = unsafe mapping.base + index * Int(pageByteCount)
-            // Present before it is looked up.
-            _ = unsafe page.load(as: UInt8.self)
+            // Present before it is looked up; a plain load would be left out.
+            _ = unsafe nv_load64(page)
             var entry: UInt64 = 0
             let position = Int64(UInt(bitPattern: page) / 4096 * 8)
             let got = unsafe nv_pread(file.raw, &entry, 8, position)
             // Bit 63: present; bits 54:0: the page frame.
             let frame = entry & ((1 << 55) - 1)
-            guard got == 8, entry >> 63 == 1, frame != 0 else {
+            guard got == 8, entry >> 63 == 1 else {
+                throw VFIOError.unsupported("a huge page has no place in memory")
+            }
+            guard frame != 0 else {
                 throw VFIOError.unsupported(
                     "the kernel does not tell where memory lies; the opener needs CAP_SYS_ADMIN")
             }
