@@ -170,7 +170,10 @@ let package = Package(
         tests("VFIOTests", ["VFIO", "Linux", "CLinux", "TestSupport"]),
         tests(
             "DeviceOpenerTests",
-            ["DeviceOpener", "nvmed-opener", "DiskConfig", "Wire", "VFIO", "Linux", "TestSupport"]),
+            [
+                "DeviceOpener", "nvmed-opener", "DiskConfig", "Wire", "VFIO", "Systemd", "Linux",
+                "TestSupport",
+            ]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],

@@ -116,6 +116,8 @@ static int in_background(void *(*body)(void *), void *argument) {
     return -error;
 }
 
+int nv_run_in_background(void *(*body)(void *), void *argument) { return in_background(body, argument); }
+
 int nv_close_in_background(int fd) { return in_background(close_one, (void *)(intptr_t)fd); }
 
 int nv_close_within(int fd, int timeout_ms) {

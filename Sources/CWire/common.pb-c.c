@@ -1251,7 +1251,7 @@ const ProtobufCMessageDescriptor nvmed__v1__disk_info__descriptor =
   (ProtobufCMessageInit) nvmed__v1__disk_info__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__namespace_info__field_descriptors[7] =
+static const ProtobufCFieldDescriptor nvmed__v1__namespace_info__field_descriptors[8] =
 {
   {
     "nsid",
@@ -1337,6 +1337,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__namespace_info__field_descripto
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "refusal",
+    8,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__NamespaceInfo, refusal),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__namespace_info__field_indices_by_name[] = {
   1,   /* field[1] = block_byte_count */
@@ -1344,13 +1356,14 @@ static const unsigned nvmed__v1__namespace_info__field_indices_by_name[] = {
   4,   /* field[4] = eui64 */
   3,   /* field[3] = nguid */
   0,   /* field[0] = nsid */
+  7,   /* field[7] = refusal */
   5,   /* field[5] = uuid */
   6,   /* field[6] = write_protected */
 };
 static const ProtobufCIntRange nvmed__v1__namespace_info__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 7 }
+  { 0, 8 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor =
 {
@@ -1360,7 +1373,7 @@ const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor =
   "Nvmed__V1__NamespaceInfo",
   "nvmed.v1",
   sizeof(Nvmed__V1__NamespaceInfo),
-  7,
+  8,
   nvmed__v1__namespace_info__field_descriptors,
   nvmed__v1__namespace_info__field_indices_by_name,
   1,  nvmed__v1__namespace_info__number_ranges,

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The opener's socket and its connections: bounded in number, in messages, and in time.
+//
+// What is asked for may sleep in the kernel (a reset of a function, seconds), so that it is done in
+// threads of its own (`OpenerWork`): one device never waits for another.
 
 internal import DiskConfig
 internal import Linux
@@ -9,10 +12,14 @@ internal import Wire
 
 /// Bounds of the opener, each with its reason.
 enum OpenerLimits {
-    /// Connections at one time: every worker has one for a moment only.
-    static let connections = 64
+    /// Connections at one time: every worker has one while its device is opened, and at boot all
+    /// begin together.
+    static let connections = 256
     /// Connections of one user at one time: workers share a user, and strangers must not take all.
-    static let connectionsPerUser = 32
+    static let connectionsPerUser = 224
+    /// Requests that are worked on at one time, each in a thread: enough for others to go on while
+    /// some devices are being reset.
+    static let threads = 16
     /// Connections accepted in one turn of the loop.
     static let acceptsPerTurn = 16
     /// Messages of one connection in one turn.
@@ -59,6 +66,7 @@ final class Opener {
     private let actions: OpenerActions
     private let log: Log
     private let buffer = MessageBuffer()
+    private let work = OpenerWork(threads: OpenerLimits.threads)
     private var source: DescriptorSource?
     private var connections: [UInt64: OpenerConnection] = [:]
     private var lastConnection: UInt64 = 0
@@ -122,11 +130,11 @@ final class Opener {
         let number = lastConnection
         connections[number] = try OpenerConnection(
             fd, asker: asker, buffer: buffer, log: log,
-            answer: { [weak self] request, fds throws(WireError) in
+            answer: { [weak self] request, file async throws(WireError) in
                 guard let self else {
                     throw WireError(.shuttingDown, "the opener is leaving; try again")
                 }
-                return try answer(request, asker, &fds)
+                return try await answer(request, asker, file)
             },
             onEnd: { [weak self] in
                 self?.connections[number] = nil
@@ -138,12 +146,12 @@ final class Opener {
     // MARK: Requests
 
     private func answer(
-        _ request: OpenerRequest, _ asker: Asker, _ fds: inout ReceivedFDs
-    ) throws(WireError) -> OpenerAnswer {
+        _ request: OpenerRequest, _ asker: Asker, _ file: PassedFile?
+    ) async throws(WireError) -> OpenerAnswer {
         do throws(WireError) {
             try OpenerPolicy.authorise(asker, request.device)
             let device = try OpenerPolicy.find(request.device, in: configuration())
-            return try act(request, device, &fds)
+            return try await act(request, device, file)
         } catch {
             log.error("device \(request.device), process \(asker.pid): \(error.message)")
             throw error
@@ -151,35 +159,17 @@ final class Opener {
     }
 
     private func act(
-        _ request: OpenerRequest, _ device: OpenableDevice, _ fds: inout ReceivedFDs
-    ) throws(WireError) -> OpenerAnswer {
-        do throws(VFIOError) {
-            switch request {
-            case .openDevice(_, let reset):
-                let opened = try actions.open(device, reset)
-                log.notice(
-                    "device \(device.name): \(device.address) opened through "
-                        + "\(opened.interface.rawValue)" + (reset ? " after a reset" : ""))
-                return OpenerAnswer(
-                    reply: .deviceOpened(
-                        DeviceOpened(
-                            interface: opened.interface.onWire,
-                            addressSpace: opened.addressSpace, address: device.address)),
-                    descriptors: opened)
-            case .setInterruptAffinity:
-                let count = try actions.setAffinity(device)
-                log.info("device \(device.name): \(count) interrupts have their processors")
-                return OpenerAnswer(reply: .done)
-            case .translateMemory(_, let byteCount):
-                guard device.mode == .noiommu, let fd = fds.take(0) else {
-                    throw .unsupported("physical addresses are for IOMMU=noiommu only")
-                }
-                let addresses = try actions.translate(fd, byteCount)
-                return OpenerAnswer(
-                    reply: .translated(
-                        pageByteCount: PhysicalMemory.pageByteCount, addresses: addresses))
-            }
-        } catch {
+        _ request: OpenerRequest, _ device: OpenableDevice, _ file: PassedFile?
+    ) async throws(WireError) -> OpenerAnswer {
+        let actions = actions
+        let result = try await work.run(device.address) {
+            Self.perform(request, device, file, actions)
+        }
+        switch result {
+        case .success(let answer):
+            note(request, device, answer)
+            return answer
+        case .failure(let error):
             if case .notBound = error {
                 var log = log
                 log.device = device.name
@@ -188,20 +178,88 @@ final class Opener {
             throw WireError(.deviceFailed, error.description, device: device.name)
         }
     }
-}
 
-/// What goes back, with the descriptors that travel along.
-struct OpenerAnswer: ~Copyable {
-    var reply: OpenerReply
-    var descriptors: VFIODescriptors?
-
-    init(reply: OpenerReply) {
-        self.reply = reply
-        descriptors = nil
+    /// What a thread does.
+    private nonisolated static func perform(
+        _ request: OpenerRequest, _ device: OpenableDevice, _ file: PassedFile?,
+        _ actions: OpenerActions
+    ) -> Result<OpenerAnswer, VFIOError> {
+        do throws(VFIOError) {
+            switch request {
+            case .openDevice(_, let reset):
+                let opened = OpenedDevice(try actions.open(device, reset))
+                return .success(
+                    OpenerAnswer(
+                        reply: .deviceOpened(
+                            DeviceOpened(
+                                interface: opened.interface.onWire,
+                                addressSpace: opened.addressSpace, address: device.address)),
+                        device: opened))
+            case .setInterruptAffinity:
+                _ = try actions.setAffinity(device)
+                return .success(OpenerAnswer(reply: .done))
+            case .translateMemory(_, let byteCount):
+                guard device.mode == .noiommu, let file else {
+                    throw .unsupported("physical addresses are for IOMMU=noiommu only")
+                }
+                return .success(
+                    OpenerAnswer(
+                        reply: .translated(
+                            pageByteCount: PhysicalMemory.pageByteCount,
+                            addresses: try actions.translate(file.fd, byteCount))))
+            }
+        } catch { return .failure(error) }
     }
 
-    init(reply: OpenerReply, descriptors: consuming VFIODescriptors) {
-        self.reply = reply
+    private func note(
+        _ request: OpenerRequest, _ device: OpenableDevice, _ answer: OpenerAnswer
+    ) {
+        switch request {
+        case .openDevice(_, let reset):
+            log.notice(
+                "device \(device.name): \(device.address) opened through "
+                    + "\(answer.device?.interface.rawValue ?? "")"
+                    + (reset ? " after a reset" : ""))
+        case .setInterruptAffinity:
+            log.info("device \(device.name): its interrupts have their processors")
+        case .translateMemory: break
+        }
+    }
+}
+
+/// What goes back, with the device whose descriptors travel along.
+struct OpenerAnswer: Sendable {
+    var reply: OpenerReply
+    var device: OpenedDevice?
+}
+
+/// A descriptor that came with a request, on its way to a thread.
+final class PassedFile: Sendable {
+    let fd: OwnedFD
+    init(_ fd: consuming OwnedFD) { self.fd = fd }
+}
+
+/// A device that was opened, on its way to whoever asked. Should nobody take it, the last close is
+/// the opener's, may sleep in a reset, and is done in a thread.
+///
+/// It is made by one thread and then belongs to the loop's: nothing in it changes until it goes.
+final class OpenedDevice: @unchecked Sendable {
+    let interface: VFIOInterface
+    let addressSpace: UInt32
+    /// In the order of the protocol.
+    let raw: [CInt]
+    private var descriptors: VFIODescriptors?
+
+    init(_ descriptors: consuming VFIODescriptors) {
+        interface = descriptors.interface
+        addressSpace = descriptors.addressSpace
+        raw = descriptors.raw
         self.descriptors = consume descriptors
+    }
+
+    deinit {
+        let last = raw.last.flatMap { raw in try? OwnedFD.duplicate(ofRaw: raw) }
+        descriptors = nil
+        last?.closeInBackground()
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One connection of the opener: requests one after the other, each answered at once.
+// One connection of the opener: requests one after the other, none read before the last is answered.
 
 internal import Linux
 internal import Systemd
@@ -14,17 +14,19 @@ final class OpenerConnection {
     private let channel: Channel<OpenerProtocol>
     private let log: Log
     private let answer:
-        @Control (OpenerRequest, inout ReceivedFDs) throws(WireError) -> OpenerAnswer
+        @Control (OpenerRequest, PassedFile?) async throws(WireError) -> OpenerAnswer
     private var onEnd: (@Control () -> Void)?
     private var source: DescriptorSource?
     private var silence: Timer?
     private var lastRequestID: UInt64 = 0
+    /// The request that is being worked on.
+    private var work: Task<Void, Never>?
 
     /// Takes over a connected socket.
     init(
         _ fd: consuming OwnedFD, asker: Asker, buffer: MessageBuffer, log: Log,
         answer:
-            @escaping @Control (OpenerRequest, inout ReceivedFDs) throws(WireError) -> OpenerAnswer,
+            @escaping @Control (OpenerRequest, PassedFile?) async throws(WireError) -> OpenerAnswer,
         onEnd: @escaping @Control () -> Void
     ) throws(SystemCallError) {
         self.asker = asker
@@ -35,12 +37,18 @@ final class OpenerConnection {
         source = try EventLoop.current.watch(channel.fd, .readable) { [weak self] _ in
             self?.serve()
         }
+        try awaitWords()
+    }
+
+    private func awaitWords() throws(SystemCallError) {
         silence = try EventLoop.current.after(nanoseconds: OpenerLimits.silenceNanoseconds) {
             [weak self] in self?.end()
         }
     }
 
     private func serve() {
+        // While a request is worked on, the only thing to hear is that nobody waits for it any more.
+        guard work == nil else { return end() }
         do throws(ChannelError) {
             for _ in 0..<OpenerLimits.messagesPerTurn {
                 switch try channel.receive() {
@@ -54,6 +62,7 @@ final class OpenerConnection {
                     try handle(envelope, &message.fds)
                     // Whoever does not read its answers does not get more of them.
                     if channel.wantsWrite { return end() }
+                    if work != nil { return }
                 }
             }
         } catch {
@@ -82,31 +91,43 @@ final class OpenerConnection {
                 error: WireError(
                     .deadlineExceeded, "the deadline passed", field: "deadline_ns"), to: id)
         }
-        do throws(WireError) {
-            let done = try answer(request, &fds)
-            try send(done, id)
-        } catch {
-            try channel.send(error: error, to: id)
+        var file: PassedFile?
+        if let fd = fds.take(0) { file = PassedFile(fd) }
+        begin(request, id, file)
+    }
+
+    private func begin(_ request: OpenerRequest, _ id: UInt64, _ file: PassedFile?) {
+        silence?.cancel()
+        silence = nil
+        // Hanging up is told all the same.
+        try? source?.setEvents([])
+        let answer = answer
+        work = EventLoop.current.task { [weak self] in
+            let outcome: Result<OpenerAnswer, WireError>
+            do throws(WireError) {
+                outcome = .success(try await answer(request, file))
+            } catch {
+                outcome = .failure(error)
+            }
+            self?.finish(id, outcome)
         }
     }
 
-    private func send(_ answer: consuming OpenerAnswer, _ id: UInt64) throws(WireError) {
-        let reply = answer.reply
-        var raw: [CInt] = []
-        let descriptors = answer.descriptors.take()
-        if let descriptors {
-            raw = descriptors.raw
-            try deliver(reply, id, raw)
-            return
-        }
-        try deliver(reply, id, raw)
-    }
-
-    private func deliver(_ reply: OpenerReply, _ id: UInt64, _ raw: [CInt]) throws(WireError) {
-        do throws(ChannelError) {
-            try channel.send(reply: reply, to: id, fds: raw)
+    private func finish(_ id: UInt64, _ outcome: Result<OpenerAnswer, WireError>) {
+        guard work != nil else { return }
+        work = nil
+        do {
+            switch outcome {
+            case .success(let answer):
+                try channel.send(reply: answer.reply, to: id, fds: answer.device?.raw ?? [])
+            case .failure(let error): try channel.send(error: error, to: id)
+            }
+            guard !channel.wantsWrite else { return end() }
+            try source?.setEvents(.readable)
+            try awaitWords()
         } catch {
-            throw WireError(.internalError, error.description)
+            log.warning("process \(asker.pid): the connection ended: \(error)")
+            end()
         }
     }
 
@@ -116,6 +137,8 @@ final class OpenerConnection {
         source = nil
         silence?.cancel()
         silence = nil
+        work?.cancel()
+        work = nil
         channel.shutdown()
         let tell = onEnd
         onEnd = nil

@@ -4,6 +4,11 @@
 internal import CLinux
 
 extension OwnedFD {
+    /// A second descriptor of an open file that is known by its number only.
+    public static func duplicate(ofRaw raw: CInt) throws(SystemCallError) -> OwnedFD {
+        OwnedFD(adopting: try checked("dup", nv_dup_cloexec(raw)))
+    }
+
     /// Closes in a thread of its own: the last close of a VFIO device may reset the function, which
     /// takes up to seconds. Without a thread it is closed here.
     public consuming func closeInBackground() {

@@ -45,8 +45,12 @@ public enum Files {
         return String(decoding: buffer[0..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    /// Whether there is something of this name; links are followed.
-    public static func exists(_ path: String) -> Bool { unsafe access(path, F_OK) == 0 }
+    /// Whether there is something of this name; links are followed. It may be something that may
+    /// not be opened: access(2) would say that a node is not there which DeviceAllow= forbids.
+    public static func exists(_ path: String) -> Bool {
+        var status = stat()
+        return unsafe stat(path, &status) == 0
+    }
 
     /// The number of a device node: `b259:0` of a block device, `c10:196` of another; nil when the
     /// path is no node. Links are followed.

@@ -40,7 +40,7 @@ enum Paging {
 
     static func cost(_ namespace: NamespaceInfo) -> Int {
         36 + namespace.identity.nguid.count + namespace.identity.eui64.count
-            + namespace.identity.uuid.count
+            + namespace.identity.uuid.count + (namespace.refusal?.utf8.count ?? 0)
     }
 
     static func cost(_ disk: DiskEntry) -> Int {

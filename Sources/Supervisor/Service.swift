@@ -197,7 +197,9 @@ final class Service {
         case .success(let place):
             entry.device = place.device.name
             entry.nsid = place.nsid
-            if let namespace = place.namespace {
+            if let refusal = place.namespace?.refusal {
+                entry.problem = "namespace \(place.nsid) is not served: \(refusal)"
+            } else if let namespace = place.namespace {
                 entry.blockByteCount = namespace.blockByteCount
                 entry.blockCount = namespace.blockCount
             }

@@ -232,23 +232,40 @@ struct DeviceOpening {
         } catch { return error }
     }
 
+    /// How long a group that is in use is waited for: whoever had the device last may be closing it
+    /// in a reset, a hundred milliseconds or two.
+    private static let busyPatienceNanoseconds: UInt64 = 5_000_000_000
+    /// How often it is looked at meanwhile: the kernel tells nobody when a group becomes free.
+    private static let busyPollMilliseconds: Int32 = 50
+
     private func open(_ path: String) throws(VFIOError) -> OwnedFD {
-        do throws(SystemCallError) {
-            return try kernel.open(path)
-        } catch {
-            let hint: String
-            switch error.errno {
-            case EBUSY:
-                throw .unsupported(
-                    "\(path) is in use by another process; only one may have a group")
-            case EACCES: hint = "its owner, root, needs mode 0600"
-            case EPERM where path.hasPrefix("/dev/vfio/noiommu-"):
-                hint = "without an IOMMU nvmed-opener.service needs CAP_SYS_RAWIO; see its comment"
-            case EPERM: hint = "DeviceAllow= of nvmed-opener.service does not name it"
-            default: throw .system(error)
+        let deadline = MonotonicClock.nowNanoseconds &+ Self.busyPatienceNanoseconds
+        while true {
+            do throws(SystemCallError) {
+                return try kernel.open(path)
+            } catch {
+                guard error.errno == EBUSY, MonotonicClock.nowNanoseconds < deadline else {
+                    throw refusal(path, error)
+                }
             }
-            throw .unsupported("\(error) (\(hint))")
+            _ = poll(nil, 0, Self.busyPollMilliseconds)
         }
+    }
+
+    private func refusal(_ path: String, _ error: SystemCallError) -> VFIOError {
+        let hint: String
+        switch error.errno {
+        case EBUSY:
+            return .unsupported(
+                "\(path) is in use by another process, and only one may have a group; "
+                    + "nvmectl device unbind --dry-run says which")
+        case EACCES: hint = "its owner, root, needs mode 0600"
+        case EPERM where path.hasPrefix("/dev/vfio/noiommu-"):
+            hint = "without an IOMMU nvmed-opener.service needs CAP_SYS_RAWIO; see its comment"
+        case EPERM: hint = "DeviceAllow= of nvmed-opener.service does not name it"
+        default: return .system(error)
+        }
+        return .unsupported("\(error) (\(hint))")
     }
 
     @discardableResult

@@ -149,6 +149,7 @@ extension NamespaceInfo {
         writer.bytes(5, identity.eui64)
         writer.bytes(6, identity.uuid)
         writer.flag(7, writeProtected)
+        writer.text(8, refusal)
     }
 
     init(_ c: UnsafePointer<Nvmed__V1__NamespaceInfo>) throws(WireError) {
@@ -157,7 +158,8 @@ extension NamespaceInfo {
             blockByteCount: c.pointee.block_byte_count, blockCount: c.pointee.block_count,
             identity: try NamespaceIdentity(
                 c.pointee.nguid, c.pointee.eui64, c.pointee.uuid, "namespace"),
-            writeProtected: c.pointee.write_protected != 0)
+            writeProtected: c.pointee.write_protected != 0,
+            refusal: c.pointee.refusal == nil ? nil : Field.text(c.pointee.refusal))
     }
 }
 

@@ -131,16 +131,20 @@ public struct NamespaceInfo: Sendable, Hashable {
     public var identity: NamespaceIdentity
     /// It is write protected.
     public var writeProtected: Bool
+    /// Why it is not served; nil: it is.
+    public var refusal: String?
     /// Describes a namespace.
     public init(
         nsid: UInt32, blockByteCount: UInt32, blockCount: UInt64,
-        identity: NamespaceIdentity = NamespaceIdentity(), writeProtected: Bool = false
+        identity: NamespaceIdentity = NamespaceIdentity(), writeProtected: Bool = false,
+        refusal: String? = nil
     ) {
         self.nsid = nsid
         self.blockByteCount = blockByteCount
         self.blockCount = blockCount
         self.identity = identity
         self.writeProtected = writeProtected
+        self.refusal = refusal
     }
 }
 

@@ -29,6 +29,9 @@ public enum WireLimits {
     public static let unmapRangeCount = 256
     /// The most namespaces told of one device: they fit one message.
     public static let namespaceCount = 128
+    /// The most bytes that the reasons why namespaces of one device are not served take together:
+    /// they fit the same message.
+    public static let refusalsByteCount = 4 << 10
     /// The most entries of one page of a list.
     public static let pageEntryCount = 256
     /// The bytes that the entries of one page may take, which leaves room for the envelope.

@@ -176,10 +176,31 @@ extension DeviceService {
                 unsafe controller.engine(queue).pointee.completed == completed
             else { continue }
             counters.missedInterrupts += 1
-            log.warning(
-                "a completion came without an interrupt; continuing",
-                id: .missedInterrupt, queue: UInt16(clamping: queue + 1))
+            accuse(queue)
             reap(queue)
+        }
+    }
+
+    /// The answer is taken; whether its interrupt was lost or only late, on a machine that is short
+    /// of processors, the next while tells: one that is late still comes.
+    private func accuse(_ queue: Int) {
+        guard accused[queue] == nil, interruptCounts.indices.contains(queue) else { return }
+        accused[queue] = interruptCounts[queue]
+        guard accused.count == 1 else { return }
+        if accusationTimer == nil {
+            accusationTimer = try? loop.timer(priority: .low) { [weak self] in self?.judge() }
+        }
+        accusationTimer?.arm(after: WorkerLimits.lateInterruptNanoseconds)
+    }
+
+    private func judge() {
+        let accused = accused
+        self.accused = [:]
+        for (queue, count) in accused.sorted(by: { $0.key < $1.key })
+        where interruptCounts.indices.contains(queue) && interruptCounts[queue] == count {
+            log.warning(
+                "a completion came without an interrupt, and none came later; continuing",
+                id: .missedInterrupt, queue: UInt16(clamping: queue + 1))
         }
     }
 

@@ -102,6 +102,11 @@ final class DeviceService {
     /// Queues with an answer and no interrupt, with what they had completed when that was seen.
     var suspects: [Int: UInt64] = [:]
     var suspectTimer: Timer?
+    /// Interrupts of each queue.
+    private(set) var interruptCounts: [UInt64] = []
+    /// Queues whose answers were found before their interrupt, with their interrupts at that time.
+    var accused: [Int: UInt64] = [:]
+    var accusationTimer: Timer?
     var tickIsArmed = false
     var settleIsScheduled = false
     private var watches: [DescriptorWatch] = []
@@ -240,6 +245,7 @@ final class DeviceService {
         failure = nil
         waiting = Array(repeating: [], count: controller.queueCount)
         aborts = Array(repeating: [:], count: controller.queueCount)
+        interruptCounts = Array(repeating: 0, count: controller.queueCount)
         cancels = []
         keep(config, controller)
         step(.started, "")
@@ -313,7 +319,7 @@ final class DeviceService {
         let namespaces = controller.namespaces.values.sorted { $0.namespaceID < $1.namespaceID }
         return DeviceReady(
             controller: ControllerInfo(controller),
-            namespaces: namespaces.prefix(WireLimits.namespaceCount).map(\.onWire),
+            namespaces: NVMeDriver.NamespaceInfo.onWire(namespaces),
             bringUpNanoseconds: controller.bringUpNanoseconds, generation: generation)
     }
 
@@ -380,6 +386,8 @@ final class DeviceService {
         healthTimer?.disarm()
         suspectTimer?.disarm()
         suspects = [:]
+        accusationTimer?.disarm()
+        accused = [:]
         tickIsArmed = false
     }
 
@@ -388,6 +396,7 @@ final class DeviceService {
         counters.interrupts += 1
         if raw == controller.adminInterrupt { takeAdminEvents() }
         for index in 0..<controller.queueCount where controller.interrupt(index) == raw {
+            if interruptCounts.indices.contains(index) { interruptCounts[index] &+= 1 }
             reap(index)
         }
     }

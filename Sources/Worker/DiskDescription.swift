@@ -15,7 +15,21 @@ extension NVMeDriver.NamespaceInfo {
     var onWire: Wire.NamespaceInfo {
         Wire.NamespaceInfo(
             nsid: namespaceID, blockByteCount: blockByteCount, blockCount: blockCount,
-            identity: identity, writeProtected: isWriteProtected)
+            identity: identity, writeProtected: isWriteProtected, refusal: refusal)
+    }
+
+    /// Several for one message: when the reasons for refusals become too long together, the rest
+    /// only says that there is one. The inspection tree has them all.
+    static func onWire(_ all: some Sequence<NVMeDriver.NamespaceInfo>) -> [Wire.NamespaceInfo] {
+        var left = WireLimits.refusalsByteCount
+        return all.prefix(WireLimits.namespaceCount).map { namespace in
+            var info = namespace.onWire
+            if let refusal = info.refusal {
+                left -= refusal.utf8.count
+                if left < 0 { info.refusal = "see nvmectl inspect" }
+            }
+            return info
+        }
     }
 
     /// Whether somebody who had `other` open can go on with this one.

@@ -43,6 +43,9 @@ enum WorkerLimits {
     /// How long an answer may be there before its interrupt: more than any device coalesces by
     /// default (Base Specification 2.0, 5.27.1.6: in units of 100 microseconds).
     static let interruptPatienceNanoseconds: UInt64 = 2_000_000
+    /// How long an interrupt may come after its answer was found before it is said to be lost: more
+    /// than a machine that runs anything at all keeps a processor from it.
+    static let lateInterruptNanoseconds: UInt64 = 2_000_000_000
     /// I/O that takes longer is taken to be lost, unless the configuration says otherwise.
     static let ioTimeoutMilliseconds: UInt32 = 30_000
     /// How often the loop looks for lost interrupts while something is with the device, at most.

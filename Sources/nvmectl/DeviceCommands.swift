@@ -84,18 +84,21 @@ struct DeviceCommand: ParsableCommand {
             ] + (device.health.map(lines) ?? []))
         guard !device.namespaces.isEmpty else { return lines }
         let table = Text.table(
-            ["NAMESPACE", "SIZE", "BLOCK", "NGUID", "EUI64", "UUID"],
-            device.namespaces.map {
-                [
-                    "\($0.nsid)",
-                    Text.size(
-                        $0.blockCount.multipliedReportingOverflow(by: UInt64($0.blockByteCount))
-                            .partialValue),
-                    "\($0.blockByteCount)", Text.hex($0.identity.nguid),
-                    Text.hex($0.identity.eui64), Text.hex($0.identity.uuid),
-                ]
-            })
+            ["NAMESPACE", "SIZE", "BLOCK", "NGUID", "EUI64", "UUID", "NOT SERVED"],
+            device.namespaces.map { row($0) })
         return "\(lines)\n\n\(table)"
+    }
+
+    private static func row(_ namespace: NamespaceInfo) -> [String] {
+        let size = namespace.blockCount.multipliedReportingOverflow(
+            by: UInt64(namespace.blockByteCount))
+        let isServed = namespace.refusal == nil
+        return [
+            "\(namespace.nsid)", isServed ? Text.size(size.partialValue) : "-",
+            isServed ? "\(namespace.blockByteCount)" : "-", Text.hex(namespace.identity.nguid),
+            Text.hex(namespace.identity.eui64), Text.hex(namespace.identity.uuid),
+            namespace.refusal ?? "",
+        ]
     }
 
     static func json(_ device: DeviceInfo) -> JSON {
@@ -152,6 +155,7 @@ struct DeviceCommand: ParsableCommand {
             ("eui64", .text(Text.hex(namespace.identity.eui64))),
             ("uuid", .text(Text.hex(namespace.identity.uuid))),
             ("write_protected", .bool(namespace.writeProtected)),
+            ("refusal", .text(namespace.refusal ?? "")),
         ])
     }
 }

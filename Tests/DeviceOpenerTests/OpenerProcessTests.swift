@@ -154,7 +154,7 @@ struct OpenerProcessTests {
     func manyConnections() throws {
         let opener = try OpenerProcess(Self.files)
         var held: [Channel<OpenerProtocol>] = []
-        for _ in 0..<64 {
+        for _ in 0..<256 {
             let channel = try channel(opener)
             try channel.send(request: .setInterruptAffinity(name: "nobody"))
             #expect(try next(channel).hasPrefix("not-found"))

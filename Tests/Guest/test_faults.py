@@ -166,6 +166,8 @@ def test_many_controllers_and_namespaces(guest):
         for disk in ("fa3", "fa4"):
             error = refused(guest, io("read", disk).split(" --pattern")[0], "8 bytes of metadata")
             check(error["code"] == "not-supported", str(error))
+            listed = {one["name"]: one for one in guest.expect("nvmectl disk list --output json").json["disks"]}[disk]
+            check("8 bytes of metadata" in (listed["problem"] or ""), f"the list says: {listed}")
         before = pids(guest)
         verify_all(guest)
         check(pids(guest) == before, "a worker was replaced")
@@ -376,19 +378,20 @@ def repaired(guest, disk):
 
 @seconds_limit(240)
 def test_memory_limits(guest):
-    """Too little locked memory for a worker: that is said by name, and only this device fails"""
+    """Too little locked memory, or memory, for a worker: that is said by name, and only this device fails"""
     serve(guest)
-    with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
-        with drop_in(guest, "nvmed-worker@fc.service", "LimitMEMLOCK=1M"):
+    for setting, pattern in (("LimitMEMLOCK=1M", "LimitMEMLOCK="), ("MemoryMax=12M", "ended|oom")):
+        with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
+            with drop_in(guest, "nvmed-worker@fc.service", setting):
+                stop_worker(guest, "fc")
+                broken(guest, "fc1", pattern, cursor)
             stop_worker(guest, "fc")
-            broken(guest, "fc1", "LimitMEMLOCK=", cursor)
-        stop_worker(guest, "fc")
-        repaired(guest, "fc1")
+            repaired(guest, "fc1")
 
 
 @seconds_limit(240)
 def test_no_permission(guest):
-    """A device node that may not be opened: said by name, with its mode, and repaired alone"""
+    """A device node that may not be opened, by its mode or the opener's sandbox: said by name, repaired alone"""
     serve(guest)
     group = guest.expect(f"basename $(readlink /sys/bus/pci/devices/{guest.fault_addresses['fc']}/iommu_group)").text
     with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
@@ -398,6 +401,12 @@ def test_no_permission(guest):
             broken(guest, "fc1", f"/dev/vfio/{group}: Permission denied .*mode", cursor)
         finally:
             guest.expect(f"chmod 600 /dev/vfio/{group}")
+        repaired(guest, "fc1")
+        with drop_in(guest, "nvmed-opener.service", "DeviceAllow=\nDeviceAllow=/dev/null rw"):
+            guest.expect("systemctl stop nvmed-opener.service")
+            stop_worker(guest, "fc")
+            broken(guest, "fc1", "/dev/vfio/.*Operation not permitted.*DeviceAllow", cursor)
+            guest.expect("systemctl stop nvmed-opener.service")
         repaired(guest, "fc1")
 
 

@@ -74,6 +74,22 @@ struct ServiceTests {
         }
     }
 
+    @Test("the list says why a namespace that is there is not served")
+    func refusedNamespace() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            units.worker("a").namespaces[0].refusal = "its format has 8 bytes of metadata a block"
+            let service = try await Service.example(units)
+            _ = try await service.openDisk("root", .readOnly, .root)
+
+            let listed = try service.listDisks(name: "root", after: nil, .root).entries[0]
+
+            #expect(listed.problem.contains("namespace 1 is not served: its format has 8 bytes"))
+            #expect(listed.blockCount == 0)
+            #expect(listed.nsid == 1)
+        }
+    }
+
     @Test("a shared disk has several writers")
     func shared() async throws {
         try await onLoop {

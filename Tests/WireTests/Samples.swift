@@ -54,7 +54,8 @@ enum Samples {
 
     static let namespace = NamespaceInfo(
         nsid: 3, blockByteCount: 512, blockCount: 1000,
-        identity: NamespaceIdentity(nguid: nguid, eui64: eui64, uuid: uuid), writeProtected: true)
+        identity: NamespaceIdentity(nguid: nguid, eui64: eui64, uuid: uuid), writeProtected: true,
+        refusal: "it has metadata")
 
     static var device: DeviceInfo {
         var device = DeviceInfo(name: "nvme0", state: .failed)

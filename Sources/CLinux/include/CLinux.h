@@ -121,6 +121,8 @@ int nv_pidfd_open(int32_t pid);
 int nv_pidfd_kill(int pidfd, int signal);
 int nv_gettid(void);
 int nv_set_affinity(int cpu);
+// Runs `body` in a detached thread that takes no signals.
+int nv_run_in_background(void *_Nullable (*_Nonnull body)(void *_Nullable), void *_Nullable argument);
 int nv_set_thread_name(const char *_Nonnull name);
 uint64_t nv_monotonic_ns(void);
 int nv_raise_nofile_limit(uint64_t wanted);

@@ -492,10 +492,14 @@ struct  Nvmed__V1__NamespaceInfo
    */
   protobuf_c_boolean has_write_protected;
   protobuf_c_boolean write_protected;
+  /*
+   * Why it is not served, in English. Absent: it is.
+   */
+  char *refusal;
 };
 #define NVMED__V1__NAMESPACE_INFO__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__namespace_info__descriptor) \
-    , 0, 0, 0, 0, 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0, 0 }
+    , 0, 0, 0, 0, 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0, 0, NULL }
 
 
 /*
