@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One connection of the opener: requests one after the other, none read before the last is answered.
+// One connection of the opener: requests one after the other, each read when the last is answered.
 
 internal import Linux
 internal import Systemd
@@ -47,7 +47,7 @@ final class OpenerConnection {
     }
 
     private func serve() {
-        // While a request is worked on, the only thing to hear is that nobody waits for it any more.
+        // While a request is worked on, all there is to hear is that nobody waits for it any more.
         guard work == nil else { return end() }
         do throws(ChannelError) {
             for _ in 0..<OpenerLimits.messagesPerTurn {
