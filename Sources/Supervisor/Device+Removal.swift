@@ -26,12 +26,17 @@ extension Device {
     func reconsiderHardware() {
         switch state {
         case .absent, .retrying, .failed, .removed:
-            removal?.cancel()
-            removal = nil
-            hardware?.letGo()
-            hardware = nil
+            letGoOfHardware()
         case .starting, .ready, .draining, .recovering: break
         }
+    }
+
+    /// Closes what is held of the device.
+    func letGoOfHardware() {
+        removal?.cancel()
+        removal = nil
+        hardware?.letGo()
+        hardware = nil
     }
 
     /// The kernel wants the device back. The worker hears it too, and has a moment.

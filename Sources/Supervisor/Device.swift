@@ -197,6 +197,8 @@ final class Device {
             // The same answer once more, with the descriptors.
             return (found, try await link.loadDriver(known, deadline).fds)
         }
+        // It has nothing of a predecessor, and will open the device, which nobody else may hold.
+        if found.state == .absent { letGoOfHardware() }
         let (ready, fds) = try await link.loadDriver(config, deadline)
         found.ready = ready
         found.state = .ready

@@ -143,7 +143,11 @@ final class DeviceKeeper {
                 let descriptors = Self.descriptors(told, answer)
             else { throw WireError(.internalError, "the opener answered something else") }
             return descriptors
-        } catch { throw .device(.unsupported(error.message)) }
+        } catch {
+            // The opener's words, which begin as ours would.
+            let words = error.message.trimmingPrefix("not usable: ")
+            throw .device(.unsupported(String(words)))
+        }
     }
 
     private static func descriptors(

@@ -380,7 +380,7 @@ def repaired(guest, disk):
 def test_memory_limits(guest):
     """Too little locked memory, or memory, for a worker: that is said by name, and only this device fails"""
     serve(guest)
-    for setting, pattern in (("LimitMEMLOCK=1M", "LimitMEMLOCK="), ("MemoryMax=12M", "ended|oom")):
+    for setting, pattern in (("LimitMEMLOCK=1M", "LimitMEMLOCK="), ("MemoryMax=12M", "ended|died")):
         with leaks.none(guest), load(guest, "fb1"), others_undisturbed(guest, "fc") as cursor:
             with drop_in(guest, "nvmed-worker@fc.service", setting):
                 stop_worker(guest, "fc")
