@@ -977,7 +977,7 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   (ProtobufCMessageInit) nvmed__v1__worker_envelope__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[14] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[16] =
 {
   {
     "name",
@@ -1147,11 +1147,36 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptor
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "spin_ns",
+    15,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__DeviceConfig, has_spin_ns),
+    offsetof(Nvmed__V1__DeviceConfig, spin_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "data_affinity",
+    16,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__DeviceConfig, n_data_affinity),
+    offsetof(Nvmed__V1__DeviceConfig, data_affinity),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   2,   /* field[2] = address */
   8,   /* field[8] = admin_timeout_ms */
   10,   /* field[10] = always_reset */
+  15,   /* field[15] = data_affinity */
   11,   /* field[11] = interrupt_affinity */
   7,   /* field[7] = io_timeout_ms */
   9,   /* field[9] = iommu */
@@ -1162,12 +1187,13 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   6,   /* field[6] = pool_byte_count */
   3,   /* field[3] = queue_count */
   4,   /* field[4] = queue_depth */
+  14,   /* field[14] = spin_ns */
   1,   /* field[1] = transport */
 };
 static const ProtobufCIntRange nvmed__v1__device_config__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 14 }
+  { 0, 16 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
 {
@@ -1177,7 +1203,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
   "Nvmed__V1__DeviceConfig",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceConfig),
-  14,
+  16,
   nvmed__v1__device_config__field_descriptors,
   nvmed__v1__device_config__field_indices_by_name,
   1,  nvmed__v1__device_config__number_ranges,

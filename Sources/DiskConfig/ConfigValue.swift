@@ -70,6 +70,23 @@ public enum ConfigValue {
         return total
     }
 
+    /// How long a thread spins, in nanoseconds: `off`, `always`, or at most a second: `50us`, `1ms`.
+    public static func spinNanoseconds(_ text: String) -> UInt64? {
+        switch text {
+        case "off", "0": return 0
+        case "always": return .max
+        default: break
+        }
+        let units: [(String, UInt64)] = [
+            ("us", 1_000), ("ms", 1_000_000), ("ns", 1), ("s", 1_000_000_000),
+        ]
+        guard let unit = units.first(where: { text.hasSuffix($0.0) }),
+            let count = decimal(text.dropLast(unit.0.count)), let time = product(count, unit.1),
+            time <= 1_000_000_000
+        else { return nil }
+        return time
+    }
+
     private static func product(_ a: UInt64, _ b: UInt64) -> UInt64? {
         let (value, overflow) = a.multipliedReportingOverflow(by: b)
         return overflow ? nil : value

@@ -42,6 +42,11 @@ public struct ConfiguredDevice: Sendable, Hashable {
     /// `InterruptAffinity=`: the processors that its interrupts go to, rising; empty: the kernel's
     /// choice.
     public var interruptAffinity: [UInt32] = []
+    /// `Spin=`: nanoseconds that a data thread looks for work in vain before it sleeps.
+    public var spinNanoseconds: UInt64?
+    /// `DataAffinity=`: the processors that the data threads stay on, in turn; empty: the kernel's
+    /// choice.
+    public var dataAffinity: [UInt32] = []
     /// `Size=`: bytes of a null device.
     public var byteCount: UInt64?
     /// `BlockSize=`: bytes of a logical block of a null device.

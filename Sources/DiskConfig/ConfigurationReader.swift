@@ -198,7 +198,7 @@ struct ConfigurationReader {
             known: [
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
                 "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio", "IOMMU", "nvme_always_flr",
-                "InterruptAffinity", "Size", "BlockSize",
+                "InterruptAffinity", "Spin", "DataAffinity", "Size", "BlockSize",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -219,6 +219,11 @@ struct ConfigurationReader {
         device.interruptAffinity =
             keys.value(
                 "InterruptAffinity", "a list of processors like 0-3,8", ConfigValue.processors)
+            ?? []
+        device.spinNanoseconds = keys.value(
+            "Spin", "off, always, or a time of at most 1s like 50us", ConfigValue.spinNanoseconds)
+        device.dataAffinity =
+            keys.value("DataAffinity", "a list of processors like 2,3", ConfigValue.processors)
             ?? []
         device.byteCount = keys.byteCount("Size", (1 << 20)...(1 << 60))
         device.blockByteCount = keys.value(

@@ -235,6 +235,19 @@ extension Engine {
         }
     }
 
+    /// Whether a command that is with the device, or a request that will become one, points at a
+    /// region.
+    public func uses(region: UInt32) -> Bool {
+        var isUsed = false
+        queue.forEachInFlight { _, command in if command.region == region { isUsed = true } }
+        for index in 0..<RequestRecords.capacity where !isUsed {
+            let record = requests.load(index)
+            isUsed =
+                record.state == RequestRecords.stateActive && record.command.region == region
+        }
+        return isUsed
+    }
+
     /// Issues no more commands of a request: what is left of it ends as aborted (Command Abort
     /// Requested) when those with the device have ended.
     public mutating func stopIssuing(session: UInt32, token: UInt64) {

@@ -74,7 +74,7 @@ public struct Engine: ~Copyable {
     }
 
     @inline(__always)
-    private mutating func submitOne(_ request: UnsafePointer<IORequest>) -> SubmitResult {
+    mutating func submitOne(_ request: UnsafePointer<IORequest>) -> SubmitResult {
         guard let slot = queue.nextFreeSlot() else { return .full }
         let blocks = unsafe request.pointee.blockCount
         let operation = unsafe request.pointee.operation

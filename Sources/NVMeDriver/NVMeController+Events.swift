@@ -47,7 +47,9 @@ extension NVMeController {
     private func abortEnded(_ answer: AdminAnswer) -> AdminEvent {
         let queue = Int(answer.token >> 16 & 0xFFFF)
         let commandID = UInt16(truncatingIfNeeded: answer.token)
-        if queue < queueCount { unsafe engine(queue).pointee.queue.letGo(commandID) }
+        if queue < queueCount {
+            exclusively(queue) { unsafe engine(queue).pointee.queue.letGo(commandID) }
+        }
         return .abortFinished(
             queue: queue, commandID: commandID,
             // Bit 0 of dword 0 set: not aborted (Base Specification 2.0, 5.1).

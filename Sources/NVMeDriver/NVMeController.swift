@@ -47,6 +47,10 @@ public final class NVMeController {
     /// A request for the health page is with the device.
     var healthIsRequested = false
 
+    /// Runs something while nobody else touches a queue; where data threads have queues, whoever
+    /// started them sets it.
+    public var exclusively: (_ queue: Int, _ body: () -> Void) -> Void = { _, body in body() }
+
     /// Namespaces beyond this are left out: each costs three admin commands at start.
     public static let maxNamespaces = 1024
 

@@ -67,6 +67,8 @@ extension DeviceConfig {
         nullByteCount = device.byteCount
         nullBlockByteCount = device.blockByteCount
         interruptAffinity = Array(device.interruptAffinity.prefix(WireLimits.processorCount))
+        spinNanoseconds = device.spinNanoseconds
+        dataAffinity = Array(device.dataAffinity.prefix(WireLimits.processorCount))
     }
 }
 

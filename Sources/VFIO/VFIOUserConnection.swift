@@ -23,6 +23,8 @@ struct VFIOUserMessage: ~Copyable {
 /// Sends and receives whole messages over a stream that may deliver any number of bytes at a time.
 struct VFIOUserConnection: ~Copyable {
     let fd: OwnedFD
+    /// The same socket, for sending: data threads send doorbells while another thread receives.
+    private let outgoing: VFIOUserSender
     private var buffer: [UInt8] = []
     /// The first unread byte of `buffer`.
     private var start = 0
@@ -33,36 +35,14 @@ struct VFIOUserConnection: ~Copyable {
     private let chunk: Mapping
 
     init(fd: consuming OwnedFD) throws(SystemCallError) {
-        self.fd = fd
+        let outgoing = VFIOUserSender(try fd.duplicate())
         chunk = try Mapping(anonymous: 65536)
+        self.fd = fd
+        self.outgoing = outgoing
     }
 
-    /// Sends a whole message, waiting for room until the deadline (CLOCK_MONOTONIC ns).
-    ///
-    /// The descriptors travel with the first byte. A message that was sent in part when the
-    /// deadline passes has broken the stream for good, hence `gone`.
-    func send(
-        _ message: [UInt8], fds: [CInt], deadline: UInt64, operation: String
-    ) throws(VFIOError) {
-        var sent = 0
-        while sent < message.count {
-            do {
-                sent += try unsafe message.withUnsafeBufferPointer {
-                    bytes throws(SystemCallError) in
-                    let rest = unsafe UnsafeRawBufferPointer(
-                        rebasing: UnsafeRawBufferPointer(bytes)[sent...])
-                    return try unsafe UnixSocket.send(
-                        fd, rest, fds: sent == 0 ? fds : [], nonblocking: true)
-                }
-            } catch {
-                guard error.errno == Errno.again else { throw Self.translate(error) }
-                let left = Self.millisecondsLeft(until: deadline)
-                guard left > 0, try wait(writable: true, milliseconds: left) else {
-                    throw .gone("\(operation): the server stopped reading")
-                }
-            }
-        }
-    }
+    /// Sends messages, from any thread.
+    var sender: VFIOUserSender { outgoing }
 
     /// The next whole message, or nil when none is there before the deadline.
     mutating func receive(deadline: UInt64) throws(VFIOError) -> VFIOUserMessage? {
@@ -70,7 +50,7 @@ struct VFIOUserConnection: ~Copyable {
             if let message = try parse() { return message }
             let left = Self.millisecondsLeft(until: deadline)
             guard try fill() else {
-                guard left > 0, try wait(writable: false, milliseconds: left) else { return nil }
+                guard left > 0, try waitReadable(milliseconds: left) else { return nil }
                 continue
             }
         }
@@ -124,12 +104,9 @@ struct VFIOUserConnection: ~Copyable {
             id: id, command: command, flags: flags, error: error, body: body, fd: pendingFD.take())
     }
 
-    private func wait(writable: Bool, milliseconds: Int) throws(VFIOError) -> Bool {
+    private func waitReadable(milliseconds: Int) throws(VFIOError) -> Bool {
         do throws(SystemCallError) {
-            let limit = Int32(clamping: milliseconds)
-            return writable
-                ? try fd.waitWritable(timeoutMilliseconds: limit)
-                : try fd.waitReadable(timeoutMilliseconds: limit)
+            return try fd.waitReadable(timeoutMilliseconds: Int32(clamping: milliseconds))
         } catch {
             throw .system(error)
         }
@@ -141,7 +118,7 @@ struct VFIOUserConnection: ~Copyable {
         return Int(clamping: (deadline - now) / 1_000_000 + 1)
     }
 
-    private static func translate(_ error: SystemCallError) -> VFIOError {
+    static func translate(_ error: SystemCallError) -> VFIOError {
         switch error.errno {
         case Errno.brokenPipe, Errno.connectionReset: .gone("the server closed the connection")
         default: .system(error)

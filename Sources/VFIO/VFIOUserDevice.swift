@@ -25,7 +25,7 @@ public final class VFIOUserDevice: DeviceBacking {
     public private(set) var vectorCount = 0
 
     private var connection: VFIOUserConnection
-    private var nextID: UInt16 = 0
+    private let sender: VFIOUserSender
     private var registerByteCount: UInt64 = 0
     private var mappings: [MappedArea] = []
     private var windows: [DMAWindow] = []
@@ -37,6 +37,7 @@ public final class VFIOUserDevice: DeviceBacking {
         do throws(SystemCallError) {
             connection = try VFIOUserConnection(
                 fd: try UnixSocket.connect(path, kind: .stream, nonblocking: true))
+            sender = connection.sender
         } catch {
             throw .system(error)
         }
@@ -211,7 +212,7 @@ public final class VFIOUserDevice: DeviceBacking {
         body.u32(UInt32(byteCount))
         if byteCount == 8 { body.u64(value) } else { body.u32(UInt32(truncatingIfNeeded: value)) }
         guard reply else {
-            try post(VFIOUserCommand.regionWrite, body.bytes)
+            try post(VFIOUserCommand.regionWrite, body.bytes, flags: VFIOUser.flagNoReply)
             return
         }
         _ = try request(VFIOUserCommand.regionWrite, body.bytes)
@@ -313,47 +314,41 @@ public final class VFIOUserDevice: DeviceBacking {
         if descriptors[1].revents != 0 { _ = try handleEvents() }
     }
 
-    private func header(
-        _ command: UInt16, id: UInt16, byteCount: Int, flags: UInt32, error: UInt32 = 0
+    private static func message(
+        _ command: UInt16, id: UInt16, _ body: [UInt8], flags: UInt32, error: UInt32 = 0
     ) -> [UInt8] {
         var writer = ByteWriter()
         writer.u16(id)
         writer.u16(command)
-        writer.u32(UInt32(VFIOUser.headerByteCount + byteCount))
+        writer.u32(UInt32(VFIOUser.headerByteCount + body.count))
         writer.u32(flags)
         writer.u32(error)
-        return writer.bytes
+        return writer.bytes + body
     }
 
-    private func transmit(
-        _ header: [UInt8], _ body: [UInt8], fds: [CInt] = [], operation: String
-    ) throws(VFIOError) {
-        if let failure { throw failure }
-        let deadline = Self.deadline()
-        do throws(VFIOError) {
-            try connection.send(header + body, fds: fds, deadline: deadline, operation: operation)
-        } catch {
-            throw fail(error)
-        }
-    }
-
-    private func post(_ command: UInt16, _ body: [UInt8]) throws(VFIOError) {
-        nextID &+= 1
-        let head = header(
-            command, id: nextID, byteCount: body.count, flags: VFIOUser.flagNoReply)
-        try transmit(head, body, operation: VFIOUserCommand.name(command))
+    /// Sends a message with an id of its own, which it returns. May be called on any thread.
+    @discardableResult
+    private func post(
+        _ command: UInt16, _ body: [UInt8], flags: UInt32, fds: [CInt] = []
+    ) throws(VFIOError) -> UInt16 {
+        try sender.send(
+            fds: fds, deadline: Self.deadline(), operation: VFIOUserCommand.name(command)
+        ) { Self.message(command, id: $0, body, flags: flags) }
     }
 
     /// Sends a command and waits for its answer, serving the server's own requests meanwhile.
     private func request(
         _ command: UInt16, _ body: [UInt8], fds: [CInt] = []
     ) throws(VFIOError) -> VFIOUserMessage {
-        nextID &+= 1
-        let id = nextID
+        if let failure { throw failure }
         let operation = VFIOUserCommand.name(command)
-        let head = header(command, id: id, byteCount: body.count, flags: 0)
         let deadline = Self.deadline()
-        try transmit(head, body, fds: fds, operation: operation)
+        let id: UInt16
+        do throws(VFIOError) {
+            id = try post(command, body, flags: 0, fds: fds)
+        } catch {
+            throw fail(error)
+        }
         while MonotonicClock.nowNanoseconds < deadline {
             guard let message = try receive(deadline: deadline) else { break }
             guard message.isReply, message.id == id else {
@@ -405,9 +400,14 @@ public final class VFIOUserDevice: DeviceBacking {
     ) throws(VFIOError) {
         guard message.flags & VFIOUser.flagNoReply == 0 else { return }
         let flags = VFIOUser.flagReply | (error == 0 ? 0 : VFIOUser.flagError)
-        let head = header(
-            message.command, id: message.id, byteCount: body.count, flags: flags, error: error)
-        try transmit(head, body, operation: VFIOUserCommand.name(message.command))
+        let (command, id) = (message.command, message.id)
+        do throws(VFIOError) {
+            _ = try sender.send(
+                fds: [], deadline: Self.deadline(), operation: VFIOUserCommand.name(command)
+            ) { _ in Self.message(command, id: id, body, flags: flags, error: error) }
+        } catch {
+            throw fail(error)
+        }
     }
 
     /// DMA by message: the server reads or writes a window through us. It reaches the windows and

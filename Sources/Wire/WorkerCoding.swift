@@ -29,6 +29,10 @@ extension DeviceConfig {
         }
         writer.number(13, nullByteCount)
         writer.number(14, nullBlockByteCount)
+        writer.number(15, spinNanoseconds)
+        for processor in dataAffinity.prefix(WireLimits.processorCount) {
+            writer.number(16, processor)
+        }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
@@ -59,7 +63,21 @@ extension DeviceConfig {
         nullByteCount = unsafe Field.optional(c.has_null_byte_count, c.null_byte_count)
         nullBlockByteCount = unsafe Field.optional(
             c.has_null_block_byte_count, c.null_block_byte_count)
+        spinNanoseconds = unsafe Field.optional(c.has_spin_ns, c.spin_ns)
+        dataAffinity = try unsafe Self.processors(
+            c.data_affinity, c.n_data_affinity, "config.data_affinity")
         try unsafe readPCI(c)
+    }
+
+    private static func processors(
+        _ numbers: UnsafeMutablePointer<UInt32>?, _ count: Int, _ field: String
+    ) throws(WireError) -> [UInt32] {
+        guard count <= WireLimits.processorCount else {
+            throw WireError(
+                .invalidArgument,
+                "\(count) processors are more than \(WireLimits.processorCount)", field: field)
+        }
+        return unsafe Array(UnsafeBufferPointer(start: numbers, count: count))
     }
 }
 
@@ -76,15 +94,8 @@ extension DeviceConfig {
             iommu = mode
         }
         alwaysResets = unsafe c.always_reset != 0
-        let count = unsafe c.n_interrupt_affinity
-        guard count <= WireLimits.processorCount else {
-            throw WireError(
-                .invalidArgument,
-                "\(count) processors are more than \(WireLimits.processorCount)",
-                field: "config.interrupt_affinity")
-        }
-        interruptAffinity = unsafe Array(
-            UnsafeBufferPointer(start: c.interrupt_affinity, count: count))
+        interruptAffinity = try unsafe Self.processors(
+            c.interrupt_affinity, c.n_interrupt_affinity, "config.interrupt_affinity")
     }
 }
 

@@ -47,6 +47,10 @@ public struct DeviceConfig: Sendable, Hashable {
     public var alwaysResets = false
     /// The processors that the interrupts go to; empty: the kernel's choice.
     public var interruptAffinity: [UInt32] = []
+    /// Nanoseconds that a data thread looks for work in vain before it sleeps.
+    public var spinNanoseconds: UInt64?
+    /// The processors that the data threads stay on, in turn; empty: the kernel's choice.
+    public var dataAffinity: [UInt32] = []
     /// Of a null device: bytes of its namespace.
     public var nullByteCount: UInt64?
     /// Of a null device: bytes of a logical block.

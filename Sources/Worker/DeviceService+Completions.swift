@@ -51,6 +51,8 @@ extension DeviceService {
 
     /// Delivers one completion. With `failure` the request ends with that, whatever the status.
     func complete(_ completion: IOCompletion, failure: WireError?, queue: Int) {
+        // Those of rings end with their sessions.
+        guard completion.ring == 0 else { return }
         requestsInFlight = max(0, requestsInFlight - 1)
         guard let session = session(completion.session),
             var pending = session.pending[completion.token]
@@ -134,7 +136,9 @@ extension DeviceService {
 
     /// Looks after what is with the device as long as something is.
     func armTick() {
-        guard !tickIsArmed, requestsInFlight > 0 || !cancels.isEmpty else { return }
+        guard !tickIsArmed, requestsInFlight > 0 || !cancels.isEmpty || !overdue.isEmpty else {
+            return
+        }
         if tickTimer == nil {
             tickTimer = try? loop.timer(priority: .low) { [weak self] in self?.tick() }
         }
@@ -146,11 +150,13 @@ extension DeviceService {
         tickIsArmed = false
         guard let controller, failure == nil else { return }
         // First of all: a device that is gone or has failed needs no ladder.
-        if requestsInFlight > 0 { checkHealth(controller) }
+        if requestsInFlight > 0 || !overdue.isEmpty { checkHealth(controller) }
         guard failure == nil else { return }
-        for queue in 0..<controller.queueCount {
-            lookForLostInterrupt(queue, controller)
-            climb(queue, controller)
+        lookForLostInterrupt(Self.messageQueue, controller)
+        climb(Self.messageQueue, controller)
+        for queue in overdue {
+            exclusively(queue) { climb(queue, controller) }
+            if failure == nil, aborts[queue].isEmpty { overdue.remove(queue) }
         }
         checkCancels()
         armTick()
@@ -211,7 +217,10 @@ extension DeviceService {
         let limit = coarseClock &- Tick.count(milliseconds: ioTimeoutMilliseconds)
         let late = unsafe engine.pointee.commandIDs(olderThan: limit)
         guard !late.isEmpty else { return aborts[queue].removeAll() }
-        if unsafe engine.pointee.hasAnswer { return reap(queue) }
+        if unsafe engine.pointee.hasAnswer {
+            // A data thread takes it as soon as it may go on.
+            return queue == Self.messageQueue ? reap(queue) : aborts[queue].removeAll()
+        }
         let now = MonotonicClock.nowNanoseconds
         aborts[queue] = aborts[queue].filter { late.contains($0.key) }
         if aborts[queue].values.contains(where: { $0 <= now }) {
@@ -248,8 +257,12 @@ extension DeviceService {
     /// CSTS, when nothing has been heard of the device for a while.
     private func checkHealth(_ controller: NVMeController) {
         let limit = coarseClock &- Tick.count(milliseconds: min(1000, ioTimeoutMilliseconds))
-        let isQuiet = (0..<controller.queueCount).contains {
-            unsafe !controller.engine($0).pointee.commandIDs(olderThan: limit).isEmpty
+        var isQuiet = false
+        for queue in overdue.union([Self.messageQueue]) {
+            exclusively(queue) {
+                let engine = unsafe controller.engine(queue)
+                isQuiet = unsafe isQuiet || !engine.pointee.commandIDs(olderThan: limit).isEmpty
+            }
         }
         guard isQuiet, failure == nil else { return }
         do throws(DriverError) {
@@ -274,9 +287,11 @@ extension DeviceService {
     /// everything is looked at.
     func afterAdminCommand() {
         soon { [weak self] in
-            guard let self, let controller = usableController else { return }
+            guard let self, usableController != nil else { return }
             takeAdminEvents()
-            for queue in 0..<controller.queueCount { reap(queue) }
+            reap(Self.messageQueue)
+            // Where a data queue shares the admin queue's interrupt.
+            for thread in threads { thread.wake() }
         }
     }
 
@@ -345,6 +360,7 @@ extension DeviceService {
             guard let usable, let known = before ?? session.namespace, usable.isSameDisk(as: known)
             else {
                 session.namespace = nil
+                updateRules(session)
                 let change: DiskChange = usable == nil ? .removed : .identity
                 session.client?.send(event: .diskChanged(change, nil))
                 continue
@@ -352,6 +368,7 @@ extension DeviceService {
             let change: DiskChange =
                 usable.blockCount == known.blockCount ? .attributes : .resized
             session.namespace = usable
+            updateRules(session)
             session.client?.send(event: .diskChanged(change, diskInfo(session)))
         }
     }

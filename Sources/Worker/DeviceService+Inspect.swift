@@ -17,7 +17,10 @@ extension DeviceService {
         if let controller {
             inspectController(controller, &tree)
             inspectNamespaces(controller, &tree)
-            for queue in 0..<controller.queueCount { inspectQueue(controller, queue, &tree) }
+            for queue in 0..<controller.queueCount {
+                exclusively(queue) { inspectQueue(controller, queue, &tree) }
+            }
+            inspectRings(&tree)
         }
         return tree.entries.filter { $0.path.utf8.starts(with: prefix.utf8) }
             .sorted { $0.path.utf8.lexicographicallyPrecedes($1.path.utf8) }

@@ -144,8 +144,13 @@ extension DeviceService {
         case .unregisterMemory(let regionID):
             let isGone = try unregisterMemory(session, regionID: regionID, requestID: id)
             return isGone ? .done : nil
-        case .openRing, .closeRing:
-            throw WireError(.notSupported, "this worker has no rings yet", field: "open_ring")
+        case .openRing(let ringID, let submissionEntryCount, let completionEntryCount):
+            try openRing(
+                session, id, ringID: ringID, submissionEntryCount: submissionEntryCount,
+                completionEntryCount: completionEntryCount)
+            return nil
+        case .closeRing(let ringID):
+            return try closeRing(session, ringID: ringID, requestID: id) ? .done : nil
         case .flush: return .done
         case .read, .write, .unmap, .writeZeroes, .compare, .verify:
             throw WireError(.internalError, "a request for the device was taken for one without")

@@ -36,7 +36,7 @@ extension DeviceService {
         sessionSerial = sessionSerial >= 0xFF_FFFE ? 1 : sessionSerial + 1
         let session = Session(
             key: UInt32(slot) | sessionSerial << 8, opening: opening,
-            queue: slot % controller.queueCount, namespace: namespace)
+            queue: Self.messageQueue, namespace: namespace)
         sessions[slot] = session
         counters.sessionsOpened += 1
         controller.state.setSession(slot, id: opening.sessionID, highestRequestID: 0)
@@ -125,12 +125,14 @@ extension DeviceService {
         log.info(
             "session \(session.opening.sessionID) ended: \(reason)", id: .sessionEnded,
             namespace: session.opening.nsid)
+        holdRings(session, true)
         session.client?.end(reason)
         observer?.tell(
             .sessionEnded(
                 sessionID: session.opening.sessionID, reason: reason,
                 counters: session.currentCounters))
         scheduleSettling()
+        watchProgress()
     }
 
     /// Finishes sessions that are over and have nothing with the device, in a turn of its own.
@@ -149,7 +151,7 @@ extension DeviceService {
     private func settle() {
         guard dyingSessions > 0 else { return }
         for session in sessions.compactMap({ $0 })
-        where session.hasEnded && session.partsInFlight == 0 {
+        where session.hasEnded && session.partsInFlight == 0 && ringsAreIdle(session) {
             finish(session)
         }
     }
@@ -159,13 +161,15 @@ extension DeviceService {
         guard sessions[session.slot] === session else { return }
         sessions[session.slot] = nil
         dyingSessions -= 1
+        dropRings(session)
         for region in session.regions.values { unregister(region.driverRegion) }
         session.regions.removeAll()
         controller?.state.setSession(session.slot, id: 0, highestRequestID: 0)
         // Those who opened the same namespace meanwhile were held back.
         for other in sessions.compactMap({ $0 })
-        where other.waits == .held && other.opening.nsid == session.opening.nsid {
-            resume(other)
+        where other.opening.nsid == session.opening.nsid && !other.hasEnded && !isHeld(other) {
+            holdRings(other, false)
+            if other.waits == .held { resume(other) }
         }
     }
 
@@ -175,7 +179,7 @@ extension DeviceService {
         guard dyingSessions > 0 else { return false }
         return sessions.contains { other in
             guard let other, other !== session else { return false }
-            return other.hasEnded && other.partsInFlight > 0
+            return other.hasEnded && (other.partsInFlight > 0 || !other.rings.isEmpty)
                 && other.opening.nsid == session.opening.nsid
                 && other.opening.access == .readWrite
         }
@@ -201,6 +205,7 @@ extension DeviceService {
                 fd, byteCount: Int(byteCount), session: session.key, readOnly: readOnly)
             session.regions[regionID] = ClientRegion(
                 driverRegion: region, byteCount: byteCount, isReadOnly: readOnly)
+            session.regionTable?.set(regionID, driverRegion: region, isReadOnly: readOnly)
         } catch {
             note(error)
             var wire = error.onWire(device: name)
@@ -247,14 +252,31 @@ extension DeviceService {
             throw WireError(
                 .notFound, "there is no region \(regionID)", field: "unregister_memory.region_id")
         }
-        guard region.inFlight > 0 else {
+        session.regionTable?.remove(regionID)
+        guard region.inFlight > 0 || ringsUse(session, region) else {
             session.regions[regionID] = nil
             unregister(region.driverRegion)
             return true
         }
         region.unregisterRequestID = requestID
         session.regions[regionID] = region
+        watchProgress()
         return false
+    }
+
+    /// Takes back the regions that ring requests have used until now.
+    func settleRegions(_ session: Session) {
+        for (id, region) in session.regions where region.inFlight == 0 {
+            guard region.unregisterRequestID != nil, !ringsUse(session, region) else { continue }
+            finishUnregistering(session, id)
+        }
+    }
+
+    private func finishUnregistering(_ session: Session, _ regionID: UInt64) {
+        guard let region = session.regions.removeValue(forKey: regionID) else { return }
+        unregister(region.driverRegion)
+        guard let requestID = region.unregisterRequestID else { return }
+        unsafe session.client?.send(reply: .done, to: requestID, payload: Self.noPayload)
     }
 
     /// One request that used a region has ended.
@@ -262,17 +284,14 @@ extension DeviceService {
         guard var region = session.regions[regionID] else { return }
         region.inFlight -= 1
         session.regions[regionID] = region
-        guard region.inFlight == 0, let requestID = region.unregisterRequestID,
-            !session.hasEnded
+        guard region.inFlight == 0, region.unregisterRequestID != nil, !session.hasEnded
         else { return }
         // Not here: completions are being delivered, and this may block.
         soon { [weak self, weak session] in
             guard let self, let session, session.regions[regionID]?.inFlight == 0,
-                session.regions.removeValue(forKey: regionID) != nil
+                !ringsUse(session, region)
             else { return }
-            unregister(region.driverRegion)
-            unsafe session.client?.send(
-                reply: .done, to: requestID, payload: .init(start: nil, count: 0))
+            finishUnregistering(session, regionID)
         }
     }
 

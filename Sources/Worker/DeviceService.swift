@@ -54,6 +54,7 @@ struct DeviceCounters {
     var sessionsOpened: UInt64 = 0
     var queueFull: UInt64 = 0
     var rejectedMessages: UInt64 = 0
+    var ringsOpened: UInt64 = 0
 }
 
 /// The device and its sessions.
@@ -109,7 +110,13 @@ final class DeviceService {
     var accusationTimer: Timer?
     var tickIsArmed = false
     var settleIsScheduled = false
-    private var watches: [DescriptorWatch] = []
+    /// The threads of the queues 1…, in that order.
+    var threads: [DataThread] = []
+    /// Data queues with a command that was not answered in time.
+    var overdue: Set<Int> = []
+    /// The data threads tell when requests end.
+    var progressIsWatched = false
+    var watches: [DescriptorWatch] = []
     private var drainTimer: Timer?
     private var whenDrained: (@Control (Bool) -> Void)?
 
@@ -237,7 +244,11 @@ final class DeviceService {
         do throws(DriverError) {
             try controller.start { environment.keep($0) }
             try watch(controller)
+            try startThreads(controller, config)
         } catch {
+            stopThreads()
+            dropThreads()
+            unwatch()
             reclaimState(controller)
             throw error
         }
@@ -260,7 +271,8 @@ final class DeviceService {
 
     private func options(_ config: DeviceConfig) -> ControllerOptions {
         var options = ControllerOptions(deviceName: name)
-        options.queueCount = min(Int(config.queueCount ?? 1), WorkerLimits.queueCount)
+        options.queueCount = min(
+            Int(config.queueCount ?? WorkerLimits.standardQueueCount), WorkerLimits.queueCount)
         options.queueDepth = min(Int(config.queueDepth ?? 256), WorkerLimits.queueDepth)
         if let bytes = config.maxTransferByteCount {
             options.maxTransferByteCount = Int(clamping: bytes)
@@ -352,8 +364,8 @@ final class DeviceService {
     private func watch(_ controller: NVMeController) throws(DriverError) {
         do throws(SystemCallError) {
             var seen: Set<CInt> = []
-            for raw in (0..<controller.queueCount).map(controller.interrupt)
-            where seen.insert(raw).inserted {
+            let raw = controller.interrupt(Self.messageQueue)
+            if seen.insert(raw).inserted {
                 let watch = try DescriptorWatch(raw, [.readable, .edgeTriggered]) { [weak self] _ in
                     self?.interrupted(raw)
                 }
@@ -395,10 +407,10 @@ final class DeviceService {
         guard let controller, failure == nil else { return }
         counters.interrupts += 1
         if raw == controller.adminInterrupt { takeAdminEvents() }
-        for index in 0..<controller.queueCount where controller.interrupt(index) == raw {
-            if interruptCounts.indices.contains(index) { interruptCounts[index] &+= 1 }
-            reap(index)
+        if interruptCounts.indices.contains(Self.messageQueue) {
+            interruptCounts[Self.messageQueue] &+= 1
         }
+        reap(Self.messageQueue)
     }
 
     private func adminInterrupted() {
@@ -449,6 +461,7 @@ final class DeviceService {
             "\(isRemoved ? "removed" : "failed"): \(failure)",
             id: isRemoved ? .deviceRemoved : failure.failureEvent)
         unwatch()
+        stopThreads()
         // First of all the device must stop touching memory that others will get.
         let stopped = controller.disable()
         if !stopped, !failure.isGone {
@@ -481,7 +494,8 @@ final class DeviceService {
         // A worker that is leaving already lets go by itself.
         guard whenDrained == nil else { return }
         whenDrained = { [weak self] isIdle in self?.finishRelease(isIdle, reason) }
-        guard requestsInFlight > 0 else { return finishDrain(true) }
+        freeze()
+        guard !isIdle else { return finishDrain(true) }
         drainTimer = try? loop.after(nanoseconds: WorkerLimits.releaseNanoseconds) { [weak self] in
             self?.finishDrain(false)
         }
@@ -490,6 +504,7 @@ final class DeviceService {
     private func finishRelease(_ isIdle: Bool, _ reason: String) {
         guard let controller, failure == nil else { return }
         unwatch()
+        stopThreads()
         do throws(DriverError) {
             if isIdle { try controller.stop() } else { controller.disable() }
         } catch {
@@ -515,11 +530,13 @@ final class DeviceService {
         for session in sessions.compactMap({ $0 }) {
             session.partsInFlight = 0
             end(session, error)
+            dropRings(session)
             sessions[session.slot] = nil
             controller.state.setSession(session.slot, id: 0, highestRequestID: 0)
         }
         dyingSessions = 0
         requestsInFlight = 0
+        dropThreads()
     }
 
     // MARK: Leaving
@@ -529,15 +546,25 @@ final class DeviceService {
     func drain(_ done: @escaping @Control (Bool) -> Void) {
         step(.drain, "the worker was asked to leave")
         whenDrained = done
-        guard requestsInFlight > 0, failure == nil else { return finishDrain(true) }
+        freeze()
+        guard !isIdle, failure == nil else { return finishDrain(true) }
         drainTimer = try? loop.after(nanoseconds: WorkerLimits.drainNanoseconds) { [weak self] in
             self?.finishDrain(false)
         }
     }
 
+    /// Takes nothing more from rings.
+    private func freeze() {
+        for thread in threads { thread.setFrozen(true) }
+        watchProgress()
+    }
+
+    /// Whether nothing is with the device.
+    private var isIdle: Bool { requestsInFlight == 0 && threadsAreIdle }
+
     /// Called whenever requests ended.
     func drainProgressed() {
-        if requestsInFlight == 0, whenDrained != nil { finishDrain(true) }
+        if whenDrained != nil, isIdle { finishDrain(true) }
     }
 
     private func finishDrain(_ complete: Bool) {
@@ -555,21 +582,24 @@ final class DeviceService {
             if orderly { step(.drained, "") }
             return
         }
+        let idle = isIdle
+        stopThreads()
         // A successor goes on: nobody is told that the device is absent.
         guard orderly else {
             for session in sessions.compactMap({ $0 }) { end(session, reason) }
             return
         }
-        if requestsInFlight > 0 { controller.disable() }
+        if !idle { controller.disable() }
         let late = WireError(
             .outcomeUnknown, "the device did not answer before the worker had to leave",
             device: name)
-        let idle = requestsInFlight == 0
-        for session in sessions.compactMap({ $0 }) where session.partsInFlight == 0 {
+        for session in sessions.compactMap({ $0 })
+        where session.partsInFlight == 0 && ringsAreIdle(session) {
             end(session, reason)
             finish(session)
         }
         if !idle { endEverything(controller, late) }
+        dropThreads()
         unwatch()
         if idle {
             do throws(DriverError) {

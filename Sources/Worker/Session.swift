@@ -11,6 +11,8 @@ internal import Wire
 protocol SessionClient: AnyObject {
     /// Answers a request; `payload` is used before the call returns.
     func send(reply: SessionReply, to requestID: UInt64, payload: UnsafeRawBufferPointer)
+    /// Answers a request with descriptors, which stay the caller's.
+    func send(reply: SessionReply, to requestID: UInt64, fds: [CInt])
     /// Answers that a request failed.
     func send(error: WireError, to requestID: UInt64)
     /// Tells the client something.
@@ -79,6 +81,10 @@ final class Session {
     var pending: [UInt64: PendingRequest] = [:]
     /// Registered memory, by the client's id.
     var regions: [UInt64: ClientRegion] = [:]
+    /// Rings, by the client's id.
+    var rings: [UInt32: SessionRing] = [:]
+    /// What entries of the rings may name; nil as long as there was no ring.
+    var regionTable: SessionRegions?
     /// The request whose parts are being given to the engine; its message is still on the socket.
     var issuing: (requestID: UInt64, cursor: RangeCursor)?
     /// Engine requests that have not ended.

@@ -160,6 +160,12 @@ final class SessionHarness: SessionClient {
         }
     }
 
+    func send(reply: SessionReply, to requestID: UInt64, fds: [CInt]) {
+        sending { () throws(ChannelError) in
+            try channel.send(reply: reply, to: requestID, fds: fds)
+        }
+    }
+
     func send(error: WireError, to requestID: UInt64) {
         sending { () throws(ChannelError) in try channel.send(error: error, to: requestID) }
     }

@@ -8,6 +8,8 @@ enum WorkerLimits {
     /// I/O queue pairs of a device: control and data share one thread here, so that more gain
     /// nothing.
     static let queueCount = 16
+    /// I/O queue pairs unless the configuration says otherwise: one for messages, one for rings.
+    static let standardQueueCount: UInt32 = 2
     /// Entries of an I/O queue: the state area is made for the largest, because it exists before
     /// any configuration.
     static let queueDepth = 1024
@@ -27,6 +29,8 @@ enum WorkerLimits {
     /// The most bytes of one Read, Write or Compare in registered memory: more gains nothing, and
     /// delays Cancel.
     static let requestByteCount: UInt64 = 64 << 20
+    /// Rings of one session: one for each thread of an ordinary relay.
+    static let ringsPerSession = 16
     /// Regions of one session.
     static let regionsPerSession = 16
     /// Bytes of all regions of one session: they are pinned for as long as the session lives.

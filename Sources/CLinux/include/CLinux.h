@@ -161,3 +161,20 @@ int nv_write_bounded(const char *_Nonnull steps, int count, int timeout_ms, int 
 // Reads at most NV_BOUNDED_READ_MAX bytes in the same way: how many, or -errno.
 ssize_t nv_read_bounded(const char *_Nonnull path, void *_Nonnull buffer, size_t length, int timeout_ms,
                         int32_t *_Nonnull pid);
+
+// --- data threads (DataThread.c) ---------------------------------------------------------------------------------
+// Starts a thread with all signals blocked but those of faults; on processor `cpu` unless that is below 0.
+int nv_thread_start(void (*_Nonnull body)(void *_Nullable), void *_Nullable argument, const char *_Nonnull name,
+                    int cpu, uint64_t *_Nonnull thread);
+int nv_thread_join(uint64_t thread);
+// FUTEX_WAIT on a word of this process: 0 woken, -EAGAIN it has another value, -ETIMEDOUT, -EINTR.
+int nv_futex_wait(void *_Nonnull word, uint32_t expected, int64_t timeout_ns);
+int nv_futex_wake(void *_Nonnull word);
+// epoll; descriptors are watched for edges and never read, so that nobody else can make the waiter spin or hang.
+int nv_epoll_create(void);
+int nv_epoll_add_edge(int epoll, int fd, uint64_t data);
+int nv_epoll_remove(int epoll, int fd);
+// How many are ready, 0 when timeout_ns passed (< 0 waits for ever), -EINTR.
+int nv_epoll_wait(int epoll, int64_t timeout_ns);
+// Sends one byte on a socket; -EAGAIN when its peer does not read.
+int nv_send_wake(int fd);

@@ -31,10 +31,21 @@ NV_INLINE void nv_store_release64(void *_Nonnull p, uint64_t v) {
     __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE);
 }
 
-// Sequentially consistent: takes a wake-up flag back, and tells whether it was set.
+// Between threads that decide who sleeps: sequentially consistent.
 NV_INLINE uint32_t nv_exchange32(void *_Nonnull p, uint32_t v) {
     return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_SEQ_CST);
 }
+NV_INLINE void nv_store_seq32(void *_Nonnull p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_SEQ_CST); }
+NV_INLINE uint32_t nv_load_seq32(const void *_Nonnull p) {
+    return __atomic_load_n((const uint32_t *)p, __ATOMIC_SEQ_CST);
+}
+
+NV_INLINE uint32_t nv_or32(void *_Nonnull p, uint32_t v) {
+    return __atomic_fetch_or((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+}
+
+// Fetches a cache line that will be read soon.
+NV_INLINE void nv_prefetch(const void *_Nonnull p) { __builtin_prefetch(p, 0, 3); }
 
 // Orders reads of DMA memory: what follows is read after what came before (phase bit, then the entry).
 NV_INLINE void nv_dma_rmb(void) {

@@ -243,10 +243,20 @@ struct  Nvmed__V1__DeviceConfig
    */
   protobuf_c_boolean has_null_block_byte_count;
   uint32_t null_block_byte_count;
+  /*
+   * Nanoseconds that a data thread looks for work in vain before it sleeps; 0: none. Absent: 50 microseconds.
+   */
+  protobuf_c_boolean has_spin_ns;
+  uint64_t spin_ns;
+  /*
+   * The processors that the data threads stay on, in turn; at most 256. None: the kernel's choice.
+   */
+  size_t n_data_affinity;
+  uint32_t *data_affinity;
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0 }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL }
 
 
 /*

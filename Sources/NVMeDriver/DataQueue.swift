@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+// One I/O queue pair with the rings that it serves: entries in, commands out, completions back.
+//
+// Failure model. A ring's content is a client's (RingPort), a queue's is the device's (QueuePair);
+// both end in a notice to the control thread, which ends a session or takes the device out of
+// service. Order on the way up: slot COMPLETING, entry, ring tail, {cqHead, phase}, slot FREE,
+// doorbell (DESIGN, section 5).
+
+internal import CLinux
+internal import CMemory
+
+/// What a data queue has to tell the control thread.
+public struct DataNotices: OptionSet, Sendable {
+    /// The bits.
+    public let rawValue: UInt32
+    /// Wraps bits.
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    /// A ring's client has broken the protocol.
+    public static let ringFault = DataNotices(rawValue: 1)
+    /// The device has broken the rules of the queue.
+    public static let queueFault = DataNotices(rawValue: 2)
+    /// A command has not been answered in time.
+    public static let overdue = DataNotices(rawValue: 4)
+    /// Requests have ended, and the control thread wanted to know.
+    public static let progress = DataNotices(rawValue: 8)
+    /// A doorbell could not be written.
+    public static let doorbellFailed = DataNotices(rawValue: 16)
+    /// The first command since the start has been completed.
+    public static let fruit = DataNotices(rawValue: 32)
+}
+
+/// A queue pair and its rings. One owner at a time: the data thread, or the control thread inside
+/// `DataThread.exclusive`.
+@safe
+struct DataQueue: ~Copyable {
+    /// Rings that one queue pair serves.
+    static let ringCapacity = 64
+    /// Entries taken from one ring before the others have their turn.
+    static let share: UInt32 = 32
+    /// Completions taken from the queue before they are published.
+    static let reapCapacity = 64
+
+    let engine: UnsafeMutablePointer<Engine>
+    private let rings: UnsafeMutablePointer<RingPort>
+    private let completions: UnsafeMutablePointer<IOCompletion>
+    /// A bit for each ring that is open.
+    private(set) var open: UInt64 = 0
+    /// A bit for each ring with completions that are not published.
+    private var touched: UInt64 = 0
+    /// The ring whose turn is first.
+    private var turn: UInt64 = 0
+    /// The clock has been read in this round.
+    private var hasTick = false
+    private(set) var notices: DataNotices = []
+    /// The control thread wants to hear of progress.
+    var wantsProgress = false
+    private var isFruitful = false
+    /// Nothing is taken from any ring.
+    var isFrozen = false
+    /// Commands that were submitted before this tick and are not answered are overdue.
+    private var lastLook: UInt32 = 0
+    private let timeoutTicks: UInt32
+
+    init(engine: UnsafeMutablePointer<Engine>, timeoutMilliseconds: UInt32) {
+        unsafe self.engine = engine
+        timeoutTicks = Tick.count(milliseconds: timeoutMilliseconds)
+        unsafe rings = .allocate(capacity: Self.ringCapacity)
+        unsafe completions = .allocate(capacity: Self.reapCapacity)
+        unsafe completions.initialize(repeating: IOCompletion(), count: Self.reapCapacity)
+    }
+
+    deinit {
+        var left = open
+        while left != 0 {
+            unsafe (rings + left.trailingZeroBitCount).deinitialize(count: 1)
+            left &= left &- 1
+        }
+        unsafe rings.deallocate()
+        unsafe completions.deallocate()
+    }
+
+    // MARK: Down
+
+    /// Takes entries of every ring in turn and tells the device. True when there were any.
+    @inline(__always)
+    mutating func take() -> Bool {
+        var worked = false
+        // A rotation of the set: the ring whose turn it is becomes bit 0.
+        var left = isFrozen ? 0 : open &>> turn | open &<< (64 &- turn)
+        let first = turn
+        while left != 0 {
+            let index = Int((UInt64(left.trailingZeroBitCount) &+ first) & 63)
+            left &= left &- 1
+            let ready = unsafe rings[index].takeable()
+            if ready > 0 {
+                readClock()
+                if unsafe rings[index].take(min(ready, Self.share), engine) > 0 {
+                    worked = true
+                    turn = UInt64(truncatingIfNeeded: index &+ 1) & 63
+                }
+                // Entries that the device does not see are answered at once.
+                touched |= 1 &<< UInt64(truncatingIfNeeded: index)
+            }
+            if unsafe rings[index].fault != .none { notices.insert(.ringFault) }
+        }
+        unsafe engine.pointee.ring()
+        return worked
+    }
+
+    @inline(__always)
+    private mutating func readClock() {
+        guard !hasTick else { return }
+        hasTick = true
+        unsafe engine.pointee.tick = Tick.of(nanoseconds: nv_monotonic_ns())
+    }
+
+    // MARK: Up
+
+    /// Takes answers of the device, posts and publishes them. True when there were any.
+    @inline(__always)
+    mutating func reap() -> Bool {
+        var count = 0
+        if unsafe engine.pointee.hasAnswer {
+            readClock()
+            count = unsafe engine.pointee.reap(into: completions, capacity: Self.reapCapacity)
+            if !isFruitful { noteFruit() }
+            var index = 0
+            while index < count {
+                unsafe post(completions + index)
+                index = index &+ 1
+            }
+        }
+        publish()
+        if count > 0 {
+            unsafe engine.pointee.retire()
+            if wantsProgress { notices.insert(.progress) }
+        }
+        if unsafe engine.pointee.fault != .none { notices.insert(.queueFault) }
+        hasTick = false
+        return count > 0
+    }
+
+    @inline(never)
+    private mutating func noteFruit() {
+        isFruitful = true
+        notices.insert(.fruit)
+    }
+
+    @inline(__always)
+    private mutating func post(_ completion: UnsafePointer<IOCompletion>) {
+        let index = Int(unsafe completion.pointee.ring &- 1) & 63
+        guard open & (1 &<< UInt64(truncatingIfNeeded: index)) != 0 else { return }
+        unsafe rings[index].post(completion)
+        touched |= 1 &<< UInt64(truncatingIfNeeded: index)
+    }
+
+    @inline(__always)
+    private mutating func publish() {
+        while touched != 0 {
+            let index = touched.trailingZeroBitCount
+            touched &= touched &- 1
+            unsafe rings[index].publish()
+        }
+    }
+
+    // MARK: Sleep
+
+    /// Asks every client for a kick, and looks once more. False when there is something to do.
+    @inline(never)
+    mutating func prepareToSleep() -> Bool {
+        unsafe forEachRing { unsafe $0.pointee.askForKick() }
+        nv_full_fence()
+        var isReady = unsafe engine.pointee.hasAnswer
+        let hasRoom = unsafe engine.pointee.queue.nextFreeSlot() != nil
+        if hasRoom, !isFrozen {
+            unsafe forEachRing { if unsafe $0.pointee.takeable() > 0 { isReady = true } }
+        }
+        if isReady { wake() }
+        return !isReady
+    }
+
+    /// Looks by itself from now on.
+    @inline(never)
+    mutating func wake() { unsafe forEachRing { unsafe $0.pointee.withdraw() } }
+
+    private func forEachRing(_ body: (UnsafeMutablePointer<RingPort>) -> Void) {
+        var left = open
+        while left != 0 {
+            unsafe body(rings + left.trailingZeroBitCount)
+            left &= left &- 1
+        }
+    }
+
+    /// Notices since the last call.
+    mutating func takeNotices() -> DataNotices {
+        defer { notices = [] }
+        return notices
+    }
+
+    /// Looks for commands that were not answered in time, no more often than `interval` ticks.
+    @inline(never)
+    mutating func lookForOverdue(_ now: UInt32, interval: UInt32) {
+        guard now &- lastLook >= interval else { return }
+        lastLook = now
+        guard unsafe engine.pointee.inFlight > 0 else { return }
+        var isLate = false
+        unsafe engine.pointee.queue.forEachOlder(than: now &- timeoutTicks) { _, _ in
+            isLate = true
+        }
+        if isLate { notices.insert(.overdue) }
+    }
+
+    /// Whether anything is with the device.
+    var isIdle: Bool { unsafe engine.pointee.isIdle }
+
+    // MARK: Rings
+
+    /// Opens a ring; nil when all are in use.
+    mutating func add(
+        base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt
+    ) -> Int? {
+        let index = (~open).trailingZeroBitCount
+        guard index < Self.ringCapacity else { return nil }
+        unsafe (rings + index).initialize(
+            to: RingPort(
+                base: base, shape: shape, session: session, number: UInt16(index + 1),
+                regions: regions, rules: rules, wakeFD: wakeFD))
+        open |= 1 << UInt64(index)
+        return index
+    }
+
+    /// Closes a ring that has nothing with the engine.
+    mutating func remove(_ index: Int) {
+        guard let ring = unsafe ring(index) else { return }
+        unsafe ring.pointee.end()
+        open &= ~(1 << UInt64(index))
+        touched &= open
+        unsafe ring.deinitialize(count: 1)
+    }
+
+    /// An open ring.
+    func ring(_ index: Int) -> UnsafeMutablePointer<RingPort>? {
+        guard index >= 0, index < Self.ringCapacity, open & (1 << UInt64(index)) != 0 else {
+            return nil
+        }
+        return unsafe rings + index
+    }
+
+    /// How many rings are open.
+    var ringCount: Int { open.nonzeroBitCount }
+}

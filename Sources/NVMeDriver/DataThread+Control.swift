@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the control thread does with a data queue: everything that is not I/O.
+
+internal import CLinux
+internal import CMemory
+internal import Linux
+
+extension DataThread {
+    // MARK: Having the queue to oneself
+
+    /// Runs `body` while the data thread stands still. May be nested.
+    func exclusive<Result>(_ body: (UnsafeMutablePointer<DataQueue>) -> Result) -> Result {
+        enter()
+        defer { leave() }
+        return unsafe body(queue)
+    }
+
+    /// Runs `body` with the engine while the data thread stands still.
+    public func withEngine<Result>(_ body: (UnsafeMutablePointer<Engine>) -> Result) -> Result {
+        unsafe exclusive { unsafe body($0.pointee.engine) }
+    }
+
+    private func enter() {
+        depth += 1
+        guard depth == 1 else { return }
+        unsafe nv_store_seq32(word(Word.want), 1)
+        for _ in 0..<2_000 {
+            if unsafe nv_load_seq32(word(Word.mode)) != Mode.running { return }
+            nv_pause()
+        }
+        awaitMode { $0 != Mode.running }
+    }
+
+    private func leave() {
+        depth -= 1
+        guard depth == 0 else { return }
+        unsafe nv_store_seq32(word(Word.want), 0)
+        unsafe nv_futex_wake(word(Word.want))
+    }
+
+    private func awaitMode(_ isReached: (UInt32) -> Bool) {
+        let deadline =
+            MonotonicClock.nowNanoseconds + UInt64(Self.exclusiveMilliseconds) * 1_000_000
+        while true {
+            let mode = unsafe nv_load_seq32(word(Word.mode))
+            if isReached(mode) { return }
+            guard MonotonicClock.nowNanoseconds < deadline else { whenStuck(index) }
+            _ = unsafe nv_futex_wait(word(Word.mode), mode, 10_000_000)
+        }
+    }
+
+    /// Ends the thread; the queue stays for `exclusive`.
+    public func stop() {
+        guard handle != 0 else { return }
+        unsafe nv_store_seq32(word(Word.stop), 1)
+        unsafe nv_store_seq32(word(Word.want), 1)
+        unsafe nv_futex_wake(word(Word.want))
+        wake()
+        awaitMode { $0 == Mode.stopped }
+        nv_thread_join(handle)
+        handle = 0
+    }
+
+    // MARK: Notices
+
+    /// Becomes readable when there are notices.
+    public var notifyFD: CInt { notify.fd.raw }
+
+    /// What the data thread has to say; it is then forgotten.
+    public func takeNotices() -> DataNotices {
+        _ = try? notify.drain()
+        return DataNotices(rawValue: unsafe nv_exchange32(word(Word.notices), 0))
+    }
+
+    /// Has the thread look at everything, asleep or not.
+    public func wake() { try? wakeUp.signal() }
+
+    /// Rounds so far: a thread that is neither resting nor turning hangs.
+    public var rounds: UInt64 { unsafe nv_load64(word(Word.rounds)) }
+
+    /// Whether the thread sleeps or stands still.
+    public var isResting: Bool { unsafe nv_load_seq32(word(Word.mode)) != Mode.running }
+
+    /// Whether `progress` is told whenever requests have ended.
+    public func setWantsProgress(_ on: Bool) {
+        unsafe exclusive { unsafe $0.pointee.wantsProgress = on }
+    }
+
+    /// Whether nothing is taken from any ring.
+    public func setFrozen(_ on: Bool) {
+        unsafe exclusive { unsafe $0.pointee.isFrozen = on }
+        if !on { wake() }
+    }
+
+    /// Whether nothing is with the device.
+    public var isIdle: Bool { unsafe exclusive { unsafe $0.pointee.isIdle } }
+
+    // MARK: Rings
+
+    /// Opens a ring on this queue and returns its index; nil when the queue serves as many as it
+    /// can. What is given must outlive the ring.
+    public func open(
+        _ memory: borrowing RingMemory, session: UInt32, regions: SessionRegions,
+        rules: RingRules, kick: CInt, wakeFD: CInt, isHeld: Bool
+    ) throws(DriverError) -> Int? {
+        let base = unsafe memory.mapping.base
+        let shape = memory.shape
+        let index = unsafe exclusive { queue in
+            let index = unsafe queue.pointee.add(
+                base: base, shape: shape, session: session, regions: regions, rules: rules,
+                wakeFD: wakeFD)
+            if let index { unsafe queue.pointee.ring(index)?.pointee.isHeld = isHeld }
+            return index
+        }
+        guard let index else { return nil }
+        let result = nv_epoll_add_edge(epoll.raw, kick, UInt64(index + 2))
+        guard result == 0 else {
+            unsafe exclusive { unsafe $0.pointee.remove(index) }
+            throw .system(SystemCallError("epoll_ctl", errno: -result))
+        }
+        wake()
+        return index
+    }
+
+    /// Closes a ring; nothing of it may be with the device.
+    public func close(_ index: Int, kick: CInt) {
+        _ = nv_epoll_remove(epoll.raw, kick)
+        unsafe exclusive { unsafe $0.pointee.remove(index) }
+    }
+
+    /// How many rings are open.
+    public var ringCount: Int { unsafe exclusive { unsafe $0.pointee.ringCount } }
+
+    /// The NVMe queue id that the thread serves.
+    public var queueNumber: Int { index + 1 }
+
+    /// What a ring is doing.
+    public struct RingStatus: Sendable, Equatable {
+        /// Requests with the device.
+        public var inFlight: Int
+        /// What its client did wrong.
+        public var fault: RingFault
+        /// Entries taken since it was opened, modulo 2^32.
+        public var taken: UInt32
+        /// Completions posted since it was opened, modulo 2^32.
+        public var completed: UInt32
+        /// How often the client was woken.
+        public var wakes: UInt64
+    }
+
+    /// What a ring is doing; nil when it is not open.
+    public func status(_ index: Int) -> RingStatus? {
+        unsafe exclusive { queue in
+            guard let ring = unsafe queue.pointee.ring(index) else { return nil }
+            return unsafe RingStatus(
+                inFlight: Int(ring.pointee.inFlight), fault: ring.pointee.fault,
+                taken: ring.pointee.submissionHead, completed: ring.pointee.completionTail,
+                wakes: ring.pointee.wakes)
+        }
+    }
+
+    /// Takes nothing more from a ring, or goes on.
+    public func setHeld(_ index: Int, _ on: Bool) {
+        unsafe exclusive { unsafe $0.pointee.ring(index)?.pointee.isHeld = on }
+        if !on { wake() }
+    }
+
+    /// The namespace of a ring has changed.
+    public func setRules(_ index: Int, _ rules: RingRules) {
+        unsafe exclusive { unsafe $0.pointee.ring(index)?.pointee.rules = rules }
+    }
+
+    /// Whether a command that is with the device, or a request that will become one, points at a
+    /// region.
+    public func uses(region: UInt32) -> Bool {
+        unsafe withEngine { unsafe $0.pointee.uses(region: region) }
+    }
+}

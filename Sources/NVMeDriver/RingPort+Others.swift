@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// The less common entries of a ring, and those that are wrong.
+
+internal import CMemory
+internal import CRing
+internal import NVMeSpec
+
+/// Codes of completions: the raw values of `ErrorCode` in Proto/common.proto.
+enum RingCode {
+    static let invalidArgument: UInt16 = 1
+    static let readOnly: UInt16 = 10
+    static let outOfRange: UInt16 = 11
+    static let deviceRemoved: UInt16 = 14
+    static let nvmeStatus: UInt16 = 19
+    static let mediaError: UInt16 = 20
+    static let compareFailed: UInt16 = 21
+    static let notSupported: UInt16 = 24
+    static let outcomeUnknown: UInt16 = 25
+
+    /// What a status other than success means to a client.
+    @inline(never)
+    static func of(_ raw: UInt16) -> UInt16 {
+        let status = Status(rawValue: raw)
+        if status.matches(.lbaOutOfRange) { return outOfRange }
+        if status.matches(.namespaceWriteProtected) { return readOnly }
+        // The client has cancelled nothing: the worker's own ladder did, and the effect may have
+        // happened.
+        if status.matches(.abortRequested) { return outcomeUnknown }
+        // Compare Failure and Attempted Write to Read Only Range (NVM Command Set 1.0, 3.1.2).
+        if status.matches(Status(.mediaAndDataIntegrity, 0x85)) { return compareFailed }
+        if status.matches(Status(.commandSpecific, 0x82)) { return readOnly }
+        if status.matches(.invalidNamespaceOrFormat) { return deviceRemoved }
+        return status.type == .mediaAndDataIntegrity ? mediaError : nvmeStatus
+    }
+}
+
+extension RingPort {
+    /// Flags that an operation may have; nil for an opcode that is not on the list.
+    private static func allowedFlags(_ operation: UInt8) -> UInt8? {
+        let fua = UInt8(NV_RING_FLAG_FUA)
+        let deallocate = UInt8(NV_RING_FLAG_DEALLOCATE)
+        let indirect = UInt8(NV_RING_FLAG_INDIRECT)
+        return switch operation {
+        case IOOperation.read, IOOperation.compare: indirect
+        case IOOperation.write: indirect | fua
+        case IOOperation.writeZeroes: fua | deallocate
+        case IOOperation.flush, IOOperation.deallocate, IOOperation.verify: 0
+        default: nil
+        }
+    }
+
+    /// Takes an entry that `takeOne` leaves to this; false when it has to stay, or is at fault.
+    @inline(never)
+    mutating func takeOther(
+        _ entry: Entry, _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        guard let flags = Self.allowedFlags(entry.operation) else { return faulty(.opcode) }
+        let isIndirect = entry.flags & UInt8(NV_RING_FLAG_INDIRECT) != 0
+        guard entry.flags & ~flags == 0, entry.head & 0xFFFF_0000 == 0, entry.reserved == 0,
+            isIndirect || entry.segmentCount == 0
+        else { return faulty(.reserved) }
+        guard rules.blockCount > 0 else { return answer(entry, RingCode.deviceRemoved) }
+        if entry.operation == IOOperation.flush { return unsafe takeFlush(entry, engine) }
+        if let code = refusal(entry) { return answer(entry, code) }
+        guard Engine.movesData(entry.operation) else { return unsafe takeRange(entry, engine) }
+        guard entry.blockCount <= rules.maxRequestBlocks else {
+            return answer(entry, RingCode.invalidArgument)
+        }
+        guard !isIndirect else { return unsafe takeIndirect(entry, engine) }
+        var request = request(entry)
+        request.maxBlocksPerCommand = rules.maxTransferBlocks
+        request.region = regions.driverRegion(
+            entry.region, isWritten: entry.operation == IOOperation.read)
+        request.offset = entry.offset
+        guard request.region != 0 else { return faulty(.region) }
+        return unsafe submit(&request, engine)
+    }
+
+    /// What the disk or the session does not allow; nil when it does.
+    private func refusal(_ entry: Entry) -> UInt16? {
+        let limit: UInt32
+        switch entry.operation {
+        case IOOperation.compare: limit = rules.canCompare ? 1 : 0
+        case IOOperation.writeZeroes: limit = rules.maxWriteZeroesBlocks
+        case IOOperation.deallocate: limit = rules.maxDeallocateBlocks
+        case IOOperation.verify: limit = rules.maxVerifyBlocks
+        default: limit = 1
+        }
+        guard limit > 0 else { return RingCode.notSupported }
+        switch entry.operation {
+        case IOOperation.read, IOOperation.compare, IOOperation.verify: break
+        default: if !rules.isWritable { return RingCode.readOnly }
+        }
+        guard entry.blockCount > 0 else { return RingCode.invalidArgument }
+        guard entry.lba < rules.blockCount,
+            UInt64(entry.blockCount) <= rules.blockCount - entry.lba
+        else { return RingCode.outOfRange }
+        return nil
+    }
+
+    private func request(_ entry: Entry) -> IORequest {
+        var request = IORequest(
+            operation: entry.operation, namespaceID: rules.namespaceID, session: session,
+            token: entry.tag)
+        request.ring = number
+        request.blockShift = rules.blockShift
+        request.lba = entry.lba
+        request.blockCount = entry.blockCount
+        request.forceUnitAccess = entry.flags & UInt8(NV_RING_FLAG_FUA) != 0
+        return request
+    }
+
+    private mutating func takeFlush(
+        _ entry: Entry, _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        guard entry.blockCount == 0, entry.lba == 0, entry.place == 0, entry.offset == 0 else {
+            return faulty(.reserved)
+        }
+        guard rules.hasVolatileWriteCache else { return answer(entry, 0) }
+        var request = request(entry)
+        return unsafe submit(&request, engine)
+    }
+
+    private mutating func takeRange(
+        _ entry: Entry, _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        guard entry.place == 0, entry.offset == 0 else { return faulty(.reserved) }
+        var request = request(entry)
+        switch entry.operation {
+        case IOOperation.writeZeroes:
+            request.maxBlocksPerCommand = rules.maxWriteZeroesBlocks
+            request.mayDeallocate =
+                entry.flags & UInt8(NV_RING_FLAG_DEALLOCATE) != 0 && rules.writeZeroesMayDeallocate
+        case IOOperation.deallocate: request.maxBlocksPerCommand = rules.maxDeallocateBlocks
+        default: request.maxBlocksPerCommand = rules.maxVerifyBlocks
+        }
+        return unsafe submit(&request, engine)
+    }
+
+    mutating func submit(
+        _ request: inout IORequest, _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        let result = unsafe engine.pointee.submitOne(&request)
+        guard result == .accepted else {
+            return result == .full ? false : faulty(.range)
+        }
+        countStarted()
+        return true
+    }
+
+    mutating func faulty(_ fault: RingFault) -> Bool {
+        setFault(fault)
+        return false
+    }
+
+    /// Completes an entry that the device does not see.
+    mutating func answer(_ entry: Entry, _ code: UInt16) -> Bool {
+        write(tag: entry.tag, status: 0, code: code, result: 0)
+        return true
+    }
+
+    /// Takes an entry whose data a segment list describes.
+    private mutating func takeIndirect(
+        _ entry: Entry, _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        guard entry.segmentCount > 0, entry.segmentCount <= UInt32(NV_RING_MAX_SEGMENTS) else {
+            return faulty(.segments)
+        }
+        return answer(entry, RingCode.notSupported)
+    }
+}

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+// The worker's end of a ring (Proto/ring.md): takes entries, posts completions.
+//
+// Everything in the ring's memory is the client's to change at any moment. So every word is read
+// once, checked, and then used; positions are kept here and the memory only gets copies; and what no
+// correct client does sets `fault`, after which the memory is not looked at again. The worst that
+// any content can do is to end this ring's session.
+
+internal import CLinux
+internal import CMemory
+internal import CRing
+
+/// What no correct client does.
+public enum RingFault: UInt8, Sendable, CustomStringConvertible {
+    /// Nothing is wrong.
+    case none
+    /// `submission_tail` is further ahead than the ring is long, or ran backwards.
+    case submissionTail
+    /// `completion_head` ran backwards or past `completion_tail`.
+    case completionHead
+    /// An opcode that is not on the list.
+    case opcode
+    /// A flag, or a reserved byte, that has to be 0.
+    case reserved
+    /// A region that the session has not registered, or may not be written.
+    case region
+    /// Bytes that do not lie within their region.
+    case range
+    /// A segment list that does not add up.
+    case segments
+    /// Memory of the ring, or of a region, was taken away.
+    case memory
+
+    /// The fault in words, for the client's author.
+    public var description: String {
+        switch self {
+        case .none: "none"
+        case .submissionTail:
+            "submission_tail ran backwards or more than submission_entry_count ahead"
+        case .completionHead: "completion_head ran backwards or past completion_tail"
+        case .opcode: "an entry's opcode is not one of 00h, 01h, 02h, 05h, 08h, 09h, 0Ch"
+        case .reserved: "an entry has a flag or a reserved byte set"
+        case .region: "an entry names a region that is not registered, or is read-only"
+        case .range: "an entry's bytes do not lie within its region"
+        case .segments: "a segment list does not add up to the entry's blocks"
+        case .memory: "memory of the ring or of a region was punched away"
+        }
+    }
+}
+
+/// What a namespace and a session allow: the control thread's copy for the data thread.
+public struct RingRules: Sendable, Equatable {
+    /// The namespace id.
+    public var namespaceID: UInt32
+    /// Bytes of a block as a power of two.
+    public var blockShift: UInt8
+    /// Blocks of the namespace; 0 when it is gone.
+    public var blockCount: UInt64
+    /// The most blocks of one command with data.
+    public var maxTransferBlocks: UInt32
+    /// The most blocks of one request with data.
+    public var maxRequestBlocks: UInt32
+    /// The most blocks of one Write Zeroes, Deallocate and Verify; 0: not supported.
+    public var maxWriteZeroesBlocks: UInt32
+    public var maxDeallocateBlocks: UInt32
+    public var maxVerifyBlocks: UInt32
+    /// Compare is supported.
+    public var canCompare: Bool
+    /// Flush has to go to the device.
+    public var hasVolatileWriteCache: Bool
+    /// Write Zeroes may ask for deallocation.
+    public var writeZeroesMayDeallocate: Bool
+    /// The session may write, and the namespace is not protected.
+    public var isWritable: Bool
+
+    /// The rules of a namespace that a session has open.
+    public init(_ namespace: NamespaceInfo?, isWritable: Bool, maxRequestByteCount: UInt64) {
+        let shift = namespace?.blockShift ?? 9
+        namespaceID = namespace?.namespaceID ?? 0
+        blockShift = shift
+        blockCount = namespace?.blockCount ?? 0
+        maxTransferBlocks = namespace?.maxTransferBlocks ?? 1
+        maxRequestBlocks = UInt32(clamping: maxRequestByteCount >> UInt64(shift))
+        maxWriteZeroesBlocks = namespace?.maxWriteZeroesBlocks ?? 0
+        maxDeallocateBlocks = namespace?.maxDeallocateBlocks ?? 0
+        maxVerifyBlocks = namespace?.maxVerifyBlocks ?? 0
+        canCompare = namespace?.canCompare ?? false
+        hasVolatileWriteCache = namespace?.hasVolatileWriteCache ?? false
+        writeZeroesMayDeallocate = namespace?.writeZeroesMayDeallocate ?? false
+        self.isWritable = isWritable && namespace?.isWriteProtected == false
+    }
+}
+
+/// Regions of a session as ring entries name them: 64 words, each 0 or a region of the driver's
+/// table. Written by the control thread, read by data threads.
+@safe
+public struct SessionRegions: @unchecked Sendable {
+    /// A bit beside the region: the device may not write it.
+    static let readOnly: UInt32 = 1 << 31
+    let words: UnsafeMutablePointer<UInt32>
+
+    /// An empty table.
+    public init() {
+        unsafe words = .allocate(capacity: Int(NV_RING_REGIONS))
+        unsafe words.initialize(repeating: 0, count: Int(NV_RING_REGIONS))
+    }
+
+    /// Lets entries name a region; ids that cannot be named are left out.
+    public func set(_ id: UInt64, driverRegion: UInt32, isReadOnly: Bool) {
+        guard id < UInt64(NV_RING_REGIONS) else { return }
+        unsafe nv_store_release32(
+            words + Int(id), driverRegion | (isReadOnly ? Self.readOnly : 0))
+    }
+
+    /// No entry can name the region any more.
+    public func remove(_ id: UInt64) {
+        guard id < UInt64(NV_RING_REGIONS) else { return }
+        unsafe nv_store_release32(words + Int(id), 0)
+    }
+
+    /// No ring may use the table any more.
+    public func deallocate() { unsafe words.deallocate() }
+
+    /// The region of the driver's table, or 0.
+    @inline(__always)
+    func driverRegion(_ id: UInt32, isWritten: Bool) -> UInt32 {
+        guard id < UInt32(NV_RING_REGIONS) else { return 0 }
+        let word = unsafe nv_load32(words + Int(id))
+        return word & Self.readOnly == 0 ? word : isWritten ? 0 : word & ~Self.readOnly
+    }
+}
+
+/// One open ring.
+@safe
+struct RingPort: ~Copyable {
+    // What each round touches, first.
+    let base: UnsafeMutableRawPointer
+    private let submissions: UnsafeMutableRawPointer
+    private let completions: UnsafeMutableRawPointer
+    private let submissionEntries: UInt32
+    private let completionEntries: UInt32
+    /// Entries taken.
+    private(set) var submissionHead: UInt32 = 0
+    /// The highest `submission_tail` that was believed.
+    private var knownTail: UInt32 = 0
+    /// Completions published, and those written since.
+    private(set) var completionTail: UInt32 = 0
+    private var publishedTail: UInt32 = 0
+    /// The highest `completion_head` that was believed.
+    private var acknowledged: UInt32 = 0
+    /// Requests with the engine.
+    private(set) var inFlight: UInt32 = 0
+    let session: UInt32
+    /// Its index in the data queue and 1: what commands carry.
+    let number: UInt16
+    /// Entries are not taken: the session waits, or the ring is being closed.
+    var isHeld = false
+    private(set) var fault: RingFault = .none
+    let regions: SessionRegions
+    var rules: RingRules
+    /// The worker's end of the `wake` socket; owned by the control thread.
+    let wakeFD: CInt
+    private(set) var wakes: UInt64 = 0
+
+    /// A ring over memory that `RingMemory` made. Everything outlives it.
+    init(
+        base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt
+    ) {
+        unsafe self.base = base
+        unsafe submissions = base + shape.submissionOffset
+        unsafe completions = base + shape.completionOffset
+        submissionEntries = shape.submissionEntries
+        completionEntries = shape.completionEntries
+        self.session = session
+        self.number = number
+        self.regions = regions
+        self.rules = rules
+        self.wakeFD = wakeFD
+    }
+
+    // MARK: Down
+
+    /// Entries that may be taken now: published, with room for their completions.
+    @inline(__always)
+    mutating func takeable() -> UInt32 {
+        let tail = unsafe nv_load_acquire32(base + Int(NV_RING_OFFSET_SUBMISSION_TAIL))
+        let available = tail &- submissionHead
+        guard available != 0 else {
+            return knownTail == submissionHead ? 0 : refuse(.submissionTail)
+        }
+        guard fault == .none, !isHeld else { return 0 }
+        guard available <= submissionEntries, available >= knownTail &- submissionHead else {
+            return refuse(.submissionTail)
+        }
+        knownTail = tail
+        // Taken and not acknowledged: with the engine, or a completion that the client has not read.
+        let outstanding = submissionHead &- acknowledged
+        let room = completionEntries &- outstanding
+        if room >= available { return available }
+        return learnRoom(available)
+    }
+
+    /// The completions that the client has taken make room.
+    @inline(never)
+    private mutating func learnRoom(_ available: UInt32) -> UInt32 {
+        let head = unsafe nv_load_acquire32(base + Int(NV_RING_OFFSET_COMPLETION_HEAD))
+        guard head &- acknowledged <= publishedTail &- acknowledged else {
+            return refuse(.completionHead)
+        }
+        acknowledged = head
+        return min(available, completionEntries &- (submissionHead &- acknowledged))
+    }
+
+    private mutating func refuse(_ fault: RingFault) -> UInt32 {
+        if self.fault == .none { self.fault = fault }
+        return 0
+    }
+
+    /// Takes at most `limit` of the entries that `takeable` counted. Returns how many: fewer when
+    /// the engine is full or the client at fault.
+    @inline(__always)
+    mutating func take(_ limit: UInt32, _ engine: UnsafeMutablePointer<Engine>) -> UInt32 {
+        var taken: UInt32 = 0
+        var request = IORequest(
+            operation: 0, namespaceID: rules.namespaceID, session: session, token: 0)
+        request.ring = number
+        request.blockShift = rules.blockShift
+        request.maxBlocksPerCommand = rules.maxTransferBlocks
+        while taken < limit {
+            let index = (submissionHead &+ taken) & (submissionEntries &- 1)
+            let entry = unsafe submissions + Int(index) &* 64
+            guard unsafe takeOne(entry, &request, engine) else { break }
+            taken = taken &+ 1
+        }
+        submissionHead = submissionHead &+ taken
+        unsafe nv_store_release32(base + Int(NV_RING_OFFSET_SUBMISSION_HEAD), submissionHead)
+        return taken
+    }
+
+    /// Takes one entry; false when it has to stay, or is at fault.
+    @inline(__always)
+    private mutating func takeOne(
+        _ entry: UnsafeMutableRawPointer, _ request: inout IORequest,
+        _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        // Each word once; nothing of the entry is read again.
+        let head = unsafe nv_load64(entry)
+        let lba = unsafe nv_load64(entry + Int(NV_RING_ENTRY_LBA))
+        let tag = unsafe nv_load64(entry + Int(NV_RING_ENTRY_TAG))
+        let place = unsafe nv_load64(entry + Int(NV_RING_ENTRY_REGION))
+        let offset = unsafe nv_load64(entry + Int(NV_RING_ENTRY_OFFSET))
+        let reserved = unsafe nv_load64(entry + 40) | nv_load64(entry + 48) | nv_load64(entry + 56)
+        let operation = UInt8(truncatingIfNeeded: head)
+        let blocks = UInt32(truncatingIfNeeded: head >> 32)
+        // Read or Write without flags, direct, of blocks that exist: nearly all there are.
+        let isRead = operation == IOOperation.read
+        guard head & 0xFFFF_FF00 == 0, isRead || operation == IOOperation.write,
+            place >> 32 == 0, reserved == 0, isRead || rules.isWritable,
+            blocks != 0, blocks <= rules.maxRequestBlocks,
+            lba < rules.blockCount, UInt64(blocks) <= rules.blockCount &- lba
+        else {
+            return unsafe takeOther(
+                Entry(
+                    head: head, lba: lba, tag: tag, place: place, offset: offset,
+                    reserved: reserved), engine)
+        }
+        let region = regions.driverRegion(
+            UInt32(truncatingIfNeeded: place), isWritten: isRead)
+        guard region != 0 else { return refuse(.region) != 0 }
+        request.operation = operation
+        request.lba = lba
+        request.blockCount = blocks
+        request.token = tag
+        request.region = region
+        request.offset = offset
+        let result = unsafe engine.pointee.submitOne(&request)
+        guard result == .accepted else {
+            return result == .full ? false : refuse(.range) != 0
+        }
+        inFlight = inFlight &+ 1
+        return true
+    }
+
+    // MARK: Up
+
+    /// Writes the completion of a request that the engine has ended.
+    @inline(__always)
+    mutating func post(_ completion: UnsafePointer<IOCompletion>) {
+        inFlight = inFlight &- 1
+        let status = unsafe completion.pointee.status
+        let code = status == 0 ? 0 : RingCode.of(status)
+        unsafe write(
+            tag: completion.pointee.token, status: status, code: code,
+            result: completion.pointee.result)
+    }
+
+    @inline(__always)
+    mutating func write(tag: UInt64, status: UInt16, code: UInt16, result: UInt32) {
+        let entry = unsafe completions + Int(completionTail & (completionEntries &- 1)) &* 16
+        unsafe nv_store64(entry, tag)
+        unsafe nv_store64(
+            entry + 8, UInt64(status) | UInt64(code) << 16 | UInt64(result) << 32)
+        completionTail = completionTail &+ 1
+    }
+
+    /// Makes what was written visible, and wakes the client when it sleeps.
+    @inline(__always)
+    mutating func publish() {
+        guard publishedTail != completionTail else { return }
+        publishedTail = completionTail
+        unsafe nv_store_release32(base + Int(NV_RING_OFFSET_COMPLETION_TAIL), completionTail)
+        // The tail is visible before `need_wake` is read; the client writes `need_wake` and then
+        // looks at the tail, so that one of the two sees the other.
+        nv_full_fence()
+        if unsafe nv_load32(base + Int(NV_RING_OFFSET_COMPLETION_NEED_WAKE)) != 0 { wake() }
+    }
+
+    /// Wakes the client once for each time that it asked.
+    @inline(never)
+    mutating func wake() {
+        guard unsafe nv_exchange32(base + Int(NV_RING_OFFSET_COMPLETION_NEED_WAKE), 0) != 0 else {
+            return
+        }
+        wakes = wakes &+ 1
+        // When the socket is full, the client has wakes to read.
+        _ = nv_send_wake(wakeFD)
+    }
+
+    // MARK: Sleep
+
+    /// Asks the client for a kick with its next entry.
+    func askForKick() {
+        unsafe nv_store_seq32(base + Int(NV_RING_OFFSET_SUBMISSION_NEED_WAKE), 1)
+    }
+
+    /// The worker looks by itself.
+    func withdraw() {
+        unsafe nv_store32(base + Int(NV_RING_OFFSET_SUBMISSION_NEED_WAKE), 0)
+    }
+
+    /// Tells the client that nothing will happen in the ring any more.
+    mutating func end() {
+        unsafe nv_store_seq32(
+            base + Int(NV_RING_OFFSET_STATE), UInt32(NV_RING_STATE_ENDED))
+        wake()
+    }
+
+    mutating func setFault(_ fault: RingFault) { _ = refuse(fault) }
+    mutating func countStarted() { inFlight = inFlight &+ 1 }
+}
+
+extension RingPort {
+    /// An entry that was copied.
+    struct Entry {
+        var head: UInt64
+        var lba: UInt64
+        var tag: UInt64
+        var place: UInt64
+        var offset: UInt64
+        var reserved: UInt64
+
+        var operation: UInt8 { UInt8(truncatingIfNeeded: head) }
+        var flags: UInt8 { UInt8(truncatingIfNeeded: head >> 8) }
+        var blockCount: UInt32 { UInt32(truncatingIfNeeded: head >> 32) }
+        var region: UInt32 { UInt32(truncatingIfNeeded: place) }
+        var segmentCount: UInt32 { UInt32(truncatingIfNeeded: place >> 32) }
+    }
+}
