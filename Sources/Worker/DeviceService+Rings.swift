@@ -59,6 +59,14 @@ extension DeviceService {
         overdue = []
     }
 
+    /// Whether each data thread has turned since the last call, or rests.
+    var threadsTurn: Bool {
+        let rounds = threads.map(\.rounds)
+        defer { roundsSeen = rounds }
+        guard rounds.count == roundsSeen.count else { return true }
+        return zip(threads, roundsSeen).allSatisfy { $0.isResting || $0.rounds != $1 }
+    }
+
     /// Runs `body` while nobody else touches a queue.
     func exclusively(_ queue: Int, _ body: () -> Void) {
         guard queue > Self.messageQueue, queue - 1 < threads.count else { return body() }

@@ -112,6 +112,8 @@ final class DeviceService {
     var settleIsScheduled = false
     /// The threads of the queues 1…, in that order.
     var threads: [DataThread] = []
+    /// The rounds of the threads when the watchdog looked last.
+    var roundsSeen: [UInt64] = []
     /// Data queues with a command that was not answered in time.
     var overdue: Set<Int> = []
     /// The data threads tell when requests end.

@@ -129,6 +129,7 @@ final class WorkerProcess {
     private let keeper: DeviceKeeper
     private let notifier = Notifier()
     private var sources: [Source] = []
+    private var watchdog: Timer?
     private var isLeaving = false
     private var isAsked = false
 
@@ -206,7 +207,9 @@ final class WorkerProcess {
                 try service.loop.onSignal(SIGTERM, priority: .high) { [weak self] in
                     self?.terminated()
                 })
-            try service.loop.enableWatchdog()
+            watchdog = try service.loop.pingWatchdog { [weak self] in
+                self?.service.threadsTurn ?? true
+            }
         } catch {
             log.warning("\(error); continuing", id: .storeFailed)
         }
