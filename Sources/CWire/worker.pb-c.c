@@ -1639,7 +1639,7 @@ const ProtobufCMessageDescriptor nvmed__v1__get_namespace__descriptor =
   (ProtobufCMessageInit) nvmed__v1__get_namespace__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__open_session__field_descriptors[7] =
+static const ProtobufCFieldDescriptor nvmed__v1__open_session__field_descriptors[9] =
 {
   {
     "session_id",
@@ -1725,12 +1725,38 @@ static const ProtobufCFieldDescriptor nvmed__v1__open_session__field_descriptors
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "iops_limit",
+    8,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__OpenSession, has_iops_limit),
+    offsetof(Nvmed__V1__OpenSession, iops_limit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "bytes_per_second_limit",
+    9,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__OpenSession, has_bytes_per_second_limit),
+    offsetof(Nvmed__V1__OpenSession, bytes_per_second_limit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__open_session__field_indices_by_name[] = {
   2,   /* field[2] = access */
+  8,   /* field[8] = bytes_per_second_limit */
   5,   /* field[5] = client_pid */
   6,   /* field[6] = client_uid */
   4,   /* field[4] = disk */
+  7,   /* field[7] = iops_limit */
   1,   /* field[1] = nsid */
   0,   /* field[0] = session_id */
   3,   /* field[3] = shared */
@@ -1738,7 +1764,7 @@ static const unsigned nvmed__v1__open_session__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__open_session__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 7 }
+  { 0, 9 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__open_session__descriptor =
 {
@@ -1748,7 +1774,7 @@ const ProtobufCMessageDescriptor nvmed__v1__open_session__descriptor =
   "Nvmed__V1__OpenSession",
   "nvmed.v1",
   sizeof(Nvmed__V1__OpenSession),
-  7,
+  9,
   nvmed__v1__open_session__field_descriptors,
   nvmed__v1__open_session__field_indices_by_name,
   1,  nvmed__v1__open_session__number_ranges,

@@ -41,6 +41,16 @@ public enum ConfigValue {
         return overflow ? nil : bytes
     }
 
+    /// So many a second: `500`, `20K`, `5M`, `1G`, with 1000 as the base, as systemd reads
+    /// bandwidths.
+    public static func rate(_ text: String) -> UInt64? {
+        let units: [Character: UInt64] = [
+            "K": 1000, "M": 1_000_000, "G": 1_000_000_000, "T": 1_000_000_000_000,
+        ]
+        guard let last = text.last, let unit = units[last] else { return number(text) }
+        return decimal(text.dropLast()).flatMap { product($0, unit) }
+    }
+
     /// Bytes of a logical block: a power of two from 512 to 64K.
     public static func blockByteCount(_ text: String) -> UInt32? {
         guard let bytes = byteCount(text), (512...65_536).contains(bytes),

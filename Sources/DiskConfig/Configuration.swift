@@ -127,6 +127,10 @@ public struct ConfiguredDisk: Sendable, Hashable {
     public var users: [UInt32]
     /// `Group=`: members of which groups may open it.
     public var groups: [UInt32]
+    /// `IOPSMax=`: requests a second of each client; nil: no limit.
+    public var requestsPerSecondMax: UInt64?
+    /// `BandwidthMax=`: bytes a second of each client, reads and writes together; nil: no limit.
+    public var bytesPerSecondMax: UInt64?
 
     /// A read-write, exclusive disk for root alone.
     public init(

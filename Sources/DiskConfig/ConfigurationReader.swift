@@ -96,6 +96,16 @@ struct KeyReader {
         }
     }
 
+    mutating func rate(
+        _ key: String, _ range: ClosedRange<UInt64>, _ unit: String
+    ) -> UInt64? {
+        value(
+            key,
+            "a number of \(unit) a second from \(range.lowerBound) to \(range.upperBound), like "
+                + "100K or 5M"
+        ) { ConfigValue.rate($0).flatMap { range.contains($0) ? $0 : nil } }
+    }
+
     mutating func milliseconds(_ key: String) -> UInt32? {
         value(key, "a duration from 1ms to 1h, like 5s or 100ms") {
             ConfigValue.milliseconds($0).flatMap {
@@ -293,11 +303,11 @@ struct ConfigurationReader {
             unit,
             known: [
                 "Device", "Namespace", "Serial", "NGUID", "EUI64", "UUID", "Access", "Shared",
-                "User", "Group",
+                "User", "Group", "IOPSMax", "BandwidthMax",
             ])
         let device = keys.value("Device", "a device's name", { ConfigValue.isName($0) ? $0 : nil })
         let selector = Self.selector(&keys)
-        let disk = ConfiguredDisk(
+        var disk = ConfiguredDisk(
             name: unit.name, location: unit.location, device: device,
             selector: selector ?? .namespace(nsid: 0),
             access: keys.value("Access", "read-only or read-write") { DiskAccess(rawValue: $0) }
@@ -305,6 +315,8 @@ struct ConfigurationReader {
             shared: keys.value("Shared", "yes or no", ConfigValue.boolean) ?? false,
             users: keys.ids("User", "user", lookup.user),
             groups: keys.ids("Group", "group", lookup.group))
+        disk.requestsPerSecondMax = keys.rate("IOPSMax", 1...1_000_000_000, "requests")
+        disk.bytesPerSecondMax = keys.rate("BandwidthMax", 65_536...1_000_000_000_000, "bytes")
         if let device, !deviceFiles.contains(device) {
             keys.fail(
                 "Device",

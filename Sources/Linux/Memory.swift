@@ -38,6 +38,13 @@ public enum MemFD {
         return fd
     }
 
+    /// Adds seals; what is mapped already stays as it is.
+    public static func addSeals(
+        _ fd: borrowing OwnedFD, _ seals: Seals
+    ) throws(SystemCallError) {
+        try checked("F_ADD_SEALS", nv_memfd_add_seals(fd.raw, seals.rawValue))
+    }
+
     /// Gives the pages of a stretch of a file back; it reads as zeroes from then on.
     public static func punchHole(
         _ fd: borrowing OwnedFD, offset: Int64, byteCount: Int64

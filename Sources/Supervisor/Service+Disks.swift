@@ -166,12 +166,13 @@ extension Service {
         // In the table first: an event about it may come with the reply.
         place.device.sessions[id] = session
         let opened: (info: DiskInfo, fd: PassedFD)
+        var opening = OpenSession(
+            sessionID: id, nsid: place.nsid, access: access, shared: disk.shared,
+            disk: disk.name, clientPID: caller.peer.pid, clientUID: caller.peer.uid)
+        opening.requestsPerSecondMax = disk.requestsPerSecondMax ?? 0
+        opening.bytesPerSecondMax = disk.bytesPerSecondMax ?? 0
         do throws(WireError) {
-            opened = try await link.openSession(
-                OpenSession(
-                    sessionID: id, nsid: place.nsid, access: access, shared: disk.shared,
-                    disk: disk.name, clientPID: caller.peer.pid, clientUID: caller.peer.uid),
-                caller.deadlineNanoseconds)
+            opened = try await link.openSession(opening, caller.deadlineNanoseconds)
         } catch {
             place.device.sessions[id] = nil
             throw error.about(disk)

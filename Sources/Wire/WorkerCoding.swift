@@ -186,6 +186,8 @@ extension OpenSession {
         writer.text(5, disk)
         writer.signed(6, clientPID)
         writer.number(7, clientUID)
+        if requestsPerSecondMax > 0 { writer.number(8, requestsPerSecondMax) }
+        if bytesPerSecondMax > 0 { writer.number(9, bytesPerSecondMax) }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__OpenSession>) throws(WireError) {
@@ -198,6 +200,8 @@ extension OpenSession {
             shared: unsafe c.shared != 0,
             disk: try unsafe Field.name(c.has_disk, c.disk, "open_session.disk"),
             clientPID: unsafe c.client_pid, clientUID: unsafe c.client_uid)
+        requestsPerSecondMax = unsafe c.iops_limit
+        bytesPerSecondMax = unsafe c.bytes_per_second_limit
     }
 }
 

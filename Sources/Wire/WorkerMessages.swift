@@ -145,6 +145,10 @@ public struct OpenSession: Sendable, Hashable {
     public var clientPID: Int32
     /// The client's user id.
     public var clientUID: UInt32
+    /// The most requests a second; 0: no limit.
+    public var requestsPerSecondMax: UInt64 = 0
+    /// The most bytes read and written a second; 0: no limit.
+    public var bytesPerSecondMax: UInt64 = 0
     /// Describes a session.
     public init(
         sessionID: UInt64, nsid: UInt32, access: AccessMode, shared: Bool, disk: String,

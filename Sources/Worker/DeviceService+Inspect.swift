@@ -139,6 +139,11 @@ extension DeviceService {
             tree.add("\(path)/highest_request", session.highestRequestID)
             tree.add("\(path)/waits", session.waits.map { "\($0)" } ?? "no")
             tree.add("\(path)/ending", session.hasEnded)
+            if session.limiter.gate.isLimited {
+                tree.add("\(path)/iops_max", session.opening.requestsPerSecondMax)
+                tree.add("\(path)/bandwidth_max", session.opening.bytesPerSecondMax)
+                tree.add("\(path)/limit_waits", session.limitWaits)
+            }
             tree.add("\(path)/regions", session.regions.count)
             tree.add("\(path)/reads", session.counters.reads)
             tree.add("\(path)/writes", session.counters.writes)

@@ -91,6 +91,7 @@ extension DeviceService {
             guard session.pending.count < WorkerLimits.requestsInFlightPerSession else {
                 return .wait(.own)
             }
+            guard session.mayStart else { return .wait(.limit) }
         }
         switch plan {
         case .nothing: return .taken
@@ -101,6 +102,7 @@ extension DeviceService {
             session.issuing = (id, RangeCursor(work))
             session.pending[id] = PendingRequest(
                 operation: work.operation, byteCount: 0, isIssued: false)
+            session.charge(byteCount: 0)
             return issue(session)
         }
     }
@@ -275,6 +277,7 @@ extension DeviceService {
             var pending = pending
             pending.parts = 1
             session.pending[id] = pending
+            session.charge(byteCount: pending.byteCount)
             session.partsInFlight += 1
             requestsInFlight += 1
             if pending.isInlineRead { session.inlineReadBytes += pending.byteCount }

@@ -56,6 +56,8 @@ enum WaitReason: Sendable, Equatable {
     case own
     /// A session that died still has commands with the device, or the device is draining.
     case held
+    /// It has had what it may: time lets it go on.
+    case limit
 }
 
 /// An open session. What is done with it is in `DeviceService`.
@@ -67,6 +69,10 @@ final class Session {
     let opening: OpenSession
     /// The queue that its requests go to.
     let queue: Int
+    /// What it may do in a second; its rings take part.
+    let limiter: IOLimiter
+    /// How often a message of it had to wait for that.
+    var limitWaits: UInt64 = 0
     /// When it was opened.
     let openedNanoseconds: UInt64
     /// Where its answers go; nil before and after.
@@ -101,8 +107,31 @@ final class Session {
         self.opening = opening
         self.queue = queue
         self.namespace = namespace
+        limiter = IOLimiter(
+            requestsPerSecond: opening.requestsPerSecondMax,
+            bytesPerSecond: opening.bytesPerSecondMax)
         openedNanoseconds = MonotonicClock.nowNanoseconds
         pending.reserveCapacity(64)
+    }
+
+    /// Whether its limits allow another request now.
+    var mayStart: Bool {
+        let gate = limiter.gate
+        return !gate.isLimited
+            || gate.isOpen(nowNanoseconds: MonotonicClock.nowNanoseconds)
+    }
+
+    /// When its limits allow another request.
+    var nextStartNanoseconds: UInt64 {
+        limiter.gate.nextAdmission(nowNanoseconds: MonotonicClock.nowNanoseconds)
+    }
+
+    /// Counts a request against its limits.
+    func charge(byteCount: Int) {
+        let gate = limiter.gate
+        guard gate.isLimited else { return }
+        gate.charge(
+            nowNanoseconds: MonotonicClock.nowNanoseconds, byteCount: UInt64(clamping: byteCount))
     }
 
     /// Where its record is.

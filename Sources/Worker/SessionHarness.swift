@@ -18,6 +18,7 @@ final class SessionHarness: SessionClient {
     private var turnIsScheduled = false
     private var watchesOutput = false
     private var deadlineTimer: Timer?
+    private var limitTimer: Timer?
     private var stallTimer: Timer?
     private var relievedAtStallCheck: UInt64 = 0
 
@@ -129,7 +130,24 @@ final class SessionHarness: SessionClient {
 
     private func wait(_ reason: WaitReason) -> Bool {
         service.wait(session, reason)
+        if reason == .limit { armLimit() }
         return false
+    }
+
+    /// A session at its limit goes on when it may have another request.
+    private func armLimit() {
+        session.limitWaits += 1
+        if limitTimer == nil {
+            limitTimer = try? service.loop.timer { [weak self] in
+                guard let self, session.waits == .limit, !session.hasEnded else { return }
+                resume()
+            }
+        }
+        guard let limitTimer else {
+            // Out of memory: better unlimited than stuck.
+            return resume()
+        }
+        limitTimer.arm(at: session.nextStartNanoseconds)
     }
 
     /// A message that waits is looked at again when its deadline has passed.
@@ -248,6 +266,7 @@ final class SessionHarness: SessionClient {
         // socket.
         try? channel.send(event: .ended(reason))
         deadlineTimer?.cancel()
+        limitTimer?.cancel()
         stallTimer?.cancel()
         source?.cancel()
         source = nil

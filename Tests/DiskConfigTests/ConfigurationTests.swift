@@ -35,6 +35,8 @@ struct ConfigurationTests {
                 ; a comment between continued lines
                      1002
                 Group=disk
+                IOPSMax=20K
+                BandwidthMax=1500M
                 """),
             file(
                 "nvmed.conf",
@@ -64,6 +66,8 @@ struct ConfigurationTests {
         #expect(disk.shared)
         #expect(disk.users == [1000, 1001, 1002])
         #expect(disk.groups == [6])
+        #expect(disk.requestsPerSecondMax == 20_000)
+        #expect(disk.bytesPerSecondMax == 1_500_000_000)
         #expect(configuration.supervisor.socketPath == "/run/n.sock")
         #expect(configuration.supervisor.socketMode == 0o660)
         #expect(configuration.supervisor.maxSessions == 100)
@@ -78,6 +82,17 @@ struct ConfigurationTests {
         #expect(disk?.shared == false)
         #expect(disk?.users == [])
         #expect(disk?.groups == [])
+    }
+
+    @Test("a null device may have a size and a block size")
+    func null() throws {
+        let configuration = parse(
+            file("n.device", "[Device]\nTransport=null\nSize=2T\nBlockSize=4K"),
+            file("m.device", "[Device]\nTransport=null"))
+        let byName = configuration.devices.sorted { $0.name < $1.name }
+        #expect(configuration.problems.isEmpty)
+        #expect(byName.map(\.byteCount) == [nil, 2 << 40])
+        #expect(byName.map(\.blockByteCount) == [nil, 4096])
     }
 
     @Test("the file of the higher directory counts, in whatever order they come")

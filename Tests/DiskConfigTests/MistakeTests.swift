@@ -83,6 +83,16 @@ struct MistakeTests {
         arguments: [
             ("Access=rw", "4: error: Access=: 'rw' is not read-only or read-write"),
             ("Shared=maybe", "4: error: Shared=: 'maybe' is not yes or no"),
+            (
+                "IOPSMax=0",
+                "4: error: IOPSMax=: '0' is not a number of requests a second from 1 to 1000000000,"
+                    + " like 100K or 5M"
+            ),
+            (
+                "BandwidthMax=1K",
+                "4: error: BandwidthMax=: '1K' is not a number of bytes a second from 65536 to "
+                    + "1000000000000, like 100K or 5M"
+            ),
             ("User=bob", "4: error: User=: there is no user 'bob'; write a name or a number"),
             ("Group=bob", "4: error: Group=: there is no group 'bob'; write a name or a number"),
             (
@@ -174,6 +184,10 @@ struct MistakeTests {
             (
                 "IOTimeoutSec=soon",
                 "IOTimeoutSec=: 'soon' is not a duration from 1ms to 1h, like 5s or 100ms"
+            ),
+            (
+                "BlockSize=3K",
+                "BlockSize=: '3K' is not 512, 1K, 2K, 4K, 8K, 16K, 32K or 64K"
             ),
             (
                 "Address=0000:01:00.0",

@@ -99,6 +99,14 @@ enum Samples {
 
     static let entries = Page([InspectEntry("a/b", "1"), InspectEntry("a/c", "")], more: true)
 
+    static var limitedSession: OpenSession {
+        var session = OpenSession(
+            sessionID: 2, nsid: 3, access: .readWrite, shared: false, disk: "vol1")
+        session.requestsPerSecondMax = 1000
+        session.bytesPerSecondMax = 50_000_000
+        return session
+    }
+
     static var config: DeviceConfig {
         var config = DeviceConfig(name: "nvme0", transport: .vfioUser(path: "/run/x.sock"))
         config.queueCount = 4
@@ -215,6 +223,7 @@ enum Messages {
                 OpenSession(
                     sessionID: 1, nsid: 2, access: .readOnly, shared: true, disk: "vol0",
                     clientPID: 3, clientUID: 4))),
+        .request(.openSession(Samples.limitedSession)),
         .request(.closeSession(sessionID: 1, reason: "an operator asked")),
         .request(.listSessions(after: 5)), .request(.listSessions(after: nil)),
         .request(.inspect(prefix: "a", after: "a/b")), .request(.inspect(prefix: "", after: nil)),

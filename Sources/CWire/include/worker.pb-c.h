@@ -478,10 +478,20 @@ struct  Nvmed__V1__OpenSession
    */
   protobuf_c_boolean has_client_uid;
   uint32_t client_uid;
+  /*
+   * The most requests a second; a client that has more is slowed. 0 or absent: no limit.
+   */
+  protobuf_c_boolean has_iops_limit;
+  uint64_t iops_limit;
+  /*
+   * The most bytes read and written a second; a client that has more is slowed. 0 or absent: no limit.
+   */
+  protobuf_c_boolean has_bytes_per_second_limit;
+  uint64_t bytes_per_second_limit;
 };
 #define NVMED__V1__OPEN_SESSION__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__open_session__descriptor) \
-    , 0, 0, 0, 0, 0, NVMED__V1__ACCESS_MODE__ACCESS_MODE_UNSPECIFIED, 0, 0, 0, {0,NULL}, 0, 0, 0, 0 }
+    , 0, 0, 0, 0, 0, NVMED__V1__ACCESS_MODE__ACCESS_MODE_UNSPECIFIED, 0, 0, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /*
