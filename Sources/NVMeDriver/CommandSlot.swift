@@ -39,6 +39,10 @@ struct CommandSlot {
     static let flagBounced: UInt8 = 1
     static let flagForceUnitAccess: UInt8 = 2
     static let flagDeallocate: UInt8 = 4
+    /// The data is a segment list: region and offset are those of its first byte; the PRP list of
+    /// the slot (its first entry also for a transfer of two pages) or the request record has the
+    /// rest.
+    static let flagSegmented: UInt8 = 8
 
     var lba: UInt64 = 0
     private var blocksAndRegion: UInt64 = 0

@@ -2,6 +2,7 @@
 // The less common requests: without data, larger than a command, or at an address that PRP entries
 // cannot express.
 
+internal import CLinux
 internal import CMemory
 internal import DMA
 internal import Glibc
@@ -46,13 +47,16 @@ extension Engine {
         guard shift >= 9, shift <= 16 else { return .invalid }
         if Self.movesData(command.opcode) {
             let byteCount = UInt64(command.blockCount) << UInt64(shift)
-            let address = regions.deviceAddress(
-                region: command.region, offset: command.offset, byteCount: byteCount,
-                session: command.session)
-            guard address != 0 else { return .invalid }
-            if command.offset & 3 != 0 {
-                // PRP entries are dword aligned (Base Specification 2.0, 4.1.1): such data takes a
-                // detour.
+            let flags = regions.flags(command.region)
+            guard
+                unsafe regions.localBytes(
+                    region: command.region, offset: command.offset, byteCount: byteCount,
+                    session: command.session) != nil,
+                command.opcode != IOOperation.read || !flags.contains(.readOnly)
+            else { return .invalid }
+            if command.offset & 3 != 0 || flags.contains(.bounced) {
+                // PRP entries are dword aligned (Base Specification 2.0, 4.1.1), and need an
+                // address: such data takes a detour.
                 command.flags |= CommandSlot.flagBounced
                 maxBlocks = min(maxBlocks, UInt32(Self.maxBounceByteCount >> UInt64(shift)))
             }
@@ -71,64 +75,90 @@ extension Engine {
     /// Issues commands of the requests in turn, as far as slots and bounce pages go.
     @inline(never)
     mutating func pump() {
-        // Each turn issues a command or ends: bounded by the slots.
-        while let slot = queue.nextFreeSlot(), let index = requests.nextToIssue() {
-            guard issueChild(of: index, slot) else { return }
+        // Each turn issues a command or passes over a record: bounded by slots and records. Pages
+        // that are short now are short for the rest of this call.
+        var passedOver: UInt64 = 0
+        while let slot = queue.nextFreeSlot(),
+            let index = requests.nextToIssue(passedOver: passedOver)
+        {
+            if !issueChild(of: index, slot) { passedOver |= 1 &<< UInt64(index) }
         }
     }
 
     private mutating func issueChild(of index: UInt32, _ slot: UInt32) -> Bool {
         let record = requests.load(index)
+        if record.command.flags & CommandSlot.flagSegmented != 0 {
+            return issueSegments(of: index, record, slot)
+        }
         var command = record.command
-        let blocks = min(record.command.blockCount - record.issued, record.maxBlocksPerCommand)
         command.lba = record.command.lba &+ UInt64(record.issued)
-        command.blockCount = blocks
+        command.blockCount = min(
+            record.command.blockCount - record.issued, record.maxBlocksPerCommand)
         command.request = UInt16(truncatingIfNeeded: index)
         // The request's pages are the record's; a child owns only what it bounces through.
         command.firstPage = 0
         command.pageCount = 0
         guard Self.movesData(command.opcode) else {
-            requests.willIssue(index, blocks: blocks)
+            requests.willIssue(index, blocks: command.blockCount)
             pushRange(slot, command)
             return true
         }
         let shift = UInt64(record.blockShift)
         command.offset = record.command.offset &+ UInt64(record.issued) << shift
-        let byteCount = UInt64(blocks) << shift
         let address: UInt64
         if command.flags & CommandSlot.flagBounced != 0 {
-            guard let bounced = bounce(&command, byteCount) else { return false }
-            address = bounced
+            guard let pages = takeBouncePages(&command, shift) else { return false }
+            address = pages
+            if command.opcode != IOOperation.read {
+                copy(command, shift, toClient: false)
+                noteMemoryFaults()
+            }
         } else {
             address = regions.deviceAddress(
-                region: command.region, offset: command.offset, byteCount: byteCount,
-                session: command.session)
+                region: command.region, offset: command.offset,
+                byteCount: UInt64(command.blockCount) << shift, session: command.session)
         }
-        requests.willIssue(index, blocks: blocks)
-        pushData(slot, command, address: address, byteCount: byteCount)
+        requests.willIssue(index, blocks: command.blockCount)
+        pushData(
+            slot, command, address: address, byteCount: UInt64(command.blockCount) << shift)
         return true
     }
 
-    /// Takes bounce pages for a command and fills them when the device will read them; nil when
-    /// none are free.
-    private mutating func bounce(_ command: inout CommandSlot, _ byteCount: UInt64) -> UInt64? {
-        let pages = Int((byteCount + 4095) / 4096)
-        guard let first = takePages(pages) else { return nil }
-        command.firstPage = UInt32(first)
-        command.pageCount = UInt16(pages)
-        let offset = UInt64(first) * 4096
-        if command.opcode != IOOperation.read {
-            guard
-                let target = unsafe regions.localAddress(
-                    region: RegionTable.bounceRegion, offset: offset),
-                let source = unsafe regions.localAddress(
-                    region: command.region, offset: command.offset)
-            else { return nil }
-            unsafe memcpy(target, source, Int(byteCount))
+    /// Takes bounce pages for a command; for fewer of its blocks when there are not enough pages in
+    /// a row. Returns the device's address, or nil when there is no room for one block.
+    mutating func takeBouncePages(_ command: inout CommandSlot, _ shift: UInt64) -> UInt64? {
+        while command.blockCount > 0 {
+            let byteCount = UInt64(command.blockCount) << shift
+            let pages = Int((byteCount + 4095) / 4096)
+            guard let first = takePages(pages) else {
+                command.blockCount /= 2
+                continue
+            }
+            command.firstPage = UInt32(truncatingIfNeeded: first)
+            command.pageCount = UInt16(truncatingIfNeeded: pages)
+            return regions.deviceAddress(
+                region: RegionTable.bounceRegion, offset: UInt64(first) * 4096,
+                byteCount: byteCount, session: RegionTable.anySession)
         }
-        return regions.deviceAddress(
-            region: RegionTable.bounceRegion, offset: offset, byteCount: byteCount,
-            session: RegionTable.anySession)
+        return nil
+    }
+
+    /// Copies between the bounce pages of a command and the client's memory.
+    private func copy(_ command: CommandSlot, _ shift: UInt64, toClient: Bool) {
+        let byteCount = UInt64(command.blockCount) << shift
+        guard
+            let pages = unsafe regions.localAddress(
+                region: RegionTable.bounceRegion, offset: UInt64(command.firstPage) * 4096)
+        else { return }
+        let client = unsafe regions.localBytes(
+            region: command.region, offset: command.offset, byteCount: byteCount,
+            session: command.session)
+        if let client = unsafe client {
+            unsafe memcpy(toClient ? client : pages, toClient ? pages : client, Int(byteCount))
+        } else if !toClient {
+            // As for segments: nothing that another client left goes out.
+            unsafe memset(pages, 0, Int(byteCount))
+        }
     }
 
     /// A command of a larger request was answered. True when the request is complete, and
@@ -153,16 +183,25 @@ extension Engine {
     }
 
     private mutating func endBounce(_ command: CommandSlot, _ status: UInt16, _ index: UInt32) {
-        if command.opcode == IOOperation.read, status == 0,
-            let source = unsafe regions.localAddress(
-                region: RegionTable.bounceRegion, offset: UInt64(command.firstPage) * 4096),
-            let target = unsafe regions.localAddress(
-                region: command.region, offset: command.offset)
-        {
-            let shift = UInt64(requests.load(index).blockShift)
-            unsafe memcpy(target, source, Int(UInt64(command.blockCount) << shift))
+        if command.opcode == IOOperation.read, status == 0 {
+            if command.flags & CommandSlot.flagSegmented != 0 {
+                scatter(command, index)
+            } else {
+                copy(command, UInt64(requests.load(index).blockShift), toClient: true)
+            }
+            noteMemoryFaults()
         }
-        releasePages(first: Int(command.firstPage), count: Int(command.pageCount))
+        // `retire`, which follows, goes on with requests that wait for pages.
+        bouncePages.release(Int(command.firstPage) - firstBouncePage, Int(command.pageCount))
+    }
+
+    /// After a copy: whether memory of some client was gone. Counts for the process, so that it
+    /// only says that it is time to look.
+    mutating func noteMemoryFaults() {
+        let count = nv_sigbus_count()
+        guard count != seenFaults else { return }
+        seenFaults = count
+        countMemoryFaults()
     }
 
     /// Write Zeroes, Verify, and Deallocate of one range (NVM Command Set 1.0, 3.2.3: the range

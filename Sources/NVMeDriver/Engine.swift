@@ -27,12 +27,17 @@ public struct Engine: ~Copyable {
     /// Where this engine's share of the bounce pages starts; page numbers are those of the whole
     /// pool everywhere else.
     let firstBouncePage: Int
+    /// Faults of the process that were known at the last look.
+    var seenFaults: UInt64 = 0
     /// Requests accepted since the engine was made.
     public private(set) var submitted: UInt64 = 0
     /// Requests completed since the engine was made.
     public private(set) var completed: UInt64 = 0
     /// Requests completed with a status other than success.
     public private(set) var failed: UInt64 = 0
+    /// Copies during which a page of somebody's registered memory was found to be gone: when this
+    /// moves, ask `hasFaulted` for the regions of the sessions.
+    public private(set) var memoryFaults: UInt64 = 0
 
     init(
         queue: consuming QueuePair, regions: RegionView, requests: consuming RequestRecords,
@@ -86,7 +91,7 @@ public struct Engine: ~Copyable {
         let address = unsafe regions.deviceAddress(
             region: request.pointee.region, offset: request.pointee.offset, byteCount: byteCount,
             session: request.pointee.session)
-        guard address != 0, blocks != 0 else { return .invalid }
+        guard address != 0, blocks != 0 else { return unsafe submitOther(request, slot) }
         unsafe pushData(
             slot, CommandSlot(request), address: address, byteCount: byteCount)
         submitted = submitted &+ 1
@@ -185,6 +190,7 @@ public struct Engine: ~Copyable {
 
     mutating func countSubmitted() { submitted = submitted &+ 1 }
     mutating func countFailed() { failed = failed &+ 1 }
+    mutating func countMemoryFaults() { memoryFaults = memoryFaults &+ 1 }
 
     // MARK: State
 
@@ -209,6 +215,9 @@ public struct Engine: ~Copyable {
         get { queue.tick }
         set { queue.tick = newValue }
     }
+    /// Whether this process met a page of a region that is gone: a hole was punched into memory
+    /// that cannot get it back. The session that registered it is to be ended.
+    public func hasFaulted(region: UInt32) -> Bool { regions.hasFaulted(region) }
     /// Whether anything is unfinished.
     public var isIdle: Bool { queue.inFlight == 0 && !requests.hasWork }
 }

@@ -445,8 +445,9 @@ extension NVMeController {
             queueID: UInt16(queueID), entries: part.entries, epoch: state.epoch,
             memory: queue.memory, doorbellsAreMapped: queue.doorbellsAreMapped)
         let requests = unsafe RequestRecords(
-            records: state.address(state.layout.requestsOffset(queueID)), queue: UInt32(queueID),
-            epoch: state.epoch)
+            records: state.address(state.layout.requestsOffset(queueID)),
+            lists: state.address(state.layout.segmentListsOffset(queueID)),
+            queue: UInt32(queueID), epoch: state.epoch)
         let pages = try pages(plan.bouncePagesPerQueue)
         let engine = Engine(
             queue: pair, regions: regions.view, requests: requests, bouncePages: pages,

@@ -2,12 +2,33 @@
 // Memory that commands may point at: the bounce pages, and what clients registered. Read by the hot
 // path.
 
+internal import CLinux
 internal import CMemory
 public import Linux
+
+/// What is special about a region.
+public struct RegionFlags: OptionSet, Sendable {
+    /// The bits as the table has them.
+    public let rawValue: UInt16
+    /// Wraps the table's bits.
+    public init(rawValue: UInt16) { self.rawValue = rawValue }
+    /// The device has no address for it: every command on it goes through bounce pages.
+    public static let bounced = RegionFlags(rawValue: 1)
+    /// The device must not write it.
+    public static let readOnly = RegionFlags(rawValue: 2)
+}
 
 /// The table of regions of a device. Written by the control thread, read by every engine.
 ///
 /// Entry 0 is the device's own bounce pages. A client can name only regions of its own session.
+///
+/// An entry has four 64-bit words:
+///
+///   0  the device's address; of a bounced region: its length
+///   1  its length; of a bounced region: 0, so that the hot path, which looks no further, gets no
+///      address for any byte of it
+///   2  where this process has it; 0: the entry is free
+///   3  session (32) | number of its guard and 1, or 0 (16) | flags (16)
 @safe
 public struct RegionTable: ~Copyable, @unchecked Sendable {
     /// The region of the bounce pages.
@@ -26,13 +47,17 @@ public struct RegionTable: ~Copyable, @unchecked Sendable {
         memory = try Mapping(anonymous: StateLayout.regionCapacity * Self.entryByteCount)
     }
 
-    /// Enters memory that this process has at `base` and the device at `iova`; nil when the table
-    /// is full.
+    /// Enters memory that this process has at `base` and the device at `iova` (which is ignored
+    /// for a bounced region); nil when the table is full. `guardNumber` is that of `nv_guard_add`,
+    /// or negative.
     public mutating func insert(
-        session: UInt32, iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer
+        session: UInt32, iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer,
+        flags: RegionFlags = [], guardNumber: CInt = -1
     ) -> UInt32? {
-        for index in 1..<capacity where unsafe nv_load64(entry(index) + 8) == 0 {
-            unsafe set(index, session: session, iova: iova, byteCount: byteCount, base: base)
+        for index in 1..<capacity where unsafe nv_load64(entry(index) + 16) == 0 {
+            unsafe set(
+                index, session: session, iova: iova, byteCount: byteCount, base: base,
+                flags: flags, guardNumber: guardNumber)
             return index
         }
         return nil
@@ -41,25 +66,32 @@ public struct RegionTable: ~Copyable, @unchecked Sendable {
     mutating func setBouncePages(iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer) {
         unsafe set(
             Self.bounceRegion, session: Self.anySession, iova: iova, byteCount: byteCount,
-            base: base)
+            base: base, flags: [], guardNumber: -1)
     }
 
     /// Takes a region out. No command may point at it any more.
     public mutating func remove(_ index: UInt32) {
         guard index > 0, index < capacity else { return }
-        unsafe nv_store64(entry(index) + 8, 0)
+        let entry = unsafe entry(index)
+        unsafe nv_store64(entry + 8, 0)
+        unsafe nv_store64(entry, 0)
+        unsafe nv_store64(entry + 24, 0)
+        unsafe nv_store64(entry + 16, 0)
     }
 
     private mutating func set(
         _ index: UInt32, session: UInt32, iova: UInt64, byteCount: UInt64,
-        base: UnsafeMutableRawPointer
+        base: UnsafeMutableRawPointer, flags: RegionFlags, guardNumber: CInt
     ) {
         let entry = unsafe entry(index)
-        unsafe nv_store64(entry, iova)
+        let isBounced = flags.contains(.bounced)
+        unsafe nv_store64(entry, isBounced ? byteCount : iova)
         unsafe nv_store64(entry + 16, UInt64(UInt(bitPattern: base)))
         unsafe nv_store32(entry + 24, session)
+        unsafe nv_store16(entry + 28, UInt16(clamping: guardNumber &+ 1))
+        unsafe nv_store16(entry + 30, flags.rawValue)
         // The length last: it makes the entry valid.
-        unsafe nv_store_release64(entry + 8, byteCount)
+        unsafe nv_store_release64(entry + 8, isBounced ? 0 : byteCount)
     }
 
     private func entry(_ index: UInt32) -> UnsafeMutableRawPointer {
@@ -81,8 +113,8 @@ struct RegionView {
         self.capacity = capacity
     }
 
-    /// The device's address of bytes in a region, or 0 when they are not all within a region of
-    /// that session. (No region starts at address 0.)
+    /// The device's address of bytes (1 or more) in a region, or 0 when they are not all within a
+    /// region of that session that the device can reach. (No region starts at address 0.)
     @inline(__always)
     func deviceAddress(
         region: UInt32, offset: UInt64, byteCount: UInt64, session: UInt32
@@ -103,5 +135,34 @@ struct RegionView {
         let entry = unsafe base + Int(region) &* 32
         let start = UInt(truncatingIfNeeded: unsafe nv_load64(entry + 16))
         return unsafe UnsafeMutableRawPointer(bitPattern: start &+ UInt(offset))
+    }
+
+    /// Where this process has bytes of a region, bounced or not; nil when they are not all within a
+    /// region of that session.
+    func localBytes(
+        region: UInt32, offset: UInt64, byteCount: UInt64, session: UInt32
+    ) -> UnsafeMutableRawPointer? {
+        guard region < capacity else { return nil }
+        let entry = unsafe base + Int(region) &* 32
+        let length = unsafe nv_load64(flags(region).contains(.bounced) ? entry : entry + 8)
+        let owner = unsafe nv_load32(entry + 24)
+        guard offset <= length, byteCount <= length &- offset,
+            owner == session || owner == RegionTable.anySession
+        else { return nil }
+        return unsafe localAddress(region: region, offset: offset)
+    }
+
+    /// What is special about a region; nothing about one that does not exist.
+    func flags(_ region: UInt32) -> RegionFlags {
+        guard region < capacity else { return [] }
+        return RegionFlags(rawValue: unsafe nv_load16(base + Int(region) &* 32 + 30))
+    }
+
+    /// Whether this process met a page of the region that was not there any more: what it read
+    /// since is not the client's memory, and what it wrote never reached it.
+    func hasFaulted(_ region: UInt32) -> Bool {
+        guard region < capacity else { return false }
+        let number = CInt(unsafe nv_load16(base + Int(region) &* 32 + 28)) &- 1
+        return nv_guard_faults(number) != 0
     }
 }

@@ -5,7 +5,7 @@
 //
 //   0  first LBA
 //   1  block count (32) | region (16) | ring (16)
-//   2  offset in the region, bytes
+//   2  offset in the region, bytes; with a segment list: segments (32) | CRC-32C of the list (32)
 //   3  token
 //   4  session (32) | namespace id (32)
 //   5  first owned pool page (32) | owned pages (16) | opcode (8) | flags (8)
@@ -14,6 +14,10 @@
 //
 // Word 6 changes with every command issued; the children in flight are counted in private memory
 // and recounted from the slots by a successor.
+//
+// The segment list of a record lies elsewhere in the state area. It is written before the record
+// and does not change while the record is in use; how far its commands have gone follows from the
+// blocks issued.
 
 internal import CMemory
 internal import Linux
@@ -27,19 +31,29 @@ struct RequestRecords: ~Copyable {
     static let stateDone: UInt64 = 2
 
     private let records: UnsafeMutableRawPointer
+    private let lists: UnsafeMutableRawPointer
     private let key: UInt32
+    private let listKey: UInt32
     /// Private: commands in flight of each record.
     private var children: InlineArray<64, UInt32> = InlineArray(repeating: 0)
     /// Private: when each was accepted.
     private var ticks: InlineArray<64, UInt32> = InlineArray(repeating: 0)
+    /// Private: where in its segment list the next command of each starts.
+    private var places: InlineArray<64, SegmentPlace> = InlineArray(repeating: SegmentPlace())
     private(set) var activeCount: UInt32 = 0
     private(set) var doneCount: UInt32 = 0
     /// Where the turn is.
     private var turn: UInt32 = 0
 
-    init(records: UnsafeMutableRawPointer, queue: UInt32, epoch: UInt32) {
+    /// Records and their lists, in the state area.
+    init(
+        records: UnsafeMutableRawPointer, lists: UnsafeMutableRawPointer, queue: UInt32,
+        epoch: UInt32
+    ) {
         unsafe self.records = records
+        unsafe self.lists = lists
         key = Checksum.key(Checksum.requestKind, queue: queue, epoch: epoch)
+        listKey = Checksum.key(Checksum.segmentsKind, queue: queue, epoch: epoch)
         for index in 0..<Self.capacity {
             let record = unsafe records + Int(index) * 64
             unsafe nv_store64(record + 48, Self.stateFree)
@@ -60,6 +74,73 @@ struct RequestRecords: ~Copyable {
         var state: UInt64 = 0
         var maxBlocksPerCommand: UInt32 = 0
         var children: UInt32 = 0
+    }
+
+    /// Writes a record with its segment list down; nil when all are in use. `count` is 1 to
+    /// `Engine.maxSegments`, and the segments were checked.
+    mutating func insert(
+        _ command: CommandSlot, segments: UnsafePointer<DataSegment>, count: UInt32,
+        blockShift: UInt8, maxBlocks: UInt32, tick: UInt32
+    ) -> UInt32? {
+        for index in 0..<Self.capacity {
+            guard unsafe nv_load8(records + Int(index) * 64 + 55) == Self.stateFree else {
+                continue
+            }
+            let source = unsafe UnsafeRawPointer(segments)
+            let list = unsafe lists + Int(index) * StateLayout.segmentListByteCount
+            for word in 0..<(Int(count) * 2) {
+                unsafe nv_store64(list + word * 8, nv_load64(source + word * 8))
+            }
+            places[Int(index)] = SegmentPlace()
+            var command = command
+            command.offset =
+                UInt64(count) | UInt64(unsafe Self.crc(list, count, listKey &+ index)) << 32
+            // The first free record is this one.
+            return insert(command, blockShift: blockShift, maxBlocks: maxBlocks, tick: tick)
+        }
+        return nil
+    }
+
+    private static func crc(
+        _ list: UnsafeMutableRawPointer, _ count: UInt32, _ key: UInt32
+    ) -> UInt32 {
+        var crc = key
+        for word in 0..<(Int(count) * 2) {
+            crc = nv_crc32c_64(crc, unsafe nv_load64(list + word * 8))
+        }
+        return crc
+    }
+
+    /// The segment list of a record that has one.
+    func segments(_ index: UInt32) -> SegmentList {
+        let number = Int(index & (Self.capacity - 1))
+        let count = min(unsafe nv_load32(records + number * 64 + 16), UInt32(Engine.maxSegments))
+        return unsafe SegmentList(
+            base: lists + number * StateLayout.segmentListByteCount, count: count)
+    }
+
+    /// Where the next command of a record with a segment list starts.
+    func place(_ index: UInt32) -> SegmentPlace { places[Int(index & (Self.capacity - 1))] }
+
+    /// Sets where the next command starts; together with `willIssue`.
+    mutating func setPlace(_ index: UInt32, _ place: SegmentPlace) {
+        places[Int(index & (Self.capacity - 1))] = place
+    }
+
+    /// Whether the checksums of a record, and of its segment list if it has one, hold: what an
+    /// adopter asks before it believes them.
+    func isIntact(_ index: UInt32) -> Bool {
+        let number = index & (Self.capacity - 1)
+        let record = unsafe records + Int(number) * 64
+        guard unsafe nv_load32(record + 60) == checksum(record, number) else { return false }
+        let isActive = unsafe nv_load8(record + 55) == Self.stateActive
+        guard isActive, unsafe nv_load8(record + 47) & CommandSlot.flagSegmented != 0 else {
+            return true
+        }
+        let count = unsafe nv_load32(record + 16)
+        guard count >= 1, count <= UInt32(Engine.maxSegments) else { return false }
+        let list = unsafe lists + Int(number) * StateLayout.segmentListByteCount
+        return unsafe Self.crc(list, count, listKey &+ number) == nv_load32(record + 20)
     }
 
     /// Writes a record down; nil when all are in use.
@@ -170,12 +251,14 @@ struct RequestRecords: ~Copyable {
     }
 
     /// The next record in turn that has commands left to issue and room for one more, or nil.
-    mutating func nextToIssue() -> UInt32? {
+    /// `passedOver` has the bits of records that cannot go on now.
+    mutating func nextToIssue(passedOver: UInt64) -> UInt32? {
         for step in 0..<Self.capacity {
             let index = (turn &+ step) & (Self.capacity &- 1)
             let record = load(index)
             guard record.state == Self.stateActive, record.status == 0,
                 record.issued < record.command.blockCount,
+                passedOver & 1 &<< UInt64(index) == 0,
                 record.children < Engine.maxChildrenInFlight
             else { continue }
             turn = index &+ 1
@@ -185,9 +268,12 @@ struct RequestRecords: ~Copyable {
     }
 
     private func seal(_ record: UnsafeMutableRawPointer, _ index: UInt32) {
+        unsafe nv_store32(record + 60, checksum(record, index))
+    }
+
+    private func checksum(_ record: UnsafeMutableRawPointer, _ index: UInt32) -> UInt32 {
         var crc = key &+ index
         for word in 0..<7 { crc = nv_crc32c_64(crc, unsafe nv_load64(record + word * 8)) }
-        crc = nv_crc32c_64(crc, UInt64(unsafe nv_load32(record + 56)))
-        unsafe nv_store32(record + 60, crc)
+        return nv_crc32c_64(crc, UInt64(unsafe nv_load32(record + 56)))
     }
 }

@@ -19,12 +19,14 @@ internal import CMemory
 ///                  admin queue
 ///                  slots: `slotsPerQueue` × 64 B for each queue
 ///                  requests: `requestsPerQueue` × 64 B for each queue
+///                  segment lists of requests: `requestsPerQueue` × 8 KiB for each queue, whole
+///                  pages; those that were never used take no memory
 /// ```
 public struct StateLayout: Sendable, Equatable {
     /// "NVMEDST1" read as a little-endian number.
     public static let magic: UInt64 = 0x3154_5344_454D_564E
     /// Raised with every change of this layout.
-    public static let version: UInt32 = 1
+    public static let version: UInt32 = 2
     /// Bytes of every record.
     public static let recordByteCount = 64
     /// Bytes kept for the device configuration.
@@ -35,6 +37,8 @@ public struct StateLayout: Sendable, Equatable {
     public static let regionCapacity = 1024
     /// Requests of several commands that may be under way at one time, for each queue.
     public static let requestsPerQueue = 64
+    /// Bytes of the segment list of one request: as many segments as a request can have.
+    public static let segmentListByteCount = Engine.maxSegments * 16
 
     static let configurationOffset = 4096
     static let sessionsOffset = configurationOffset + configurationByteCount
@@ -68,14 +72,21 @@ public struct StateLayout: Sendable, Equatable {
         slotsOffset(queueCount) + queue * Self.requestsPerQueue * Self.recordByteCount
     }
 
+    /// The segment list of the first request record of a queue.
+    func segmentListsOffset(_ queue: Int) -> Int {
+        ((requestsOffset(queueCount) + 4095) & ~4095)
+            + queue * Self.requestsPerQueue * Self.segmentListByteCount
+    }
+
     /// The size of the whole area in bytes, whole pages.
-    public var byteCount: Int { (requestsOffset(queueCount) + 4095) & ~4095 }
+    public var byteCount: Int { segmentListsOffset(queueCount) }
 }
 
 /// Keys of checksums: what kind of record it is, which one, of which epoch.
 enum Checksum {
     static let slotKind: UInt32 = 0x534C_4F54
     static let requestKind: UInt32 = 0x5245_5154
+    static let segmentsKind: UInt32 = 0x5347_4D54
     static let indexKind: UInt32 = 0x494E_4458
     static let queueKind: UInt32 = 0x5155_4555
     static let headerKind: UInt32 = 0x4845_4144

@@ -69,7 +69,8 @@ final class EngineRig {
         engine = Engine(
             queue: queue, regions: regions.view,
             requests: unsafe RequestRecords(
-                records: state + layout.requestsOffset(1), queue: 1, epoch: 1),
+                records: state + layout.requestsOffset(1), lists: state + layout.segmentListsOffset(1),
+                queue: 1, epoch: 1),
             bouncePages: try PageAllocator(pageCount: 256), firstBouncePage: 0)
     }
 
