@@ -98,9 +98,7 @@ public final class NVMeController {
         }
         for raw in interrupts { _ = OwnedFD(adopting: raw) }
         // What was registered when the device failed. Its carrier has its own hold on the pages.
-        for mapping in clientMappings.values {
-            unsafe Mapping.unmap(mapping.base, byteCount: Int(mapping.byteCount))
-        }
+        for mapping in clientMappings.values { mapping.unmap() }
     }
 
     // MARK: The data path

@@ -43,17 +43,31 @@ final class DriverRig {
         request.lba = lba
         return request
     }
+
+    /// `count` lists of `segments` pages each, scattered over the region; never freed.
+    func segmentLists(count: Int, segments: Int) -> UnsafeMutablePointer<DataSegment> {
+        let lists = UnsafeMutablePointer<DataSegment>.allocate(capacity: max(1, count * segments))
+        let pages = Self.regionByteCount / 4096
+        for index in 0..<(count * segments) {
+            // 13 has no factor in common with the number of pages: no two neighbours are adjacent.
+            let offset = UInt64(index * 13 % pages * 4096)
+            unsafe (lists + index).initialize(
+                to: DataSegment(region: region, offset: offset, byteCount: 4096))
+        }
+        return unsafe lists
+    }
 }
 
 /// Runs `count` aligned 4 KiB reads at a depth of `depth` on the null device: for callgrind and
-/// allocation counts.
-func runInstructions(count: Int, depth: Int) throws {
+/// allocation counts. With `segments`, each read has a list of so many scattered pages.
+func runInstructions(count: Int, depth: Int, segments: Int) throws {
     let device = try NullController(name: "bench")
     let rig = try DriverRig(device: device)
     let engine = unsafe rig.controller.engine(0)
     let requests = (0..<depth).map {
         rig.request(IOOperation.read, token: UInt64($0), lba: UInt64($0) * 8)
     }
+    let lists = unsafe rig.segmentLists(count: depth, segments: segments)
     var completions = [IOCompletion](repeating: IOCompletion(), count: depth)
     var done = 0
     var result = SubmitResult.accepted
@@ -61,7 +75,11 @@ func runInstructions(count: Int, depth: Int) throws {
         unsafe completions.withUnsafeMutableBufferPointer { out in
             guard let out = out.baseAddress else { return }
             while done < count {
-                _ = unsafe engine.pointee.submit(batch: batch, result: &result)
+                if segments == 0 {
+                    _ = unsafe engine.pointee.submit(batch: batch, result: &result)
+                } else {
+                    unsafe submit(batch, lists, segments, to: engine)
+                }
                 unsafe engine.pointee.ring()
                 guard (try? rig.controller.writePendingDoorbells(0)) != nil else { return }
                 let reaped = unsafe engine.pointee.reap(into: out, capacity: depth)
@@ -72,6 +90,22 @@ func runInstructions(count: Int, depth: Int) throws {
         }
     }
     print("completed \(done)")
+}
+
+/// Submits a batch of reads with their segment lists.
+private func submit(
+    _ batch: UnsafeBufferPointer<IORequest>, _ lists: UnsafeMutablePointer<DataSegment>,
+    _ segments: Int, to engine: UnsafeMutablePointer<Engine>
+) {
+    var index = 0
+    while index < batch.count {
+        var request = unsafe batch[index]
+        request.blockCount = UInt32(segments * 4096) >> UInt32(request.blockShift)
+        let result = unsafe engine.pointee.submit(
+            request, segments: lists + index * segments, count: segments)
+        guard result == .accepted else { die("a segment list was not taken") }
+        index += 1
+    }
 }
 
 /// What a run on the emulator gave.

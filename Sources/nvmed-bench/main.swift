@@ -29,7 +29,9 @@ func show(_ result: DriverResult) {
 func main() throws {
     switch CommandLine.arguments.dropFirst().first {
     case "instructions":
-        try runInstructions(count: number("count", 64_000), depth: number("depth", 32))
+        try runInstructions(
+            count: number("count", 64_000), depth: number("depth", 32),
+            segments: min(512, max(0, Int(option("segments", "0")) ?? 0)))
     case "driver":
         show(
             try runDriver(
@@ -49,7 +51,7 @@ func main() throws {
     case "memory": show(try runMemoryFloor(seconds: Double(number("seconds", 1))))
     case "socket": show(try runSocketFloor(seconds: Double(number("seconds", 1))))
     default:
-        print("usage: nvmed-bench instructions [--count N] [--depth N]")
+        print("usage: nvmed-bench instructions [--count N] [--depth N] [--segments N]")
         print("       nvmed-bench driver [--socket PATH] [--depth N] [--seconds N]")
         print("       nvmed-bench rpc --socket PATH --disk NAME [--depth N] [--seconds N]")
         print("                       [--memory inline|registered]")

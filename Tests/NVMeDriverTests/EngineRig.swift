@@ -69,7 +69,8 @@ final class EngineRig {
         engine = Engine(
             queue: queue, regions: regions.view,
             requests: unsafe RequestRecords(
-                records: state + layout.requestsOffset(1), lists: state + layout.segmentListsOffset(1),
+                records: state + layout.requestsOffset(1),
+                lists: state + layout.segmentListsOffset(1),
                 queue: 1, epoch: 1),
             bouncePages: try PageAllocator(pageCount: 256), firstBouncePage: 0)
     }
@@ -158,8 +159,17 @@ final class EngineRig {
     }
 
     func submit(_ request: IORequest) -> SubmitResult { engine.submit(request) }
+
+    func submit(_ request: IORequest, _ segments: [DataSegment]) -> SubmitResult {
+        unsafe segments.withUnsafeBufferPointer { list in
+            guard let base = list.baseAddress else { return .invalid }
+            return unsafe engine.submit(request, segments: base, count: list.count)
+        }
+    }
     func ring() { engine.ring() }
     var isIdle: Bool { engine.isIdle }
+    var requestsInUse: UInt32 { engine.requests.activeCount + engine.requests.doneCount }
+    func recordIsIntact(_ index: UInt32) -> Bool { engine.requests.isIntact(index) }
     var fault: QueueFault { engine.fault }
     var failed: UInt64 { engine.failed }
     var freePageCount: Int { engine.freePageCount }

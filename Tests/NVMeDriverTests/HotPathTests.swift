@@ -9,14 +9,16 @@ struct HotPathTests {
     /// From taking a batch to the doorbell, and from a completion to its delivery. Mangled names:
     /// they need no demangler.
     static let hot = [
-        "10NVMeDriver6EngineV6submit5batch", "10NVMeDriver6EngineV4ring",
+        "10NVMeDriver6EngineV6submit5batch", "10NVMeDriver6EngineV6submit_8segments",
+        "10NVMeDriver6EngineV4ring",
         "10NVMeDriver6EngineV4reap", "10NVMeDriver6EngineV6retire",
     ]
     /// What they may call: requests of several commands, without data, or bounced, and command ids
     /// that an Abort names.
     static let cold = [
         "10NVMeDriver6EngineV11submitOther", "10NVMeDriver6EngineV10childEnded",
-        "10NVMeDriver6EngineV4pump", "10NVMeDriver14RequestRecordsV",
+        "10NVMeDriver6EngineV4pump", "10NVMeDriver6EngineV11submitSplit",
+        "10NVMeDriver14RequestRecordsV",
         "10NVMeDriver19PhysicalRegionPagesV5write", "10NVMeDriver9QueuePairV12deferFreeing",
     ]
 
@@ -36,7 +38,8 @@ struct HotPathTests {
         // When
         let allowed = Self.cold.flatMap { ["-allow", $0] }
         let result = try Programs.run(
-            Programs.root + "/.ci/hotpath-calls", allowed + [Programs.path(name), Self.hot[2]])
+            Programs.root + "/.ci/hotpath-calls",
+            allowed + [Programs.path(name), "10NVMeDriver6EngineV4reap"])
         // Then
         #expect(result.status == 0, "\(result.output)")
     }
@@ -48,16 +51,20 @@ struct HotPathTests {
             Programs.root + "/.ci/hotpath-calls",
             [
                 "-allow", "10NVMeDriver(6Engine|9QueuePair|14RequestRecords|10RegionView)V",
-                "-allow", "10NVMeDriver(11CommandSlot|19PhysicalRegionPages)V",
+                "-allow", "10NVMeDriver(11CommandSlot|11SegmentList|19PhysicalRegionPages)V",
+                "-allow", "10NVMeDriver25PhysicalRegionPageBuilderV", "-allow", "nv_sigbus_count",
                 "-allow", "3DMA13PageAllocatorV", "-allow", "^(memcpy|memmove|memset)@plt",
                 Programs.path("nvmed-bench"), Self.cold[0], Self.cold[1], Self.cold[2],
+                Self.cold[3], "10NVMeDriver6EngineV13issueSegments",
             ])
         // Then
         #expect(result.status == 0, "\(result.output)")
     }
 
-    @Test("twice the I/O makes not one allocation more")
-    func allocationsStayFlat() throws {
+    @Test(
+        "twice the I/O makes not one allocation more, with data in one piece or in 32 pages",
+        arguments: ["0", "32"])
+    func allocationsStayFlat(segments: String) throws {
         // Given: valgrind 3.19 cannot read the debug information of Swift 6
         let directory = try TemporaryDirectory()
         let program = directory.path + "/bench"
@@ -65,17 +72,22 @@ struct HotPathTests {
             "/usr/bin/objcopy", ["--strip-debug", Programs.path("nvmed-bench"), program])
         #expect(copy.status == 0, "\(copy.output)")
         // When
-        let small = try Self.allocations(program, count: 32_000)
-        let large = try Self.allocations(program, count: 64_000)
+        let small = try Self.allocations(program, segments, count: 32_000)
+        let large = try Self.allocations(program, segments, count: 64_000)
         // Then
         #expect(small > 0)
         #expect(small == large)
     }
 
-    private static func allocations(_ program: String, count: Int) throws -> Int {
+    private static func allocations(
+        _ program: String, _ segments: String, count: Int
+    ) throws -> Int {
         let result = try Programs.run(
             "/usr/bin/valgrind",
-            ["--tool=memcheck", program, "instructions", "--count", "\(count)"])
+            [
+                "--tool=memcheck", program, "instructions", "--count", "\(count)", "--segments",
+                segments,
+            ])
         let line = result.output.split(separator: "\n").first { $0.contains("total heap usage") }
         let digits = try requireValue(line).split(separator: ":")[1].prefix { $0 != "a" }
         return try requireValue(Int(String(digits.filter(\.isNumber))))
