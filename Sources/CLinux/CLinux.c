@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -81,6 +82,19 @@ int nv_is_hugetlb(int fd) {
     struct statfs s;
     if (fstatfs(fd, &s) < 0) return -errno;
     return s.f_type == HUGETLBFS_MAGIC;
+}
+
+int64_t nv_huge_page_size(int fd) {
+    struct statfs s;
+    if (fstatfs(fd, &s) < 0) return -errno;
+    return s.f_type == HUGETLBFS_MAGIC ? (int64_t)s.f_bsize : 0;
+}
+
+int64_t nv_character_device(int fd) {
+    struct statx s;
+    // What the kernel knows without asking: a file system in user space could keep fstat waiting for ever.
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &s) < 0) return -errno;
+    return S_ISCHR(s.stx_mode) ? (int64_t)makedev(s.stx_rdev_major, s.stx_rdev_minor) : 0;
 }
 
 static void *close_one(void *argument) {

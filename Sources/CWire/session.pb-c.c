@@ -1981,7 +1981,7 @@ const ProtobufCMessageDescriptor nvmed__v1__cancel_reply__descriptor =
   (ProtobufCMessageInit) nvmed__v1__cancel_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__register_memory__field_descriptors[3] =
+static const ProtobufCFieldDescriptor nvmed__v1__register_memory__field_descriptors[4] =
 {
   {
     "region_id",
@@ -2019,16 +2019,29 @@ static const ProtobufCFieldDescriptor nvmed__v1__register_memory__field_descript
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "file_offset",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__RegisterMemory, has_file_offset),
+    offsetof(Nvmed__V1__RegisterMemory, file_offset),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__register_memory__field_indices_by_name[] = {
   1,   /* field[1] = byte_count */
+  3,   /* field[3] = file_offset */
   2,   /* field[2] = read_only */
   0,   /* field[0] = region_id */
 };
 static const ProtobufCIntRange nvmed__v1__register_memory__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__register_memory__descriptor =
 {
@@ -2038,7 +2051,7 @@ const ProtobufCMessageDescriptor nvmed__v1__register_memory__descriptor =
   "Nvmed__V1__RegisterMemory",
   "nvmed.v1",
   sizeof(Nvmed__V1__RegisterMemory),
-  3,
+  4,
   nvmed__v1__register_memory__field_descriptors,
   nvmed__v1__register_memory__field_indices_by_name,
   1,  nvmed__v1__register_memory__number_ranges,

@@ -68,6 +68,14 @@ public enum MemFD {
         return flags >= 0 && flags & O_ACCMODE == O_RDWR
     }
 
+    /// Bytes of a page of a file of huge pages; nil when its pages are ordinary ones.
+    public static func hugePageByteCount(
+        of fd: borrowing OwnedFD
+    ) throws(SystemCallError) -> UInt64? {
+        let size = try checked("fstatfs", nv_huge_page_size(fd.raw))
+        return size > 0 ? UInt64(size) : nil
+    }
+
     /// Whether the file lives in ordinary shared memory (tmpfs), as a memory file without huge
     /// pages does.
     public static func isShmem(_ fd: borrowing OwnedFD) throws(SystemCallError) -> Bool {

@@ -140,7 +140,7 @@ extension SessionProtocol {
                     m.has_region_id, m.region_id, "register_memory.region_id"),
                 byteCount: try unsafe Field.need(
                     m.has_byte_count, m.byte_count, "register_memory.byte_count"),
-                readOnly: unsafe m.read_only != 0)
+                readOnly: unsafe m.read_only != 0, fileOffset: unsafe m.file_offset)
         case NVMED__V1__SESSION_ENVELOPE__BODY_UNREGISTER_MEMORY:
             let m = try unsafe Field.need(
                 c.pointee.unregister_memory, "unregister_memory"
@@ -278,11 +278,12 @@ extension SessionProtocol {
             }
         case .verify(let range): w.message(27) { write(range, &$0) }
         case .cancel(let requestID): w.message(28) { $0.number(1, requestID) }
-        case .registerMemory(let regionID, let byteCount, let readOnly):
+        case .registerMemory(let regionID, let byteCount, let readOnly, let fileOffset):
             w.message(29) {
                 $0.number(1, regionID)
                 $0.number(2, byteCount)
                 $0.flag(3, readOnly)
+                if fileOffset != 0 { $0.number(4, fileOffset) }
             }
         case .unregisterMemory(let regionID): w.message(30) { $0.number(1, regionID) }
         case .openRing(let ringID, let submissionEntryCount, let completionEntryCount):

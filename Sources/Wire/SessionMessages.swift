@@ -42,8 +42,9 @@ public enum SessionRequest: Sendable, Hashable {
     case verify(BlockRange)
     /// Reply: `.cancelled`.
     case cancel(requestID: UInt64)
-    /// One descriptor travels along. Reply: `.done`.
-    case registerMemory(regionID: UInt64, byteCount: UInt64, readOnly: Bool)
+    /// One descriptor travels along, of which the region is a stretch. Reply: `.done`.
+    case registerMemory(
+        regionID: UInt64, byteCount: UInt64, readOnly: Bool, fileOffset: UInt64 = 0)
     /// Reply: `.done`.
     case unregisterMemory(regionID: UInt64)
     /// Reply: `.ringOpened`, with three descriptors: memory, kick, wake.

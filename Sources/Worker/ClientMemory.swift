@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that a client offers: whether it can be trusted to stay, and what of it is in use.
+// Memory that a client offers: what it is, whether it can be trusted to stay, and what of it is in
+// use.
 
+internal import CLinux
+internal import Glibc
 internal import Linux
+internal import NVMeDriver
 internal import Wire
 
 /// Registered memory of a session.
@@ -12,65 +16,225 @@ struct ClientRegion {
     let byteCount: UInt64
     /// The device may not write it.
     let isReadOnly: Bool
+    /// It counts against the limits: its pages are kept in memory for it.
+    let isPinned: Bool
     /// Requests with the device that point at it.
     var inFlight = 0
     /// The UnregisterMemory that waits for those.
     var unregisterRequestID: UInt64?
 }
 
-/// The checks of RegisterMemory.
-enum ClientMemory {
-    /// Throws unless `fd` is a memory file that cannot change its size and has `byteCount` bytes.
-    static func check(_ fd: borrowing OwnedFD, byteCount: UInt64) throws(WireError) {
-        guard byteCount > 0, byteCount & 4095 == 0 else {
-            throw WireError(
-                .invalidArgument, "\(byteCount) is not a positive multiple of 4096 bytes",
-                field: "register_memory.byte_count")
-        }
-        guard byteCount <= WorkerLimits.regionByteCountPerSession else {
-            throw WireError(
-                .resourceExhausted,
-                "\(byteCount) bytes are more than a session may register: "
-                    + "\(WorkerLimits.regionByteCountPerSession)",
-                field: "register_memory.byte_count")
-        }
-        guard let seals = try? MemFD.seals(of: fd) else {
-            throw WireError(
-                .invalidArgument, "the descriptor is not a memfd: it cannot be sealed",
-                field: "register_memory.fd")
-        }
-        guard seals.isSuperset(of: [.shrink, .grow]) else {
-            throw WireError(
-                .invalidArgument, "the memfd is not sealed with F_SEAL_SHRINK and F_SEAL_GROW",
-                field: "register_memory.fd")
-        }
-        // Huge pages would be another page size to guard and to punch; only ordinary shared memory
-        // is taken.
-        guard let isShmem = try? MemFD.isShmem(fd), isShmem else {
-            throw WireError(
-                .invalidArgument, "the memfd is not ordinary shared memory",
-                field: "register_memory.fd")
-        }
-        try checkSize(fd, byteCount, seals)
+/// What a descriptor is that came with RegisterMemory, looked up once.
+struct OfferedMemory: Equatable {
+    enum Kind: Equatable {
+        /// A memory file with its seals.
+        case memoryFile(Seals, pageByteCount: UInt64)
+        /// A character device, by its number.
+        case node(UInt64)
+        /// Anything else.
+        case other
+    }
+    var kind: Kind
+    var isReadWrite: Bool
+    /// Bytes of the file.
+    var byteCount: UInt64
+
+    init(kind: Kind, isReadWrite: Bool = true, byteCount: UInt64 = 0) {
+        self.kind = kind
+        self.isReadWrite = isReadWrite
+        self.byteCount = byteCount
     }
 
-    private static func checkSize(
-        _ fd: borrowing OwnedFD, _ byteCount: UInt64, _ seals: Seals
+    init(_ fd: borrowing OwnedFD) {
+        isReadWrite = MemFD.isReadWrite(fd)
+        kind = Self.kind(fd)
+        guard case .memoryFile = kind else {
+            byteCount = 0
+            return
+        }
+        byteCount = (try? MemFD.byteCount(of: fd)).map { UInt64(clamping: $0) } ?? 0
+    }
+
+    private static func kind(_ fd: borrowing OwnedFD) -> Kind {
+        // Nothing here may wait for a file system that the client runs. Only memory files have
+        // seals that can be set; on any other file of tmpfs more cannot be added.
+        guard let seals = try? MemFD.seals(of: fd) else {
+            let node = nv_character_device(fd.raw)
+            return node > 0 ? .node(UInt64(node)) : .other
+        }
+        if let huge = try? MemFD.hugePageByteCount(of: fd) {
+            return .memoryFile(seals, pageByteCount: huge)
+        }
+        guard let isShmem = try? MemFD.isShmem(fd), isShmem else { return .other }
+        return .memoryFile(seals, pageByteCount: 4096)
+    }
+}
+
+/// What may be registered, and how it is mapped and addressed.
+struct ClientMemoryRules {
+    /// The guest memory of the configuration.
+    var guestMemory: GuestMemory?
+    /// The device has no IOMMU.
+    var usesPhysicalAddresses: Bool
+
+    /// The stretch to register for what a client asked, whose offset, length and access it keeps.
+    /// Throws when the memory could change under the device or is not for clients.
+    func accept(
+        _ offered: OfferedMemory, _ asked: ClientMemoryStretch
+    ) throws(WireError) -> ClientMemoryStretch {
+        var stretch = asked
+        switch offered.kind {
+        case .node(let number): try acceptNode(number, asked)
+        case .memoryFile(let seals, let pageByteCount):
+            stretch.pageByteCount = pageByteCount
+            try Self.checkLength(stretch, limit: WorkerLimits.regionByteCountPerSession)
+            try Self.checkSeals(seals)
+            let end = stretch.offset.addingReportingOverflow(stretch.byteCount)
+            guard !end.overflow, end.partialValue <= offered.byteCount else {
+                throw Self.refusal(
+                    "byte_count",
+                    "the memfd has \(offered.byteCount) bytes, fewer than \(stretch.byteCount) "
+                        + "from \(stretch.offset) on")
+            }
+        case .other:
+            throw Self.refusal(
+                "fd", "the descriptor is not a memfd: it cannot be sealed")
+        }
+        guard offered.isReadWrite else {
+            throw Self.refusal("fd", "the memory was not opened for reading and writing")
+        }
+        if case .node = offered.kind { stretch.isPhysical = true }
+        return stretch
+    }
+
+    private func acceptNode(
+        _ number: UInt64, _ asked: ClientMemoryStretch
     ) throws(WireError) {
-        guard !seals.contains(.write), !seals.contains(.futureWrite) else {
-            throw WireError(
-                .invalidArgument, "the memfd is sealed against writing and cannot be shared",
-                field: "register_memory.fd")
+        guard let guestMemory, guestMemory.node == number else {
+            throw Self.refusal(
+                "fd",
+                "the descriptor is a device node, and not the one of guest memory that this worker "
+                    + "is configured with")
         }
-        guard MemFD.isReadWrite(fd) else {
-            throw WireError(
-                .invalidArgument, "the memfd was not opened for reading and writing",
-                field: "register_memory.fd")
+        guard usesPhysicalAddresses else {
+            throw Self.refusal(
+                "fd", "guest memory by physical address is for devices without an IOMMU only")
         }
-        guard let size = try? MemFD.byteCount(of: fd), UInt64(clamping: size) >= byteCount else {
+        try Self.checkLength(asked, limit: .max)
+        guard guestMemory.contains(asked.offset, asked.byteCount) else {
+            throw Self.refusal(
+                "file_offset",
+                "\(asked.byteCount) bytes at \(asked.offset) are not within one range of the "
+                    + "configured guest memory")
+        }
+    }
+
+    private static func checkLength(
+        _ stretch: ClientMemoryStretch, limit: UInt64
+    ) throws(WireError) {
+        let page = stretch.pageByteCount
+        guard stretch.byteCount > 0, stretch.byteCount % page == 0 else {
+            throw refusal(
+                "byte_count",
+                "\(stretch.byteCount) is not a positive multiple of \(page) bytes, the size of the "
+                    + "memory's pages")
+        }
+        guard stretch.offset % page == 0 else {
+            throw refusal(
+                "file_offset",
+                "\(stretch.offset) is not a multiple of \(page) bytes, the size of "
+                    + "the memory's pages")
+        }
+        guard stretch.byteCount <= limit else {
             throw WireError(
-                .invalidArgument, "the memfd is smaller than \(byteCount) bytes",
+                .resourceExhausted,
+                "\(stretch.byteCount) bytes are more than a session may register: \(limit)",
                 field: "register_memory.byte_count")
         }
+    }
+
+    private static func checkSeals(_ seals: Seals) throws(WireError) {
+        guard seals.isSuperset(of: [.shrink, .grow]) else {
+            throw refusal("fd", "the memfd is not sealed with F_SEAL_SHRINK and F_SEAL_GROW")
+        }
+        guard !seals.contains(.write), !seals.contains(.futureWrite) else {
+            throw refusal("fd", "the memfd is sealed against writing and cannot be shared")
+        }
+    }
+
+    private static func refusal(_ field: String, _ text: String) -> WireError {
+        WireError(.invalidArgument, text, field: "register_memory.\(field)")
+    }
+}
+
+/// Why guest memory is not configured.
+enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
+    /// The text is not of the form that is wanted.
+    case malformed(String)
+    /// The node is no character device, or not there.
+    case node(String)
+
+    var description: String {
+        switch self {
+        case .malformed(let part):
+            "\(GuestMemory.variable): '\(part)' is not what is wanted: a device node and, after "
+                + "blanks, ranges such as 0x0-0x7fffffff, which begin and end with pages"
+        case .node(let path): "\(GuestMemory.variable): \(path) is no character device"
+        }
+    }
+}
+
+/// Memory of the guest in VTL2: a device node whose offsets are physical addresses, and the ranges
+/// of it that are memory. Its pages never move, so that a device without an IOMMU uses them as they
+/// are; sessions may share it.
+struct GuestMemory: Equatable {
+    /// The environment variable that configures it: the node and the ranges.
+    static let variable = "NVMED_GUEST_MEMORY"
+    /// O_PATH, which Swift does not import.
+    private static let openPath: CInt = 0x20_0000
+    /// More ranges than machines have.
+    private static let rangeCountMax = 64
+
+    /// The number of the device.
+    let node: UInt64
+    /// Physical addresses, first and last.
+    let ranges: [ClosedRange<UInt64>]
+
+    init(node: UInt64, ranges: [ClosedRange<UInt64>]) {
+        self.node = node
+        self.ranges = ranges
+    }
+
+    /// Reads "/dev/mshv_vtl_low 0x0-0xbfffffff 0x100000000-0x23fffffff".
+    init(_ text: String) throws(GuestMemoryError) {
+        let words = text.split(separator: " ")
+        guard let path = words.first.map({ String($0) }), path.hasPrefix("/"), words.count > 1,
+            words.count - 1 <= Self.rangeCountMax
+        else { throw .malformed(text) }
+        var ranges: [ClosedRange<UInt64>] = []
+        for word in words.dropFirst() {
+            let ends = word.split(separator: "-", omittingEmptySubsequences: false)
+            guard ends.count == 2, let first = Self.number(ends[0]),
+                let last = Self.number(ends[1]), first & 4095 == 0, last & 4095 == 4095,
+                first < last, last < 1 << 46
+            else { throw .malformed(String(word)) }
+            ranges.append(first...last)
+        }
+        // Opened without effects: the number is all that is wanted.
+        guard let fd = try? OwnedFD.open(path, flags: Self.openPath) else { throw .node(path) }
+        let node = nv_character_device(fd.raw)
+        guard node > 0 else { throw .node(path) }
+        self.init(node: UInt64(node), ranges: ranges)
+    }
+
+    private static func number(_ text: Substring) -> UInt64? {
+        text.hasPrefix("0x") ? UInt64(text.dropFirst(2), radix: 16) : UInt64(text)
+    }
+
+    /// Whether bytes (1 or more) lie within one range.
+    func contains(_ offset: UInt64, _ byteCount: UInt64) -> Bool {
+        let last = offset.addingReportingOverflow(byteCount &- 1)
+        return !last.overflow
+            && ranges.contains { $0.contains(offset) && $0.contains(last.partialValue) }
     }
 }

@@ -32,6 +32,7 @@ extension DeviceService {
                     first: Int(completion.firstPage), count: Int(completion.pageCount))
             }
             writeDoorbells(queue, controller)
+            endFaultedSessions()
             total += count
             let fault = unsafe engine.pointee.fault
             if fault != .none {

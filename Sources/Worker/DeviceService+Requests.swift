@@ -136,12 +136,14 @@ extension DeviceService {
                     field: "cancel.target_request_id")
             }
             return cancel(session, id, target) ? nil : .cancelled(false)
-        case .registerMemory(let regionID, let byteCount, let readOnly):
+        case .registerMemory(let regionID, let byteCount, let readOnly, let fileOffset):
             guard let fd = fds.take(0) else {
                 throw WireError(.fdMismatch, "no descriptor came", field: "fd_count")
             }
-            try registerMemory(
-                session, regionID: regionID, byteCount: byteCount, readOnly: readOnly, fd)
+            var stretch = ClientMemoryStretch(byteCount: byteCount)
+            stretch.offset = fileOffset
+            stretch.isReadOnly = readOnly
+            try registerMemory(session, regionID: regionID, stretch, fd)
             return .done
         case .unregisterMemory(let regionID):
             let isGone = try unregisterMemory(session, regionID: regionID, requestID: id)

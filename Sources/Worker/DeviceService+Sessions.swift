@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Opening, listing and ending sessions; registered memory.
 
+internal import CLinux
 internal import Linux
 internal import NVMeDriver
 internal import Systemd
@@ -187,9 +188,9 @@ extension DeviceService {
 
     // MARK: Registered memory
 
-    /// Registers memory for a session.
+    /// Registers memory for a session: a stretch as it was asked for.
     func registerMemory(
-        _ session: Session, regionID: UInt64, byteCount: UInt64, readOnly: Bool,
+        _ session: Session, regionID: UInt64, _ asked: ClientMemoryStretch,
         _ fd: borrowing OwnedFD
     ) throws(WireError) {
         guard let controller = usableController else { throw unavailable() }
@@ -198,14 +199,18 @@ extension DeviceService {
                 .alreadyExists, "region \(regionID) is registered",
                 field: "register_memory.region_id")
         }
-        try ClientMemory.check(fd, byteCount: byteCount)
-        try checkMemoryLimits(session, byteCount)
+        let rules = ClientMemoryRules(
+            guestMemory: environment.guestMemory,
+            usesPhysicalAddresses: controller.bouncesClientMemory)
+        let stretch = try rules.accept(OfferedMemory(fd), asked)
+        try checkMemoryLimits(session, stretch)
         do throws(DriverError) {
-            let region = try controller.registerMemory(
-                fd, byteCount: Int(byteCount), session: session.key, readOnly: readOnly)
+            let region = try controller.registerMemory(fd, stretch, session: session.key)
             session.regions[regionID] = ClientRegion(
-                driverRegion: region, byteCount: byteCount, isReadOnly: readOnly)
-            session.regionTable?.set(regionID, driverRegion: region, isReadOnly: readOnly)
+                driverRegion: region, byteCount: stretch.byteCount,
+                isReadOnly: stretch.isReadOnly, isPinned: !stretch.isPhysical)
+            session.regionTable?.set(
+                regionID, driverRegion: region, isReadOnly: stretch.isReadOnly)
         } catch {
             note(error)
             var wire = error.onWire(device: name)
@@ -215,7 +220,7 @@ extension DeviceService {
     }
 
     private func checkMemoryLimits(
-        _ session: Session, _ byteCount: UInt64
+        _ session: Session, _ stretch: ClientMemoryStretch
     ) throws(WireError) {
         guard session.regions.count < WorkerLimits.regionsPerSession else {
             throw WireError(
@@ -223,6 +228,9 @@ extension DeviceService {
                 "a session may register \(WorkerLimits.regionsPerSession) regions",
                 field: "register_memory")
         }
+        // Guest memory is there anyway: nothing is pinned for it.
+        guard !stretch.isPhysical else { return }
+        let byteCount = stretch.byteCount
         let limit = WorkerLimits.regionByteCountPerSession
         guard byteCount <= limit - min(session.regionByteCount, limit) else {
             throw WireError(
@@ -230,16 +238,34 @@ extension DeviceService {
                 field: "register_memory.byte_count")
         }
         let all = sessions.reduce(UInt64(0)) { $0 + ($1?.regionByteCount ?? 0) }
-        guard
-            byteCount <= WorkerLimits.regionByteCountPerDevice
-                - min(
-                    all, WorkerLimits.regionByteCountPerDevice)
-        else {
+        let limitOfAll = WorkerLimits.regionByteCountPerDevice
+        guard byteCount <= limitOfAll - min(all, limitOfAll) else {
             throw WireError(
                 .resourceExhausted,
-                "the sessions of a device may register "
-                    + "\(WorkerLimits.regionByteCountPerDevice) bytes",
+                "the sessions of a device may register \(limitOfAll) bytes",
                 device: name, field: "register_memory.byte_count")
+        }
+    }
+
+    /// Ends the sessions whose memory has pages that are gone, when this process has met such
+    /// pages since the last call. Cheap when it has not.
+    func endFaultedSessions() {
+        let faults = nv_sigbus_count()
+        guard faults != seenFaults, let controller else { return }
+        seenFaults = faults
+        for session in sessions.compactMap({ $0 }) where !session.hasEnded {
+            let gone = session.regions.first {
+                controller.hasFaulted(region: $0.value.driverRegion)
+            }
+            guard let regionID = gone?.key else { continue }
+            end(
+                session,
+                WireError(
+                    .invalidArgument,
+                    "pages of region \(regionID) are gone: a hole was punched into its memory, and "
+                        + "there was nothing to fill it with; keep memory whole while it is "
+                        + "registered",
+                    device: name, disk: session.opening.disk, field: "register_memory.region_id"))
         }
     }
 

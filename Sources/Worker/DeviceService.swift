@@ -25,6 +25,8 @@ struct DeviceEnvironment {
     var name: String
     /// The log.
     var log: Log
+    /// The guest memory that may be registered; nil: none.
+    var guestMemory: GuestMemory?
     /// Connects to a device, for which `prepare` was called.
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
     /// Sees to what takes time before a device can be opened; with `reset`, after the function was
@@ -83,6 +85,9 @@ final class DeviceService {
 
     var sessions: [Session?] = Array(repeating: nil, count: StateLayout.sessionCapacity)
     var sessionSerial: UInt32 = 0
+    /// Pages of clients' memory that were found to be gone, in all, when `endFaultedSessions` last
+    /// looked.
+    var seenFaults: UInt64 = 0
     /// Sessions that are over and have not been finished.
     var dyingSessions = 0
     var counters = DeviceCounters()

@@ -82,7 +82,7 @@ extension DiskInfo {
         blockCount = namespace.blockCount
         maxTransferByteCount = WorkerLimits.requestByteCount
         maxInlineByteCount = UInt32(WireLimits.payloadByteCount)
-        maxSegments = 1
+        maxSegments = UInt32(Engine.maxSegments)
         alignmentByteCount = 1
         atomicBlockCount = namespace.atomicWriteBlocks
         atomicPowerFailBlockCount = namespace.atomicWritePowerFailBlocks

@@ -137,8 +137,10 @@ final class Session {
     /// Where its record is.
     var slot: Int { Int(key & 0xFF) }
 
-    /// Bytes of all its regions.
-    var regionByteCount: UInt64 { regions.values.reduce(0) { $0 + $1.byteCount } }
+    /// Bytes of all its regions that are kept from going away for it.
+    var regionByteCount: UInt64 {
+        regions.values.reduce(0) { $0 + ($1.isPinned ? $1.byteCount : 0) }
+    }
 
     /// Whether it keeps other writers out.
     var isExclusive: Bool { opening.access == .readWrite && !opening.shared && !hasEnded }

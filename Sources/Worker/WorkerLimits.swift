@@ -31,8 +31,8 @@ enum WorkerLimits {
     static let requestByteCount: UInt64 = 64 << 20
     /// Rings of one session: one for each thread of an ordinary relay.
     static let ringsPerSession = 16
-    /// Regions of one session.
-    static let regionsPerSession = 16
+    /// Regions of one session: as many as ring entries can name.
+    static let regionsPerSession = 64
     /// Bytes of all regions of one session: they are pinned for as long as the session lives.
     static let regionByteCountPerSession: UInt64 = 1 << 30
     /// Bytes of all regions of all sessions of a device.

@@ -144,7 +144,7 @@ final class WorkerProcess {
         let keeper = DeviceKeeper(
             device: device, log: log, store: store, stored: stored, names: storedNames)
         self.keeper = keeper
-        let environment = DeviceEnvironment(
+        var environment = DeviceEnvironment(
             name: device, log: log,
             open: { config throws(DriverError) in try Self.open(config, device, keeper) },
             prepare: { config, reset async throws(DriverError) in
@@ -154,6 +154,13 @@ final class WorkerProcess {
             keep: { controller in keeper.keep(controller) },
             forget: { keeper.forget() },
             watched: { keeper.watched })
+        if let text = Program.environment(GuestMemory.variable) {
+            do throws(GuestMemoryError) {
+                environment.guestMemory = try GuestMemory(text)
+            } catch {
+                log.error("no guest memory can be registered: \(error)", id: .workerFailed)
+            }
+        }
         service = DeviceService(environment: environment, state: found.area)
         let stall = Program.environment("NVMED_CLIENT_STALL_MS").flatMap { UInt64($0) }
         harness = try SupervisorHarness(

@@ -262,7 +262,7 @@ private final class FakeSession {
         case .writeZeroes(let range, _, _):
             let byteCount = Int(range.blockCount) * FakeService.blockByteCount
             service.write(range.lba, [UInt8](repeating: 0, count: byteCount))
-        case .registerMemory(let region, let byteCount, _):
+        case .registerMemory(let region, let byteCount, _, _):
             guard let fd = fd.take(),
                 let mapping = try? Mapping(fd, byteCount: Int(byteCount))
             else { return }

@@ -200,6 +200,9 @@ enum Messages {
         .request(.verify(BlockRange(lba: 6, blockCount: 7))),
         .request(.cancel(requestID: 12)),
         .request(.registerMemory(regionID: 9, byteCount: 1 << 30, readOnly: true)),
+        .request(
+            .registerMemory(
+                regionID: 10, byteCount: 4096, readOnly: false, fileOffset: 0x1_0000_0000)),
         .request(.unregisterMemory(regionID: 9)),
         .request(.openRing(ringID: 3, submissionEntryCount: 64, completionEntryCount: 128)),
         .request(.closeRing(ringID: 3)),

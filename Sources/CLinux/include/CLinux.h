@@ -22,6 +22,11 @@ int64_t nv_file_size(int fd);
 int nv_is_shmem(int fd);
 // 1 when the file is made of huge pages, 0 when not.
 int nv_is_hugetlb(int fd);
+// Bytes of a page of a file of huge pages; 0 when it is not one.
+int64_t nv_huge_page_size(int fd);
+// The number (st_rdev) of the character device that a descriptor is open on; 0 when it is something else. Never
+// waits for a file system.
+int64_t nv_character_device(int fd);
 int nv_punch_hole(int fd, int64_t offset, int64_t length);
 int nv_zero_range(int fd, int64_t offset, int64_t length);
 static const int NV_SEAL_SEAL = 1, NV_SEAL_SHRINK = 2, NV_SEAL_GROW = 4, NV_SEAL_WRITE = 8;

@@ -432,8 +432,9 @@ struct  Nvmed__V1__CancelReply
 
 
 /*
- * Registers memory for I/O: one descriptor travels along, a memfd (ordinary or huge pages) sealed with
- * F_SEAL_SHRINK and F_SEAL_GROW, open for reading and writing. Reply: Done.
+ * Registers memory for I/O: one descriptor travels along, open for reading and writing: a memfd (ordinary or huge
+ * pages) sealed with F_SEAL_SHRINK and F_SEAL_GROW, or the device node of guest memory that the worker is configured
+ * with. The memory must stay whole: the session ends when the worker finds a page of it gone. Reply: Done.
  */
 struct  Nvmed__V1__RegisterMemory
 {
@@ -444,7 +445,7 @@ struct  Nvmed__V1__RegisterMemory
   protobuf_c_boolean has_region_id;
   uint64_t region_id;
   /*
-   * Its length in bytes, at most the file's size; a multiple of the page size.
+   * Its length in bytes; a multiple of the file's page size (4096, or that of its huge pages).
    */
   protobuf_c_boolean has_byte_count;
   uint64_t byte_count;
@@ -453,10 +454,16 @@ struct  Nvmed__V1__RegisterMemory
    */
   protobuf_c_boolean has_read_only;
   protobuf_c_boolean read_only;
+  /*
+   * Where it starts in the file, in bytes; a multiple of the file's page size. Of guest memory: the physical address.
+   * Absent: 0.
+   */
+  protobuf_c_boolean has_file_offset;
+  uint64_t file_offset;
 };
 #define NVMED__V1__REGISTER_MEMORY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__register_memory__descriptor) \
-    , 0, 0, 0, 0, 0, 0 }
+    , 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /*
