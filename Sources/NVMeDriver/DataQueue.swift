@@ -51,6 +51,10 @@ struct DataQueue: ~Copyable {
     private var turn: UInt64 = 0
     /// The clock has been read in this round.
     private var hasTick = false
+    /// CLOCK_MONOTONIC of this round, once it was read.
+    private var nowNanoseconds: UInt64 = 0
+    /// When a ring that waits for its limits may go on; nil: none waits.
+    private(set) var nextAdmission: UInt64?
     private(set) var notices: DataNotices = []
     /// The control thread wants to hear of progress.
     var wantsProgress = false
@@ -94,7 +98,9 @@ struct DataQueue: ~Copyable {
             let ready = unsafe rings[index].takeable()
             if ready > 0 {
                 readClock()
-                if unsafe rings[index].take(min(ready, Self.share), engine) > 0 {
+                if unsafe rings[index].take(
+                    min(ready, Self.share), engine, nowNanoseconds: nowNanoseconds) > 0
+                {
                     worked = true
                     turn = UInt64(truncatingIfNeeded: index &+ 1) & 63
                 }
@@ -111,7 +117,8 @@ struct DataQueue: ~Copyable {
     private mutating func readClock() {
         guard !hasTick else { return }
         hasTick = true
-        unsafe engine.pointee.tick = Tick.of(nanoseconds: nv_monotonic_ns())
+        nowNanoseconds = nv_monotonic_ns()
+        unsafe engine.pointee.tick = Tick.of(nanoseconds: nowNanoseconds)
     }
 
     // MARK: Up
@@ -173,7 +180,18 @@ struct DataQueue: ~Copyable {
         var isReady = unsafe engine.pointee.hasAnswer
         let hasRoom = unsafe engine.pointee.queue.nextFreeSlot() != nil
         if hasRoom, !isFrozen {
-            unsafe forEachRing { if unsafe $0.pointee.takeable() > 0 { isReady = true } }
+            nextAdmission = nil
+            let now = nv_monotonic_ns()
+            var next = UInt64.max
+            unsafe forEachRing { ring in
+                guard unsafe ring.pointee.takeable() > 0 else { return }
+                if let later = unsafe ring.pointee.nextAdmission(nowNanoseconds: now) {
+                    next = min(next, later)
+                } else {
+                    isReady = true
+                }
+            }
+            if next < .max { nextAdmission = next }
         }
         if isReady { wake() }
         return !isReady
@@ -218,14 +236,14 @@ struct DataQueue: ~Copyable {
     /// Opens a ring; nil when all are in use.
     mutating func add(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
-        regions: SessionRegions, rules: RingRules, wakeFD: CInt
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate
     ) -> Int? {
         let index = (~open).trailingZeroBitCount
         guard index < Self.ringCapacity else { return nil }
         unsafe (rings + index).initialize(
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
-                regions: regions, rules: rules, wakeFD: wakeFD))
+                regions: regions, rules: rules, wakeFD: wakeFD, gate: gate))
         open |= 1 << UInt64(index)
         return index
     }

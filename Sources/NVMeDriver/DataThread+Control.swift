@@ -101,14 +101,14 @@ extension DataThread {
     /// can. What is given must outlive the ring.
     public func open(
         _ memory: borrowing RingMemory, session: UInt32, regions: SessionRegions,
-        rules: RingRules, kick: CInt, wakeFD: CInt, isHeld: Bool
+        rules: RingRules, gate: IOGate, kick: CInt, wakeFD: CInt, isHeld: Bool
     ) throws(DriverError) -> Int? {
         let base = unsafe memory.mapping.base
         let shape = memory.shape
         let index = unsafe exclusive { queue in
             let index = unsafe queue.pointee.add(
                 base: base, shape: shape, session: session, regions: regions, rules: rules,
-                wakeFD: wakeFD)
+                wakeFD: wakeFD, gate: gate)
             if let index { unsafe queue.pointee.ring(index)?.pointee.isHeld = isHeld }
             return index
         }

@@ -208,7 +208,11 @@ public final class DataThread: @unchecked Sendable {
         if unsafe nv_load_seq32(word(Word.want)) == 0 {
             sleeps = sleeps &+ 1
             let isIdle = unsafe queue.pointee.isIdle
-            let timeout = isIdle ? -1 : Int64(Self.lookMilliseconds) * 1_000_000
+            var timeout = isIdle ? -1 : Int64(Self.lookMilliseconds) * 1_000_000
+            if let next = unsafe queue.pointee.nextAdmission {
+                let left = Int64(truncatingIfNeeded: next &- nv_monotonic_ns())
+                timeout = timeout < 0 ? max(left, 0) : min(timeout, max(left, 0))
+            }
             _ = nv_epoll_wait(epoll.raw, timeout)
         }
         unsafe nv_store_seq32(word(Word.mode), Mode.running)

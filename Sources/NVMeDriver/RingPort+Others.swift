@@ -144,7 +144,7 @@ extension RingPort {
         guard result == .accepted else {
             return result == .full ? false : faulty(.range)
         }
-        countStarted()
+        countStarted(request)
         return true
     }
 

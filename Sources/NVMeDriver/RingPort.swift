@@ -160,13 +160,20 @@ struct RingPort: ~Copyable {
     var rules: RingRules
     /// The worker's end of the `wake` socket; owned by the control thread.
     let wakeFD: CInt
+    /// What the session may do in a second.
+    let gate: IOGate
+    private let isLimited: Bool
+    /// Bytes of the request that was submitted last; nil: the last entry was none.
+    private var lastByteCount: UInt64?
     private(set) var wakes: UInt64 = 0
 
     /// A ring over memory that `RingMemory` made. Everything outlives it.
     init(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
-        regions: SessionRegions, rules: RingRules, wakeFD: CInt
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate
     ) {
+        self.gate = gate
+        isLimited = gate.isLimited
         unsafe self.base = base
         unsafe submissions = base + shape.submissionOffset
         unsafe completions = base + shape.completionOffset
@@ -218,9 +225,11 @@ struct RingPort: ~Copyable {
     }
 
     /// Takes at most `limit` of the entries that `takeable` counted. Returns how many: fewer when
-    /// the engine is full or the client at fault.
+    /// the engine is full, the session has had what it may, or the client is at fault.
     @inline(__always)
-    mutating func take(_ limit: UInt32, _ engine: UnsafeMutablePointer<Engine>) -> UInt32 {
+    mutating func take(
+        _ limit: UInt32, _ engine: UnsafeMutablePointer<Engine>, nowNanoseconds: UInt64
+    ) -> UInt32 {
         var taken: UInt32 = 0
         var request = IORequest(
             operation: 0, namespaceID: rules.namespaceID, session: session, token: 0)
@@ -228,10 +237,12 @@ struct RingPort: ~Copyable {
         request.blockShift = rules.blockShift
         request.maxBlocksPerCommand = rules.maxTransferBlocks
         while taken < limit {
+            if isLimited, !gate.isOpen(nowNanoseconds: nowNanoseconds) { break }
             let index = (submissionHead &+ taken) & (submissionEntries &- 1)
             let entry = unsafe submissions + Int(index) &* 64
             guard unsafe takeOne(entry, &request, engine) else { break }
             taken = taken &+ 1
+            if isLimited { charge(nowNanoseconds) }
         }
         submissionHead = submissionHead &+ taken
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_SUBMISSION_HEAD), submissionHead)
@@ -278,7 +289,7 @@ struct RingPort: ~Copyable {
         guard result == .accepted else {
             return result == .full ? false : refuse(.range) != 0
         }
-        inFlight = inFlight &+ 1
+        countStarted(request)
         return true
     }
 
@@ -347,7 +358,29 @@ struct RingPort: ~Copyable {
     }
 
     mutating func setFault(_ fault: RingFault) { _ = refuse(fault) }
-    mutating func countStarted() { inFlight = inFlight &+ 1 }
+
+    /// A request is with the engine.
+    @inline(__always)
+    mutating func countStarted(_ request: IORequest) {
+        inFlight = inFlight &+ 1
+        if isLimited {
+            lastByteCount = UInt64(request.blockCount) &<< UInt64(request.blockShift)
+        }
+    }
+
+    /// Counts the entry that was taken last against the session's limits.
+    @inline(never)
+    private mutating func charge(_ nowNanoseconds: UInt64) {
+        guard let byteCount = lastByteCount else { return }
+        gate.charge(nowNanoseconds: nowNanoseconds, byteCount: byteCount)
+        lastByteCount = nil
+    }
+
+    /// When the session may do more; nil: now.
+    func nextAdmission(nowNanoseconds: UInt64) -> UInt64? {
+        guard isLimited, !gate.isOpen(nowNanoseconds: nowNanoseconds) else { return nil }
+        return gate.nextAdmission(nowNanoseconds: nowNanoseconds)
+    }
 }
 
 extension RingPort {

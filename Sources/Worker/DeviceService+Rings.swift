@@ -169,7 +169,8 @@ extension DeviceService {
         let ours = try pair.first.duplicate()
         let index = try thread.open(
             memory, session: session.key, regions: regionTable(session), rules: rules(session),
-            kick: kick.fd.raw, wakeFD: ours.raw, isHeld: isHeld(session))
+            gate: session.limiter.gate, kick: kick.fd.raw, wakeFD: ours.raw, isHeld: isHeld(session)
+        )
         guard let index else {
             throw WireError(
                 .resourceExhausted, "the device's queues serve as many rings as they can",
