@@ -177,10 +177,10 @@ struct DataQueue: ~Copyable {
     mutating func prepareToSleep() -> Bool {
         unsafe forEachRing { unsafe $0.pointee.askForKick() }
         nv_full_fence()
+        nextAdmission = nil
         var isReady = unsafe engine.pointee.hasAnswer
         let hasRoom = unsafe engine.pointee.queue.nextFreeSlot() != nil
         if hasRoom, !isFrozen {
-            nextAdmission = nil
             let now = nv_monotonic_ns()
             var next = UInt64.max
             unsafe forEachRing { ring in
