@@ -43,6 +43,7 @@ struct DataQueue: ~Copyable {
     let engine: UnsafeMutablePointer<Engine>
     private let rings: UnsafeMutablePointer<RingPort>
     private let completions: UnsafeMutablePointer<IOCompletion>
+    private let segments: UnsafeMutablePointer<DataSegment>
     /// A bit for each ring that is open.
     private(set) var open: UInt64 = 0
     /// A bit for each ring with completions that are not published.
@@ -69,6 +70,10 @@ struct DataQueue: ~Copyable {
         unsafe self.engine = engine
         timeoutTicks = Tick.count(milliseconds: timeoutMilliseconds)
         unsafe rings = .allocate(capacity: Self.ringCapacity)
+        unsafe segments = .allocate(capacity: Engine.maxSegments)
+        unsafe segments.initialize(
+            repeating: DataSegment(region: 0, offset: 0, byteCount: 0),
+            count: Engine.maxSegments)
         unsafe completions = .allocate(capacity: Self.reapCapacity)
         unsafe completions.initialize(repeating: IOCompletion(), count: Self.reapCapacity)
     }
@@ -81,6 +86,7 @@ struct DataQueue: ~Copyable {
         }
         unsafe rings.deallocate()
         unsafe completions.deallocate()
+        unsafe segments.deallocate()
     }
 
     // MARK: Down
@@ -243,7 +249,8 @@ struct DataQueue: ~Copyable {
         unsafe (rings + index).initialize(
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
-                regions: regions, rules: rules, wakeFD: wakeFD, gate: gate))
+                regions: regions, rules: rules, wakeFD: wakeFD, gate: gate,
+                segments: segments))
         open |= 1 << UInt64(index)
         return index
     }

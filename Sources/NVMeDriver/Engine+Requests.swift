@@ -278,11 +278,17 @@ extension Engine {
     /// region.
     public func uses(region: UInt32) -> Bool {
         var isUsed = false
-        queue.forEachInFlight { _, command in if command.region == region { isUsed = true } }
+        let owner = regions.owner(region)
+        // A list may name any region of its session: it is taken to.
+        func names(_ command: CommandSlot) -> Bool {
+            command.region == region
+                || command.flags & CommandSlot.flagSegmented != 0 && command.session == owner
+        }
+        queue.forEachInFlight { _, command in if names(command) { isUsed = true } }
         for index in 0..<RequestRecords.capacity where !isUsed {
             let record = requests.load(index)
             isUsed =
-                record.state == RequestRecords.stateActive && record.command.region == region
+                record.state == RequestRecords.stateActive && names(record.command)
         }
         return isUsed
     }

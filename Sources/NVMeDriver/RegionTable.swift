@@ -152,6 +152,11 @@ struct RegionView {
         return unsafe localAddress(region: region, offset: offset)
     }
 
+    /// The session that registered a region.
+    func owner(_ region: UInt32) -> UInt32 {
+        region < capacity ? unsafe nv_load32(base + Int(region) &* 32 + 24) : 0
+    }
+
     /// What is special about a region; nothing about one that does not exist.
     func flags(_ region: UInt32) -> RegionFlags {
         guard region < capacity else { return [] }

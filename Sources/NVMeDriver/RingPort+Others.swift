@@ -163,9 +163,51 @@ extension RingPort {
     private mutating func takeIndirect(
         _ entry: Entry, _ engine: UnsafeMutablePointer<Engine>
     ) -> Bool {
-        guard entry.segmentCount > 0, entry.segmentCount <= UInt32(NV_RING_MAX_SEGMENTS) else {
+        let count = entry.segmentCount
+        guard count > 0, count <= UInt32(NV_RING_MAX_SEGMENTS), entry.offset & 7 == 0 else {
             return faulty(.segments)
         }
-        return answer(entry, RingCode.notSupported)
+        let list = regions.driverRegion(entry.region, isWritten: false)
+        guard list != 0 else { return faulty(.region) }
+        guard
+            let source = unsafe engine.pointee.regions.localBytes(
+                region: list, offset: entry.offset, byteCount: UInt64(count) &* 16,
+                session: session)
+        else { return faulty(.range) }
+        let fault = unsafe copySegments(
+            source, count: Int(count), isWritten: entry.operation == IOOperation.read,
+            byteCount: UInt64(entry.blockCount) &<< UInt64(rules.blockShift))
+        guard fault == .none else { return faulty(fault) }
+        guard unsafe !engine.pointee.hasFaulted(region: list) else { return faulty(.memory) }
+        var request = request(entry)
+        request.maxBlocksPerCommand = rules.maxTransferBlocks
+        switch unsafe engine.pointee.submit(request, segments: segments, count: Int(count)) {
+        case .accepted:
+            countStarted(request)
+            return true
+        case .full: return false
+        case .invalid: return faulty(.range)
+        }
+    }
+
+    /// Copies a list out of the client's memory, each word once, and names the driver's regions.
+    private func copySegments(
+        _ source: UnsafeMutableRawPointer, count: Int, isWritten: Bool, byteCount: UInt64
+    ) -> RingFault {
+        var left = byteCount
+        for index in 0..<count {
+            let place = unsafe source + index &* Int(NV_RING_SEGMENT_BYTES)
+            let offset = unsafe nv_load64(place)
+            let word = unsafe nv_load64(place + Int(NV_RING_SEGMENT_REGION))
+            let length = UInt32(truncatingIfNeeded: word >> 32)
+            guard length > 0, UInt64(length) <= left else { return .segments }
+            let region = regions.driverRegion(
+                UInt32(truncatingIfNeeded: word), isWritten: isWritten)
+            guard region != 0 else { return .region }
+            unsafe segments[index] = DataSegment(
+                region: region, offset: offset, byteCount: length)
+            left = left &- UInt64(length)
+        }
+        return left == 0 ? .none : .segments
     }
 }

@@ -160,6 +160,8 @@ struct RingPort: ~Copyable {
     var rules: RingRules
     /// The worker's end of the `wake` socket; owned by the control thread.
     let wakeFD: CInt
+    /// Room for the segment list of one entry; all rings of a queue share it.
+    let segments: UnsafeMutablePointer<DataSegment>
     /// What the session may do in a second.
     let gate: IOGate
     private let isLimited: Bool
@@ -170,8 +172,10 @@ struct RingPort: ~Copyable {
     /// A ring over memory that `RingMemory` made. Everything outlives it.
     init(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
-        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
+        segments: UnsafeMutablePointer<DataSegment>
     ) {
+        unsafe self.segments = segments
         self.gate = gate
         isLimited = gate.isLimited
         unsafe self.base = base
