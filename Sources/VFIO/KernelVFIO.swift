@@ -99,6 +99,9 @@ public enum KernelVFIO {
 struct DeviceOpening {
     let address: FunctionAddress
     let kernel: any KernelCalls
+    /// How long a group that is in use is waited for: whoever had the device last may be closing it
+    /// in a reset, a hundred milliseconds or two.
+    var busyPatienceNanoseconds: UInt64 = 5_000_000_000
 
     private var directory: String { "\(KernelVFIO.devices)/\(address)" }
 
@@ -232,14 +235,11 @@ struct DeviceOpening {
         } catch { return error }
     }
 
-    /// How long a group that is in use is waited for: whoever had the device last may be closing it
-    /// in a reset, a hundred milliseconds or two.
-    private static let busyPatienceNanoseconds: UInt64 = 5_000_000_000
     /// How often it is looked at meanwhile: the kernel tells nobody when a group becomes free.
     private static let busyPollMilliseconds: Int32 = 50
 
     private func open(_ path: String) throws(VFIOError) -> OwnedFD {
-        let deadline = MonotonicClock.nowNanoseconds &+ Self.busyPatienceNanoseconds
+        let deadline = MonotonicClock.nowNanoseconds &+ busyPatienceNanoseconds
         while true {
             do throws(SystemCallError) {
                 return try kernel.open(path)

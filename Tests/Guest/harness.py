@@ -8,7 +8,7 @@ test puts back what it changed, or is marked `@own_machine`.
 import base64, concurrent.futures, contextlib, ctypes, itertools, json, os, queue, re, shlex, shutil
 import signal, socket, subprocess, tempfile, threading, time
 
-import machine
+import cpio, machine
 
 BOOT_SECONDS = 240
 COMMAND_SECONDS = 90
@@ -255,6 +255,27 @@ class Guest:
         except subprocess.TimeoutExpired:
             raise Failure(f"the machine was not off after {seconds} s:\n{self.console()[-3000:]}") from None
         self.kill()
+
+    def reboot(self):
+        """Boots once more with the package and with what is in /etc now: the root is in memory only."""
+        self.expect("tar -C / -cf /run/etc.tar etc", 60)
+        kept = os.path.join(self.directory, "etc.tar")
+        with open(kept, "wb") as file:
+            file.write(self.pull("/run/etc.tar"))
+        files = os.path.join(self.directory, "package.tar")
+        with open(files, "wb") as file:
+            subprocess.run(["dpkg-deb", "--fsys-tarfile", os.environ["NVMED_DEB"]], stdout=file, check=True)
+        initramfs = os.path.join(self.directory, "initramfs")
+        shutil.copy(self.initramfs, initramfs)
+        with open(initramfs, "ab") as file:
+            archive = cpio.Archive(file)
+            for tar in (files, kept):
+                archive.add_tar(tar, lambda name: True)
+            archive.end()
+        self.power_off()
+        self.initramfs = initramfs
+        self.boot()
+        self.installed = True
 
     def close(self):
         self.kill()

@@ -17,7 +17,7 @@ KERNEL = "linux-image-6.12-cloud-amd64"
 PACKAGES = {
     "systemd": "what is tested", "systemd-sysv": "reboot, poweroff", "udev": "rules for devices",
     "dbus": "the bus that units are stopped over", "kmod": "modules", "procps": "ps, pgrep",
-    "fio": "load with verification", "nvme-cli": "the other opinion on identify data",
+    "dmsetup": "something that is built on a device", "fio": "load with verification", "nvme-cli": "the other opinion on identify data",
     "python3": "the agent; clients in another language",
     "libsystemd0": "needed by nvmed", "libprotobuf-c1": "needed by nvmed", "libstdc++6": "needed by nvmed",
     "e2fsprogs": "file systems to mount", "dmsetup": "something that holds a device",

@@ -2,7 +2,7 @@
 """Who has a controller: `nvmectl device bind` and `unbind`, udev, and what the journal says of it."""
 import json
 
-from harness import check, seconds_limit
+from harness import check, own_machine, seconds_limit
 
 
 def refused(guest, address, *words):
@@ -59,6 +59,23 @@ def test_bind_refuses_loop_devices(guest):
     loop = guest.expect(f"modprobe loop; losetup --find --show {disk}").text
     refused(guest, address, f"is held by {loop.removeprefix('/dev/')}")
     guest.expect(f"losetup -d {loop}; udevadm settle")
+
+
+def test_bind_refuses_device_mapper(guest):
+    """A device under device-mapper is not bound; the mapping is named, and what is mounted from it"""
+    guest.install()
+    address, disk = guest.address("NVMED-B"), guest.disks("NVMED-B")[1]
+    name = disk.removeprefix("/dev/")
+    # The second one is built on the first, as LVM on a partition's encryption is.
+    guest.expect(f"""modprobe dm_mod; dmsetup create vault --table '0 65536 linear {disk} 0'
+        dmsetup create room --table '0 32768 linear /dev/mapper/vault 0'; udevadm settle""")
+    vault, room = (guest.expect(f"basename $(readlink -f /dev/mapper/{one})").text for one in ("vault", "room"))
+    refused(guest, address, f"{name} is held by {vault} (vault)",
+            f"{name} → {vault} (vault) is held by {room} (room)")
+    guest.expect("mkfs.ext4 -q -F /dev/mapper/room; mkdir -p /run/room; mount /dev/mapper/room /run/room")
+    refused(guest, address, f"{name} → {vault} (vault) → {room} (room) is mounted on /run/room")
+    guest.expect(f"umount /run/room; dmsetup remove room; dmsetup remove vault; udevadm settle; wipefs -qa {disk}")
+    guest.expect(f"nvmectl device bind --dry-run {address}")
 
 
 def test_bind_and_unbind(guest):
@@ -132,3 +149,26 @@ def test_udev_binds_what_is_configured(guest):
         guest.expect("udevadm settle")
         driver = guest.expect(f"basename $(readlink /sys/bus/pci/devices/{address}/driver)").text
         check(driver == wanted, f"configured: {configured}, driver {driver}")
+
+
+@own_machine
+@seconds_limit(300)
+def test_configured_binding_at_boot(guest):
+    """After a boot a configured controller is nvmed's, and is served; one without a file is the kernel's"""
+    guest.install()
+    address, disk, free = guest.address("NVMED-C"), guest.disks("NVMED-C")[1], guest.address("NVMED-B")
+    guest.expect(f"dd if=/dev/urandom of={disk} bs=1M count=2 oflag=direct")
+    digest = guest.expect(f"head -c 2M {disk} | sha256sum").text
+    guest.write("/etc/nvmed/boot.device", f"[Device]\nTransport=pci\nAddress={address}\nnvme_vfio=on\n")
+    guest.write("/etc/nvmed/boot1.disk", "[Disk]\nDevice=boot\nNamespace=1\n")
+    guest.reboot()
+    for one, wanted in ((address, "vfio-pci"), (free, "nvme")):
+        driver = guest.expect(f"basename $(readlink /sys/bus/pci/devices/{one}/driver)").text
+        check(driver == wanted, f"{one}: {driver}, not {wanted}")
+    check(guest.disks("NVMED-C") == {}, "the kernel has its disks")
+    read = guest.expect("nvmectl io read boot1 --length 2M | sha256sum", timeout=90).text
+    check(read == digest, "the data is another one")
+    shown = guest.expect("nvmectl device show boot --output json").json["device"]
+    check(shown["state"] == "ready" and shown["serial"] == "NVMED-C", f"{shown}")
+    failed = guest.expect("systemctl --failed --no-legend --plain").text
+    check(failed == "", f"failed units: {failed}")

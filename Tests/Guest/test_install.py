@@ -46,47 +46,74 @@ def test_sandbox(guest):
         check(level <= limit, f"{unit} is at {level}, the limit is {limit}:\n{text}")
 
 
-def serve_emulator(guest):
-    """One emulated device `emu` with a disk `emudisk`, served by the installed units."""
+def serve_emulators(guest, *names):
+    """Emulated devices, each with a disk of its name and `disk` at its end, served by the installed units."""
     guest.install()
-    guest.write("/etc/nvmed/emu.device", "[Device]\nTransport=vfio-user\nSocket=/run/emu/sock\n")
-    guest.write("/etc/nvmed/emudisk.disk", "[Disk]\nDevice=emu\nNamespace=1\nAccess=read-write\n")
-    guest.expect("""mkdir -p -m 711 /run/emu
-        systemd-run --quiet --collect --unit=emu --property=RuntimeMaxSec=600 \
-            /usr/libexec/nvmed/nvmed-emulator --socket /run/emu/sock --namespace memory=64M""")
-    guest.wait_for("test -S /run/emu/sock")
-    guest.expect("chmod 666 /run/emu/sock; systemctl reload nvmed || systemctl restart nvmed")
+    guest.expect("mkdir -p -m 711 /run/emu")
+    for name in names:
+        guest.write(f"/etc/nvmed/{name}.device", f"[Device]\nTransport=vfio-user\nSocket=/run/emu/{name}\n")
+        guest.write(f"/etc/nvmed/{name}disk.disk", f"[Disk]\nDevice={name}\nNamespace=1\nAccess=read-write\n")
+        guest.expect(f"""systemd-run --quiet --collect --unit=emu-{name} --property=RuntimeMaxSec=600 \
+            /usr/libexec/nvmed/nvmed-emulator --socket /run/emu/{name} --namespace memory=64M""")
+        guest.wait_for(f"test -S /run/emu/{name}")
+        guest.expect(f"chmod 666 /run/emu/{name}")
+    guest.expect("systemctl reload nvmed || systemctl restart nvmed")
     guest.expect("nvmectl disk list", timeout=60)
+
+
+def newer_package(guest):
+    """A package of a higher version, whose unit of the workers is another one, too."""
+    guest.expect("""set -e; cd /root; dpkg-deb -R nvmed.deb next
+        sed -i 's/^Version: .*/&+next/' next/DEBIAN/control
+        sed -i 's/^Description=.*/& (next)/' next/usr/lib/systemd/system/nvmed-worker@.service
+        dpkg-deb --root-owner-group -Znone --build next next.deb >/dev/null; rm -rf next""", timeout=180)
+    return "/root/next.deb"
 
 
 @own_machine
 @seconds_limit(450)
 def test_upgrade_and_removal(guest):
-    """An upgrade restarts the supervisor and each worker; removal and purge leave nothing"""
+    """An upgrade to a newer version restarts each worker and stops none, under load; removal and purge leave nothing"""
     before_files = files(guest)
-    serve_emulator(guest)
-    write = "nvmectl io write emudisk --length 4M --pattern random --seed 7"
-    guest.expect(write, timeout=60)
-    services = "nvmed.service nvmed-worker@emu.service"
+    devices = ("emu", "emv")
+    serve_emulators(guest, *devices)
+    pattern = "--length 4M --pattern random --seed 7"
+    for name in devices:
+        guest.expect(f"nvmectl io write {name}disk {pattern}", timeout=60)
+    services = "nvmed.service " + " ".join(f"nvmed-worker@{name}.service" for name in devices)
     before = guest.expect(f"systemctl show -P MainPID {services}").text.split()
-    check(len(before) == 2 and "0" not in before, f"main processes: {before}")
+    check(len(before) == 3 and "0" not in before, f"main processes: {before}")
+    version = "dpkg-query -W -f '${Version}' nvmed"
+    old, package = guest.expect(version).text, newer_package(guest)
 
     cursor = guest.journal_cursor()
-    guest.expect("dpkg -i /root/nvmed.deb", timeout=180)
+    load = [guest.start(f"nvmectl io verify {name}disk {pattern} --repeat 1000000 --reopen", timeout=300)
+            for name in devices]
+    guest.wait_for("test $(nvmectl session list | grep -c disk) = 2", 60)
+    guest.expect(f"dpkg -i {package}", timeout=180)
     guest.wait_for(f"systemctl is-active {services}")
     after = guest.expect(f"systemctl show -P MainPID {services}").text.split()
     check(not set(before) & set(after), f"the same processes after the upgrade: {before} {after}")
-    guest.expect("nvmectl io verify emudisk --length 4M --pattern random --seed 7", timeout=60)
-    jobs = guest.expect("journalctl --no-pager -o json --output-fields=JOB_TYPE,JOB_RESULT,UNIT "
-                        f"--after-cursor='{cursor}' _PID=1 'UNIT=nvmed-worker@emu.service'").stdout
-    check('"JOB_TYPE":"stop"' not in jobs, f"the worker was stopped, not restarted: {jobs}")
+    check(guest.expect(version).text == old + "+next", "it is not the newer version")
+    for name in devices:
+        told = guest.expect(f"systemctl show -P Description nvmed-worker@{name}.service").text
+        check(told.endswith("(next)"), f"it runs with the unit of the old version: {told}")
+    guest.wait_for("test $(nvmectl session list | grep -c disk) = 2", 60)
+    for one in load:
+        check(not one.done, f"the load ended: {one.done and one.result()}")
+        one.stop().result()
+    for name in devices:
+        guest.expect(f"nvmectl io verify {name}disk {pattern}", timeout=60)
+        jobs = guest.expect("journalctl --no-pager -o json --output-fields=JOB_TYPE,JOB_RESULT,UNIT --after-cursor="
+                            f"'{cursor}' _PID=1 'UNIT=nvmed-worker@{name}.service'").stdout
+        check('"JOB_TYPE":"stop"' not in jobs, f"the worker was stopped, not restarted: {jobs}")
 
     guest.expect("dpkg -r nvmed", timeout=180)
     check(guest.expect("pgrep -a '^nvmed' | grep -v nvmed-emulator || :").text == "", "processes are left")
     # Masked is what Debian makes of units of a package that is removed and not purged.
     left = guest.expect("systemctl list-units --all --plain --no-legend 'nvmed*' | grep -v ' masked ' || :").text
     check(left == "", f"units are left: {left}")
-    guest.expect("systemctl stop emu; rm -rf /etc/nvmed/emu.device /etc/nvmed/emudisk.disk /run/emu")
+    guest.expect("systemctl stop 'emu-*'; rm -rf /etc/nvmed/em[uv]* /run/emu")
     guest.expect("dpkg -P nvmed", timeout=180)
     left = guest.expect("systemctl list-units --all --plain --no-legend 'nvmed*'").text
     check(left == "", f"units are left after purge: {left}")

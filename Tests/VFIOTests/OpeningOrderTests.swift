@@ -28,7 +28,8 @@ struct OpeningOrderTests {
         guard let address = FunctionAddress(RecordingKernel.address) else {
             throw .unsupported("no address")
         }
-        return try DeviceOpening(address: address, kernel: kernel).open(mode, reset, afterwards)
+        return try DeviceOpening(address: address, kernel: kernel, busyPatienceNanoseconds: 1)
+            .open(mode, reset, afterwards)
     }
 
     /// Why it was not opened; empty when it was.
