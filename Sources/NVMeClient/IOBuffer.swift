@@ -5,8 +5,11 @@ internal import Linux
 internal import Wire
 
 /// Zeroed memory of a fixed size. Backed by a sealed memory file, so that it can be registered.
+///
+/// It can be passed between threads and tasks: who touches which bytes when is theirs to agree on,
+/// as it has to be with the device anyway.
 @safe
-public final class IOBuffer {
+public final class IOBuffer: Sendable {
     /// Its length in bytes, a multiple of the page size.
     public let byteCount: Int
     let memory: OwnedFD

@@ -43,6 +43,13 @@ func main() throws {
                 socket: option("socket", ""), disk: option("disk", ""),
                 depth: number("depth", 1), seconds: Double(number("seconds", 2)),
                 registered: option("memory", "inline") == "registered"))
+    case "ring":
+        try runRing(
+            RingJob(
+                socket: option("socket", ""), disk: option("disk", ""), depth: number("depth", 1),
+                seconds: Double(number("seconds", 2)), count: Int(option("count", "0")) ?? 0,
+                cpu: Int(option("cpu", "")), spinNanoseconds: UInt64(option("spin", "50000")) ?? 0,
+                idleSeconds: Int(option("idle", "0")) ?? 0))
     case "worker":
         let result = try runWorker(
             program: option("program", ""), deviceSocket: option("socket", ""),
@@ -55,6 +62,8 @@ func main() throws {
         print("       nvmed-bench driver [--socket PATH] [--depth N] [--seconds N]")
         print("       nvmed-bench rpc --socket PATH --disk NAME [--depth N] [--seconds N]")
         print("                       [--memory inline|registered]")
+        print("       nvmed-bench ring --socket PATH --disk NAME [--depth N] [--seconds N]")
+        print("                       [--count N] [--cpu N] [--spin NANOSECONDS] [--idle SECONDS]")
         print("       nvmed-bench worker --program PATH --socket PATH [--directory DIR]")
         print("       nvmed-bench socket|memory [--seconds N]")
         exit(2)

@@ -140,6 +140,11 @@ final class FakeRing: Sendable {
     /// What was seen so far.
     var record: RingSeen { seen.withLock { $0 } }
 
+    /// Entries that the client has published and nobody has taken.
+    var publishedCount: UInt32 {
+        word(NV_RING_OFFSET_SUBMISSION_TAIL) &- word(NV_RING_OFFSET_SUBMISSION_HEAD)
+    }
+
     /// Lets entries be taken.
     func release() {
         held.store(false, ordering: .releasing)
@@ -197,7 +202,7 @@ final class FakeRing: Sendable {
                 $0.mostTaken = max($0.mostTaken, Int(taken &- first))
             }
         }
-        store(NV_RING_OFFSET_SUBMISSION_HEAD, taken)
+        if !done.isEmpty { store(NV_RING_OFFSET_SUBMISSION_HEAD, taken) }
         return done
     }
 

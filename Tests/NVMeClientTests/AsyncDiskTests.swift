@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// The async face: many tasks, cancellation, the end of the session.
+
+import Linux
+import NVMeClient
+import Testing
+import Wire
+
+/// Runs `body` with the fake disk opened for tasks, and ends the service when it is closed: nobody
+/// holds on to the connection by then.
+private func withAsyncDisk(
+    _ service: FakeService, entries: UInt32 = 8, _ body: (AsyncDisk) async throws -> Void
+) async throws {
+    try await { () async throws in
+        let disk = try AsyncDisk(
+            try NVMeBackend.connect(service.socketPath).openDisk("vol0", access: .readWrite),
+            entries: entries)
+        defer { disk.close() }
+        try await body(disk)
+    }()
+    await withCheckedContinuation { continuation in
+        // Not on a thread of the tasks, which are few.
+        let thread = TestThread()
+        thread.start {
+            service.join()
+            continuation.resume()
+        }
+    }
+}
+
+@Suite("Rings for async code", .timeLimit(.minutes(2)))
+struct AsyncDiskTests {
+    @Test("more tasks than the ring has room for: each gets its own data")
+    func manyTasks() async throws {
+        // Given
+        let service = try FakeService(script: RingScript(reversed: true))
+        try await withAsyncDisk(service) { disk in
+            let source = try IOBuffer(byteCount: 256 * 512)
+            let target = try IOBuffer(byteCount: 256 * 512)
+            DataPattern(seed: 3).fill(source, offset: 0, count: 256 * 512, diskByteOffset: 0)
+            try disk.registerMemory(source, readOnly: true)
+            try disk.registerMemory(target)
+            // When
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for index in 0..<256 {
+                    group.addTask {
+                        let lba = UInt64((index * 37) % 256)
+                        try await disk.write(
+                            lba: lba, blockCount: 1, from: source, bufferOffset: Int(lba) * 512)
+                        try await disk.read(
+                            lba: lba, blockCount: 1, into: target, bufferOffset: Int(lba) * 512)
+                    }
+                }
+                try await group.waitForAll()
+            }
+            // Then
+            let difference = source.firstDifference(
+                offset: 0, count: 256 * 512, from: target, otherOffset: 0)
+            #expect(difference == nil)
+            #expect(service.rings[0].record.mostTaken <= 8)
+        }
+    }
+
+    @Test("every operation goes through, and an error of the device is thrown")
+    func operations() async throws {
+        let service = try FakeService()
+        try await withAsyncDisk(service) { disk in
+            let buffer = try IOBuffer(byteCount: 4096)
+            buffer.copyIn([1, 2, 3])
+            try disk.registerMemory(buffer)
+            // When
+            try await disk.write(lba: 1, blockCount: 1, from: buffer, fua: true)
+            try await disk.compare(lba: 1, blockCount: 1, with: buffer)
+            try await disk.flush()
+            try await disk.verify(lba: 1, blockCount: 1)
+            try await disk.deallocate(lba: 9, blockCount: 1)
+            try await disk.writeZeroes(lba: 1, blockCount: 1, deallocate: true)
+            let error = await failure {
+                try await disk.compare(lba: 1, blockCount: 1, with: buffer)
+            }
+            let range = await failure { try await disk.verify(lba: 4096, blockCount: 1) }
+            let stranger = try IOBuffer(byteCount: 4096)
+            let unknown = await failure {
+                try await disk.read(lba: 1, blockCount: 1, into: stranger)
+            }
+            let long = await failure { try await disk.read(lba: 1, blockCount: 9, into: buffer) }
+            // Then
+            #expect(error?.wireError?.code == .compareFailed)
+            #expect(error?.wireError?.nvmeStatus == 0x285)
+            #expect(range?.wireError?.code == .outOfRange)
+            #expect(unknown?.wireError?.code == .invalidArgument)
+            #expect(long?.wireError?.code == .invalidArgument)
+        }
+    }
+
+    @Test("a task that waits for room can be cancelled; those in the ring run to their end")
+    func cancellation() async throws {
+        // Given: a ring of two, held, and two requests in it
+        var script = RingScript()
+        script.startsHeld = true
+        let service = try FakeService(script: script)
+        try await withAsyncDisk(service, entries: 2) { disk in
+            let first = Task { await failure { try await disk.flush() } }
+            let second = Task { await failure { try await disk.flush() } }
+            while service.rings[0].publishedCount < 2 { await Task.yield() }
+            let third = Task { await failure { try await disk.flush() } }
+            // When
+            third.cancel()
+            first.cancel()
+            let cancelled = await third.value
+            service.rings[0].release()
+            let done = await (first.value, second.value)
+            let later = await failure { try await disk.flush() }
+            // Then
+            #expect(cancelled?.wireError?.code == .cancelled)
+            #expect(done.0 == nil)
+            #expect(done.1 == nil)
+            #expect(later == nil)
+            #expect(service.rings[0].record.entries.count == 3)
+        }
+    }
+
+    @Test("the end of the session is thrown with its reason, at once and from then on")
+    func sessionEnd() async throws {
+        var script = RingScript()
+        script.endsAfter = 1
+        let service = try FakeService(script: script)
+        try await withAsyncDisk(service, entries: 2) { disk in
+            let errors = await withTaskGroup(of: ClientError?.self) { group in
+                for _ in 0..<16 { group.addTask { await failure { try await disk.flush() } } }
+                return await group.reduce(into: [ClientError?]()) { $0.append($1) }
+            }
+            let later = await failure { try await disk.flush() }
+            // Then
+            #expect(later?.wireError?.code == .sessionRevoked)
+            #expect(errors.contains { $0?.wireError?.code == .sessionRevoked })
+            #expect(errors.allSatisfy { $0 == nil || $0?.wireError?.code == .sessionRevoked })
+            #expect(disk.ended?.code == .sessionRevoked)
+        }
+    }
+
+    @Test("closing fails what is under way")
+    func close() async throws {
+        var script = RingScript()
+        script.startsHeld = true
+        let service = try FakeService(script: script)
+        try await withAsyncDisk(service, entries: 2) { disk in
+            let tasks = (0..<4).map { _ in Task { await failure { try await disk.flush() } } }
+            while service.rings[0].publishedCount < 2 { await Task.yield() }
+            // When
+            disk.close()
+            // Then
+            for task in tasks {
+                let error = await task.value
+                #expect(error?.wireError?.code == .cancelled)
+            }
+        }
+    }
+}
+
+/// The error of a call.
+private func failure(_ body: () async throws -> Void) async -> ClientError? {
+    do {
+        try await body()
+        return nil
+    } catch { return error as? ClientError }
+}
