@@ -11,13 +11,7 @@ import Wire
 private func withAsyncDisk(
     _ service: FakeService, entries: UInt32 = 8, _ body: (AsyncDisk) async throws -> Void
 ) async throws {
-    try await { () async throws in
-        let disk = try AsyncDisk(
-            try NVMeBackend.connect(service.socketPath).openDisk("vol0", access: .readWrite),
-            entries: entries)
-        defer { disk.close() }
-        try await body(disk)
-    }()
+    try await use(service, entries, body)
     await withCheckedContinuation { continuation in
         // Not on a thread of the tasks, which are few.
         let thread = TestThread()
@@ -26,6 +20,16 @@ private func withAsyncDisk(
             continuation.resume()
         }
     }
+}
+
+private func use(
+    _ service: FakeService, _ entries: UInt32, _ body: (AsyncDisk) async throws -> Void
+) async throws {
+    let disk = try AsyncDisk(
+        try NVMeBackend.connect(service.socketPath).openDisk("vol0", access: .readWrite),
+        entries: entries)
+    defer { disk.close() }
+    try await body(disk)
 }
 
 @Suite("Rings for async code", .timeLimit(.minutes(2)))

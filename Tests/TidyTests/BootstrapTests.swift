@@ -25,7 +25,7 @@ struct BootstrapTests {
                     atPath: link.path, withDestinationPath: try #require(real))
             }
             let installed = [
-                "pkg-config", "git", "objdump", "valgrind", "strace", "python3",
+                "pkg-config", "git", "objdump", "valgrind", "strace", "python3", "protoc",
                 "systemd-analyze", "dbus-daemon", "dpkg-shlibdeps",
             ]
             for name in installed { try add(name, "exit 0") }
