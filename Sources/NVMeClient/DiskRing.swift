@@ -182,7 +182,9 @@ public final class DiskRing {
 
     /// Takes completions that are there, without waiting; how many. Tags come in any order.
     public func reap(into room: UnsafeMutableBufferPointer<RingCompletion>) -> Int {
-        unsafe port.pointee.reap(into: room)
+        let count = unsafe port.pointee.reap(into: room)
+        if unsafe port.pointee.hasToKick(afterTaking: count) { kick() }
+        return count
     }
 
     /// Whether requests can still be done: neither closed nor ended. Those who never `wait` look

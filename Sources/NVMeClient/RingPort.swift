@@ -165,9 +165,24 @@ struct RingPort: ~Copyable {
         guard tail != publishedTail else { return false }
         unsafe nv_store_release32(base + NV_RING_OFFSET_SUBMISSION_TAIL, tail)
         publishedTail = tail
+        return takeSubmissionWake()
+    }
+
+    /// Whether the worker sleeps and has to be kicked because of what was stored before.
+    @inline(__always)
+    private func takeSubmissionWake() -> Bool {
         nv_full_fence()
         let flag = unsafe base + NV_RING_OFFSET_SUBMISSION_NEED_WAKE
         return unsafe nv_load32(flag) == 1 && nv_exchange32(flag, 0) == 1
+    }
+
+    /// After `count` completions were taken: whether entries may have waited for their room, and
+    /// the worker sleeps.
+    @inline(__always)
+    func hasToKick(afterTaking count: Int) -> Bool {
+        let before = publishedTail &- head &+ UInt32(truncatingIfNeeded: count)
+        guard count > 0, before > completionMask &+ 1 else { return false }
+        return takeSubmissionWake()
     }
 
     // MARK: Completing

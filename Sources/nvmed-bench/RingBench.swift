@@ -141,13 +141,15 @@ private struct RingRun {
         _ = try ring.wait(deadlineNanoseconds: MonotonicClock.nowNanoseconds + time)
         let after = Usage.now(worker: worker)
         var woken: [String] = []
+        var sum: UInt64 = 0
         for (thread, count) in Usage.switches(of: worker).sorted(by: { $0.key < $1.key }) {
-            woken.append("\(thread)=\(count - (switches[thread] ?? 0))")
+            woken.append("\(thread): \(count &- (switches[thread] ?? 0))")
+            sum += count &- (switches[thread] ?? 0)
         }
         print(
             "idle_seconds=\(seconds) idle_client_cpu_ns=\(after.client - before.client) "
-                + "idle_worker_cpu_ns=\(after.worker - before.worker)")
-        print("wake-ups of worker threads: \(woken.joined(separator: " "))")
+                + "idle_worker_cpu_ns=\(after.worker - before.worker) idle_worker_wakeups=\(sum)")
+        print("wake-ups of worker threads: \(woken.joined(separator: ", "))")
     }
 }
 

@@ -33,10 +33,14 @@ func main() throws {
             count: number("count", 64_000), depth: number("depth", 32),
             segments: min(512, max(0, Int(option("segments", "0")) ?? 0)))
     case "driver":
-        show(
-            try runDriver(
-                socket: option("socket", ""), depth: number("depth", 32),
-                seconds: Double(number("seconds", 2)), operation: IOOperation.read))
+        let before = Usage.now(worker: nil)
+        let seconds = Double(number("seconds", 2))
+        let result = try runDriver(
+            socket: option("socket", ""), depth: number("depth", 32), seconds: seconds,
+            operation: IOOperation.read)
+        let used = Usage.now(worker: nil).client - before.client
+        show(result)
+        print("cpu_ps_per_io=\(UInt64(Double(used) * 1000 / max(1, result.iops * seconds)))")
     case "rpc":
         show(
             try runService(

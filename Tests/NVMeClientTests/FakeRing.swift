@@ -234,7 +234,10 @@ final class FakeRing: Sendable {
     private func sleep(_ taken: UInt32) {
         store(NV_RING_OFFSET_SUBMISSION_NEED_WAKE, 1)
         nv_full_fence()
-        let idle = held.load(ordering: .acquiring) || word(NV_RING_OFFSET_SUBMISSION_TAIL) == taken
+        let isFull = taken &- word(NV_RING_OFFSET_COMPLETION_HEAD) >= completionCount
+        let idle =
+            isFull || held.load(ordering: .acquiring)
+            || word(NV_RING_OFFSET_SUBMISSION_TAIL) == taken
         guard idle, !stopping.load(ordering: .acquiring) else { return }
         seen.withLock { $0.sleeps += 1 }
         _ = try? kick.fd.waitReadable(timeoutMilliseconds: 60_000)

@@ -97,7 +97,8 @@ extension ProcessTests {
                 for completion in try rig.take() {
                     #expect(completion.isDone)
                     let slot = Int(completion.tag)
-                    let (place, seed) = try #require(busy.removeValue(forKey: slot))
+                    let removed = busy.removeValue(forKey: slot)
+                    let (place, seed) = try #require(removed)
                     touched.remove(place)
                     if let seed {
                         seeds[place] = seed

@@ -110,7 +110,10 @@ class Ring:
             rest = self.longs[at + 1]
             done.append((self.longs[at], rest >> 16 & 0xFFFF, rest & 0xFFFF))
             self.head = (self.head + 1) % 2**32
+        waited = (self.tail - self.word(384)) % 2**32 > self.completions
         self.words[384 // 4] = self.head
+        if waited and done:
+            os.write(self.kick, (1).to_bytes(8, "little"))
         return done
 
     def wait(self, session):
