@@ -158,7 +158,7 @@ let package = Package(
         tests(
             "NVMeDriverTests",
             [
-                "NVMeDriver", "NullDevice", "NVMeSpec", "DMA", "VFIO", "CMemory", "Linux",
+                "NVMeDriver", "NullDevice", "NVMeSpec", "DMA", "VFIO", "CMemory", "CRing", "Linux",
                 "TestSupport",
             ]),
         tests(

@@ -48,6 +48,8 @@ struct DataQueue: ~Copyable {
     private(set) var open: UInt64 = 0
     /// A bit for each ring with completions that are not published.
     private var touched: UInt64 = 0
+    /// A bit for each ring whose fault the control thread was told.
+    private var told: UInt64 = 0
     /// The ring whose turn is first.
     private var turn: UInt64 = 0
     /// The clock has been read in this round.
@@ -92,9 +94,14 @@ struct DataQueue: ~Copyable {
     // MARK: Down
 
     /// Takes entries of every ring in turn and tells the device. True when there were any.
+    ///
+    /// When the device has less room than all want, the ring that got less than its share is the
+    /// first next time; the first itself waits for all others then, so that neither much nor little
+    /// room favours anyone.
     @inline(__always)
     mutating func take() -> Bool {
         var worked = false
+        var isCut = false
         // A rotation of the set: the ring whose turn it is becomes bit 0.
         var left = isFrozen ? 0 : open &>> turn | open &<< (64 &- turn)
         let first = turn
@@ -104,19 +111,31 @@ struct DataQueue: ~Copyable {
             let ready = unsafe rings[index].takeable()
             if ready > 0 {
                 readClock()
-                if unsafe rings[index].take(
-                    min(ready, Self.share), engine, nowNanoseconds: nowNanoseconds) > 0
-                {
-                    worked = true
-                    turn = UInt64(truncatingIfNeeded: index &+ 1) & 63
+                let asked = min(ready, Self.share)
+                let taken = unsafe rings[index].take(
+                    asked, engine, nowNanoseconds: nowNanoseconds)
+                if taken < asked, !isCut, worked || taken > 0 {
+                    isCut = true
+                    turn = UInt64(truncatingIfNeeded: index &+ (worked ? 0 : 1)) & 63
                 }
+                worked = worked || taken > 0
                 // Entries that the device does not see are answered at once.
                 touched |= 1 &<< UInt64(truncatingIfNeeded: index)
             }
-            if unsafe rings[index].fault != .none { notices.insert(.ringFault) }
+            if unsafe rings[index].fault != .none { noteFault(index) }
         }
         unsafe engine.pointee.ring()
         return worked
+    }
+
+    /// Tells the control thread about a ring's fault, once: the ring stays until its last request
+    /// has ended.
+    @inline(never)
+    private mutating func noteFault(_ index: Int) {
+        let bit: UInt64 = 1 &<< UInt64(truncatingIfNeeded: index)
+        guard told & bit == 0 else { return }
+        told |= bit
+        notices.insert(.ringFault)
     }
 
     @inline(__always)
@@ -132,10 +151,11 @@ struct DataQueue: ~Copyable {
     /// Takes answers of the device, posts and publishes them. True when there were any.
     @inline(__always)
     mutating func reap() -> Bool {
-        var count = 0
-        if unsafe engine.pointee.hasAnswer {
+        let isAnswered = unsafe engine.pointee.hasAnswer
+        if isAnswered {
             readClock()
-            count = unsafe engine.pointee.reap(into: completions, capacity: Self.reapCapacity)
+            let count = unsafe engine.pointee.reap(
+                into: completions, capacity: Self.reapCapacity)
             if !isFruitful { noteFruit() }
             var index = 0
             while index < count {
@@ -144,13 +164,14 @@ struct DataQueue: ~Copyable {
             }
         }
         publish()
-        if count > 0 {
+        if isAnswered {
+            // Also when no request is complete: commands of larger ones have made room for more.
             unsafe engine.pointee.retire()
             if wantsProgress { notices.insert(.progress) }
         }
         if unsafe engine.pointee.fault != .none { notices.insert(.queueFault) }
         hasTick = false
-        return count > 0
+        return isAnswered
     }
 
     @inline(never)
@@ -161,8 +182,9 @@ struct DataQueue: ~Copyable {
 
     @inline(__always)
     private mutating func post(_ completion: UnsafePointer<IOCompletion>) {
-        let index = Int(unsafe completion.pointee.ring &- 1) & 63
-        guard open & (1 &<< UInt64(truncatingIfNeeded: index)) != 0 else { return }
+        let index = Int(unsafe completion.pointee.ring &- 1)
+        guard index < Self.ringCapacity, open & (1 &<< UInt64(truncatingIfNeeded: index)) != 0
+        else { return }
         unsafe rings[index].post(completion)
         touched |= 1 &<< UInt64(truncatingIfNeeded: index)
     }
@@ -199,8 +221,21 @@ struct DataQueue: ~Copyable {
             }
             if next < .max { nextAdmission = next }
         }
+        if hasNewFault() { isReady = true }
         if isReady { wake() }
         return !isReady
+    }
+
+    /// Whether a ring broke the protocol and nobody knows: a client can do so just before the sleep
+    /// and then never kick.
+    private mutating func hasNewFault() -> Bool {
+        var left = open & ~told
+        while left != 0 {
+            let index = left.trailingZeroBitCount
+            left &= left &- 1
+            if unsafe rings[index].fault != .none { noteFault(index) }
+        }
+        return notices.contains(.ringFault)
     }
 
     /// Looks by itself from now on.
@@ -242,7 +277,8 @@ struct DataQueue: ~Copyable {
     /// Opens a ring; nil when all are in use.
     mutating func add(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
-        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
+        positions: RingPositions = RingPositions()
     ) -> Int? {
         let index = (~open).trailingZeroBitCount
         guard index < Self.ringCapacity else { return nil }
@@ -250,7 +286,7 @@ struct DataQueue: ~Copyable {
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
                 regions: regions, rules: rules, wakeFD: wakeFD, gate: gate,
-                segments: segments))
+                segments: segments, positions: positions))
         open |= 1 << UInt64(index)
         return index
     }
@@ -261,6 +297,7 @@ struct DataQueue: ~Copyable {
         unsafe ring.pointee.end()
         open &= ~(1 << UInt64(index))
         touched &= open
+        told &= open
         unsafe ring.deinitialize(count: 1)
     }
 

@@ -74,14 +74,31 @@ extension Engine {
 
     /// Issues commands of the requests in turn, as far as slots and bounce pages go.
     @inline(never)
-    mutating func pump() {
+    mutating func pump() { pump(limit: queue.freeCount) }
+
+    /// The same, with at most half of the free slots, and a single one every other time: the rest
+    /// is for requests of one command, which otherwise waited until these are issued to the last.
+    @inline(never)
+    mutating func pumpHalf() {
+        pumpTurn ^= 1
+        let half = (queue.freeCount &+ pumpTurn) / 2
+        // With nothing in flight no end of a command would call this again.
+        pump(limit: queue.inFlight == 0 ? max(half, 1) : half)
+    }
+
+    private mutating func pump(limit: UInt32) {
+        var left = limit
         // Each turn issues a command or passes over a record: bounded by slots and records. Pages
         // that are short now are short for the rest of this call.
         var passedOver: UInt64 = 0
-        while let slot = queue.nextFreeSlot(),
+        while left > 0, let slot = queue.nextFreeSlot(),
             let index = requests.nextToIssue(passedOver: passedOver)
         {
-            if !issueChild(of: index, slot) { passedOver |= 1 &<< UInt64(index) }
+            if issueChild(of: index, slot) {
+                left -= 1
+            } else {
+                passedOver |= 1 &<< UInt64(index)
+            }
         }
     }
 

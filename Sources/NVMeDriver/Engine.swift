@@ -29,6 +29,8 @@ public struct Engine: ~Copyable {
     let firstBouncePage: Int
     /// Faults of the process that were known at the last look.
     var seenFaults: UInt64 = 0
+    /// 1 or 0 in turn: who gets an odd slot (see `pumpHalf`).
+    var pumpTurn: UInt32 = 0
     /// Requests accepted since the engine was made.
     public private(set) var submitted: UInt64 = 0
     /// Requests completed since the engine was made.
@@ -183,7 +185,7 @@ public struct Engine: ~Copyable {
         queue.retire()
         if requests.hasWork {
             requests.retire()
-            pump()
+            pumpHalf()
             queue.ring()
         }
     }

@@ -60,9 +60,11 @@ public struct RingRules: Sendable, Equatable {
     public var maxTransferBlocks: UInt32
     /// The most blocks of one request with data.
     public var maxRequestBlocks: UInt32
-    /// The most blocks of one Write Zeroes, Deallocate and Verify; 0: not supported.
+    /// The most blocks of one Write Zeroes; 0: not supported.
     public var maxWriteZeroesBlocks: UInt32
+    /// The most blocks of one Deallocate; 0: not supported.
     public var maxDeallocateBlocks: UInt32
+    /// The most blocks of one Verify; 0: not supported.
     public var maxVerifyBlocks: UInt32
     /// Compare is supported.
     public var canCompare: Bool
@@ -130,6 +132,16 @@ public struct SessionRegions: @unchecked Sendable {
     }
 }
 
+/// Where the indexes of a ring stand when it is taken over: a new one starts at 0.
+struct RingPositions {
+    /// Entries taken.
+    var submissionHead: UInt32 = 0
+    /// Completions published.
+    var completionTail: UInt32 = 0
+    /// Completions that the client is known to have taken.
+    var completionHead: UInt32 = 0
+}
+
 /// One open ring.
 @safe
 struct RingPort: ~Copyable {
@@ -140,14 +152,14 @@ struct RingPort: ~Copyable {
     private let submissionEntries: UInt32
     private let completionEntries: UInt32
     /// Entries taken.
-    private(set) var submissionHead: UInt32 = 0
+    private(set) var submissionHead: UInt32
     /// The highest `submission_tail` that was believed.
-    private var knownTail: UInt32 = 0
+    private var knownTail: UInt32
     /// Completions published, and those written since.
-    private(set) var completionTail: UInt32 = 0
-    private var publishedTail: UInt32 = 0
+    private(set) var completionTail: UInt32
+    private var publishedTail: UInt32
     /// The highest `completion_head` that was believed.
-    private var acknowledged: UInt32 = 0
+    private var acknowledged: UInt32
     /// Requests with the engine.
     private(set) var inFlight: UInt32 = 0
     let session: UInt32
@@ -173,7 +185,8 @@ struct RingPort: ~Copyable {
     init(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
         regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
-        segments: UnsafeMutablePointer<DataSegment>
+        segments: UnsafeMutablePointer<DataSegment>,
+        positions: RingPositions = RingPositions()
     ) {
         unsafe self.segments = segments
         self.gate = gate
@@ -183,6 +196,11 @@ struct RingPort: ~Copyable {
         unsafe completions = base + shape.completionOffset
         submissionEntries = shape.submissionEntries
         completionEntries = shape.completionEntries
+        submissionHead = positions.submissionHead
+        knownTail = positions.submissionHead
+        completionTail = positions.completionTail
+        publishedTail = positions.completionTail
+        acknowledged = positions.completionHead
         self.session = session
         self.number = number
         self.regions = regions

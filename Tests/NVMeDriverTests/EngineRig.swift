@@ -17,7 +17,11 @@ final class EngineRig {
     static let listsIOVA: UInt64 = 0x3000_0000
     static let session: UInt32 = 7
 
-    var engine: Engine
+    let enginePointer: UnsafeMutablePointer<Engine>
+    var engine: Engine {
+        _read { yield unsafe enginePointer.pointee }
+        _modify { yield unsafe &enginePointer.pointee }
+    }
     var regions: RegionTable
     let region: UInt32
     let entries: UInt32
@@ -66,13 +70,20 @@ final class EngineRig {
                 submissionDoorbell: doorbells, completionDoorbell: doorbells + 4,
                 submissionDoorbellOffset: 0x1008, completionDoorbellOffset: 0x100C, shadow: nil),
             doorbellsAreMapped: true)
-        engine = Engine(
-            queue: queue, regions: regions.view,
-            requests: unsafe RequestRecords(
-                records: state + layout.requestsOffset(1),
-                lists: state + layout.segmentListsOffset(1),
-                queue: 1, epoch: 1),
-            bouncePages: try PageAllocator(pageCount: 256), firstBouncePage: 0)
+        let bouncePages = try PageAllocator(pageCount: 256)
+        unsafe enginePointer = .allocate(capacity: 1)
+        unsafe enginePointer.initialize(
+            to: Engine(
+                queue: queue, regions: regions.view,
+                requests: unsafe RequestRecords(
+                    records: state + layout.requestsOffset(1),
+                    lists: state + layout.segmentListsOffset(1), queue: 1, epoch: 1),
+                bouncePages: bouncePages, firstBouncePage: 0))
+    }
+
+    deinit {
+        unsafe enginePointer.deinitialize(count: 1)
+        unsafe enginePointer.deallocate()
     }
 
     // MARK: The device's side

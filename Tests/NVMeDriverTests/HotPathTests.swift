@@ -18,6 +18,7 @@ struct HotPathTests {
     static let cold = [
         "10NVMeDriver6EngineV11submitOther", "10NVMeDriver6EngineV10childEnded",
         "10NVMeDriver6EngineV4pump", "10NVMeDriver6EngineV11submitSplit",
+        "10NVMeDriver6EngineV8pumpHalf",
         "10NVMeDriver14RequestRecordsV",
         "10NVMeDriver19PhysicalRegionPagesV5write", "10NVMeDriver9QueuePairV12deferFreeing",
     ]
