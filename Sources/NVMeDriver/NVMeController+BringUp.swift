@@ -31,6 +31,7 @@ extension NVMeController {
         let begin = MonotonicClock.nowNanoseconds
         do throws(DriverError) {
             state.beginEpoch()
+            state.clearRegions()
             try resetAndCheck()
             let queues = min(options.queueCount, 64)
             try makePool(queues)

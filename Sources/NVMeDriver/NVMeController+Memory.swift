@@ -62,15 +62,21 @@ extension NVMeController {
     /// Makes memory reachable for the device and returns its region. The caller has checked that
     /// the file cannot shrink, or that the node is the one of the configuration.
     ///
-    /// Without an IOMMU the region of a memory file is bounced.
+    /// Without an IOMMU the region of a memory file is bounced. `clientID` is what the client calls
+    /// it, for a successor of this process.
     public func registerMemory(
-        _ fd: borrowing OwnedFD, _ stretch: ClientMemoryStretch, session: UInt32
+        _ fd: borrowing OwnedFD, _ stretch: ClientMemoryStretch, session: UInt32,
+        clientID: UInt64 = 0
     ) throws(DriverError) -> UInt32 {
         try Self.check(stretch)
         guard !stretch.isPhysical || device.usesPhysicalAddresses else {
             throw .unusable(
                 field: "the memory's offset", value: stretch.offset,
                 rule: "physical addresses mean nothing to a device behind an IOMMU")
+        }
+        guard let index = regions.nextFree else {
+            throw .exhausted(
+                "all \(StateLayout.regionCapacity) regions of the device are in use")
         }
         var mapping = try map(fd, stretch)
         var flags: RegionFlags = stretch.isReadOnly ? .readOnly : []
@@ -79,19 +85,27 @@ extension NVMeController {
         } else if bouncesClientMemory {
             flags.insert(.bounced)
         } else {
-            try show(&mapping, stretch, fd)
+            try take(&mapping, stretch)
         }
-        guard
-            let region = unsafe regions.insert(
-                session: session, iova: mapping.iova ?? stretch.offset,
-                byteCount: stretch.byteCount, base: mapping.base, flags: flags,
-                guardNumber: mapping.guardNumber)
-        else {
-            try? unmap(mapping)
-            throw .exhausted("all \(StateLayout.regionCapacity) regions of the device are in use")
+        var record = RegionRecord(
+            state: .mapping, iova: mapping.iova ?? 0, stretch: stretch, session: session,
+            flags: flags, clientID: clientID)
+        state.setRegion(index, record)
+        do throws(DriverError) {
+            try show(mapping, stretch, fd)
+        } catch {
+            state.clearRegion(index)
+            throw error
         }
-        clientMappings[region] = mapping
-        return region
+        let region = unsafe regions.insert(
+            session: session, iova: mapping.iova ?? stretch.offset,
+            byteCount: stretch.byteCount, base: mapping.base, flags: flags,
+            guardNumber: mapping.guardNumber)
+        guard region == index else { throw .exhausted("the table of regions is damaged") }
+        record.state = .mapped
+        state.setRegion(index, record)
+        clientMappings[index] = mapping
+        return index
     }
 
     private static func check(_ stretch: ClientMemoryStretch) throws(DriverError) {
@@ -132,7 +146,12 @@ extension NVMeController {
     public func unregisterMemory(_ region: UInt32) throws(DriverError) {
         guard let mapping = clientMappings.removeValue(forKey: region) else { return }
         regions.remove(region)
+        if var record = state.region(region) {
+            record.state = .unmapping
+            state.setRegion(region, record)
+        }
         try unmap(mapping)
+        state.clearRegion(region)
     }
 
     /// When the device does not confirm, it may still write there: the memory and its address are
@@ -151,9 +170,9 @@ extension NVMeController {
         mapping.unmap()
     }
 
-    /// Gives memory an address of the device.
-    private func show(
-        _ mapping: inout ClientMapping, _ stretch: ClientMemoryStretch, _ fd: borrowing OwnedFD
+    /// Takes addresses of the device for memory.
+    private func take(
+        _ mapping: inout ClientMapping, _ stretch: ClientMemoryStretch
     ) throws(DriverError) {
         // Aligned like its pages, so that the IOMMU can use large ones too.
         guard
@@ -164,6 +183,13 @@ extension NVMeController {
             throw .exhausted("no I/O virtual addresses are left")
         }
         mapping.iova = iova
+    }
+
+    /// Has the device map memory that it has addresses for.
+    private func show(
+        _ mapping: ClientMapping, _ stretch: ClientMemoryStretch, _ fd: borrowing OwnedFD
+    ) throws(DriverError) {
+        guard let iova = mapping.iova else { return }
         do throws(VFIOError) {
             try device.map(
                 unsafe DMAWindow(

@@ -54,13 +54,16 @@ public struct RegionTable: ~Copyable, @unchecked Sendable {
         session: UInt32, iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer,
         flags: RegionFlags = [], guardNumber: CInt = -1
     ) -> UInt32? {
-        for index in 1..<capacity where unsafe nv_load64(entry(index) + 16) == 0 {
-            unsafe set(
-                index, session: session, iova: iova, byteCount: byteCount, base: base,
-                flags: flags, guardNumber: guardNumber)
-            return index
-        }
-        return nil
+        guard let index = nextFree else { return nil }
+        unsafe set(
+            index, session: session, iova: iova, byteCount: byteCount, base: base, flags: flags,
+            guardNumber: guardNumber)
+        return index
+    }
+
+    /// The region that `insert` would give; nil when the table is full.
+    var nextFree: UInt32? {
+        (1..<capacity).first { unsafe nv_load64(entry($0) + 16) == 0 }
     }
 
     mutating func setBouncePages(iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer) {

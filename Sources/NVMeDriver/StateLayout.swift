@@ -91,6 +91,7 @@ enum Checksum {
     static let queueKind: UInt32 = 0x5155_4555
     static let headerKind: UInt32 = 0x4845_4144
     static let sessionKind: UInt32 = 0x5345_5353
+    static let regionKind: UInt32 = 0x5245_4749
 
     /// One step of the checksum. `make bench` builds the driver once without the log, to tell what
     /// the log costs; nothing else is ever built so.

@@ -205,7 +205,8 @@ extension DeviceService {
         let stretch = try rules.accept(OfferedMemory(fd), asked)
         try checkMemoryLimits(session, stretch)
         do throws(DriverError) {
-            let region = try controller.registerMemory(fd, stretch, session: session.key)
+            let region = try controller.registerMemory(
+                fd, stretch, session: session.key, clientID: regionID)
             session.regions[regionID] = ClientRegion(
                 driverRegion: region, byteCount: stretch.byteCount,
                 isReadOnly: stretch.isReadOnly, isPinned: !stretch.isPhysical)
