@@ -211,9 +211,19 @@ public final class DiskRing {
     /// known then whether they were done.
     public func wait(deadlineNanoseconds: UInt64? = nil) throws(ClientError) -> RingWait {
         if spin(deadlineNanoseconds) { return .completions }
+        let begin = MonotonicClock.nowNanoseconds
         while true {
-            if let result = try sleep(deadlineNanoseconds) { return result }
+            guard let result = try sleep(deadlineNanoseconds) else { continue }
+            if result == .completions { learn(slept: MonotonicClock.nowNanoseconds &- begin) }
+            return result
         }
+    }
+
+    /// A sleep that was short would have been shorter without: waking up takes longer than many a
+    /// request.
+    func learn(slept nanoseconds: UInt64) {
+        guard nanoseconds <= spinNanosecondsMax else { return }
+        spinNanoseconds = min(max(spinNanoseconds, nanoseconds &* 2), spinNanosecondsMax)
     }
 
     /// Looks for completions for a while; true: there are some. Spins longer when that helped, and
