@@ -53,6 +53,7 @@ let package = Package(
         // C: volatile access, system calls, system libraries.
         .target(name: "CMemory", cSettings: strictC),
         .target(name: "CRing", cSettings: strictC),
+        .target(name: "CStatistics", cSettings: strictC),
         .target(name: "CLinux", cSettings: strictC),
         .systemLibrary(
             name: "CSystemd", pkgConfig: "libsystemd", providers: [.apt(["libsystemd-dev"])]),
@@ -72,7 +73,9 @@ let package = Package(
         module("NullDevice", ["NVMeSpec", "VFIO", "Linux", "CMemory"]),
         module("DMA", ["Linux", "VFIO"]),
         module("PCI", ["Linux"]),
-        module("NVMeDriver", ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CRing", "CLinux"]),
+        module(
+            "NVMeDriver",
+            ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CRing", "CStatistics", "CLinux"]),
         module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
 
         // Processes, messages, configuration.
@@ -88,7 +91,7 @@ let package = Package(
             ]),
         module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
         module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
-        module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing"]),
+        module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing", "CStatistics"]),
 
         // Programs: arguments, wiring, exit code.
         program(
@@ -130,7 +133,7 @@ let package = Package(
             "ProcessTests",
             [
                 "TestSupport", "NVMeClient", "Wire", "Linux", "nvmed", "nvmed-worker",
-                "nvmed-emulator",
+                "nvmed-emulator", "nvmectl",
             ]),
         tests(
             "SupervisorTests",
@@ -158,13 +161,14 @@ let package = Package(
         tests(
             "NVMeDriverTests",
             [
-                "NVMeDriver", "NullDevice", "NVMeSpec", "DMA", "VFIO", "CMemory", "CRing", "Linux",
-                "TestSupport",
+                "NVMeDriver", "NullDevice", "NVMeSpec", "NVMeClient", "DMA", "VFIO", "CMemory",
+                "CRing", "CStatistics", "Linux", "TestSupport",
             ]),
         tests(
             "WorkerTests",
             [
-                "Worker", "Wire", "NVMeDriver", "Linux", "CLinux", "TestSupport", "nvmed-worker",
+                "Worker", "Wire", "NVMeDriver", "NVMeClient", "Linux", "CLinux", "TestSupport",
+                "nvmed-worker",
                 "nvmed-emulator",
             ]),
         tests("VFIOTests", ["VFIO", "Linux", "CLinux", "TestSupport"]),

@@ -97,6 +97,51 @@ void   nvmed__v1__done__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__done__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__statistics_opened__init
+                     (Nvmed__V1__StatisticsOpened         *message)
+{
+  static const Nvmed__V1__StatisticsOpened init_value = NVMED__V1__STATISTICS_OPENED__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__statistics_opened__get_packed_size
+                     (const Nvmed__V1__StatisticsOpened *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__statistics_opened__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__statistics_opened__pack
+                     (const Nvmed__V1__StatisticsOpened *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__statistics_opened__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__statistics_opened__pack_to_buffer
+                     (const Nvmed__V1__StatisticsOpened *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__statistics_opened__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__StatisticsOpened *
+       nvmed__v1__statistics_opened__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__StatisticsOpened *)
+     protobuf_c_message_unpack (&nvmed__v1__statistics_opened__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__statistics_opened__free_unpacked
+                     (Nvmed__V1__StatisticsOpened *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__statistics_opened__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__disk_info__init
                      (Nvmed__V1__DiskInfo         *message)
 {
@@ -756,6 +801,44 @@ const ProtobufCMessageDescriptor nvmed__v1__done__descriptor =
   nvmed__v1__done__field_indices_by_name,
   0,  nvmed__v1__done__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__done__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__statistics_opened__field_descriptors[1] =
+{
+  {
+    "byte_count",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__StatisticsOpened, has_byte_count),
+    offsetof(Nvmed__V1__StatisticsOpened, byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__statistics_opened__field_indices_by_name[] = {
+  0,   /* field[0] = byte_count */
+};
+static const ProtobufCIntRange nvmed__v1__statistics_opened__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__statistics_opened__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.StatisticsOpened",
+  "StatisticsOpened",
+  "Nvmed__V1__StatisticsOpened",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__StatisticsOpened),
+  1,
+  nvmed__v1__statistics_opened__field_descriptors,
+  nvmed__v1__statistics_opened__field_indices_by_name,
+  1,  nvmed__v1__statistics_opened__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__statistics_opened__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__disk_info__field_descriptors[36] =

@@ -502,6 +502,51 @@ void   nvmed__v1__retry_device__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__retry_device__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__open_statistics__init
+                     (Nvmed__V1__OpenStatistics         *message)
+{
+  static const Nvmed__V1__OpenStatistics init_value = NVMED__V1__OPEN_STATISTICS__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__open_statistics__get_packed_size
+                     (const Nvmed__V1__OpenStatistics *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_statistics__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__open_statistics__pack
+                     (const Nvmed__V1__OpenStatistics *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_statistics__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__open_statistics__pack_to_buffer
+                     (const Nvmed__V1__OpenStatistics *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_statistics__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__OpenStatistics *
+       nvmed__v1__open_statistics__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__OpenStatistics *)
+     protobuf_c_message_unpack (&nvmed__v1__open_statistics__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__open_statistics__free_unpacked
+                     (Nvmed__V1__OpenStatistics *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__open_statistics__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__release_device__init
                      (Nvmed__V1__ReleaseDevice         *message)
 {
@@ -592,7 +637,7 @@ void   nvmed__v1__supervisor_shutdown__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__supervisor_shutdown__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_descriptors[22] =
+static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_descriptors[24] =
 {
   {
     "version",
@@ -775,6 +820,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_desc
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "open_statistics",
+    30,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, open_statistics),
+    &nvmed__v1__open_statistics__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -858,37 +915,51 @@ static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_desc
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "statistics_opened",
+    67,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, statistics_opened),
+    &nvmed__v1__statistics_opened__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__supervisor_envelope__field_indices_by_name[] = {
   9,   /* field[9] = close_session */
   2,   /* field[2] = deadline_ns */
-  16,   /* field[16] = device_list */
-  17,   /* field[17] = disk_list */
-  18,   /* field[18] = disk_opened */
-  15,   /* field[15] = done */
+  17,   /* field[17] = device_list */
+  18,   /* field[18] = disk_list */
+  19,   /* field[19] = disk_opened */
+  16,   /* field[16] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
   10,   /* field[10] = inspect */
-  20,   /* field[20] = inspect_reply */
+  21,   /* field[21] = inspect_reply */
   5,   /* field[5] = list_devices */
   6,   /* field[6] = list_disks */
   8,   /* field[8] = list_sessions */
   7,   /* field[7] = open_disk */
+  15,   /* field[15] = open_statistics */
   14,   /* field[14] = release_device */
   11,   /* field[11] = reload */
-  21,   /* field[21] = reload_reply */
+  22,   /* field[22] = reload_reply */
   1,   /* field[1] = request_id */
   12,   /* field[12] = retry_device */
-  19,   /* field[19] = session_list */
+  20,   /* field[20] = session_list */
   13,   /* field[13] = shutdown */
+  23,   /* field[23] = statistics_opened */
   0,   /* field[0] = version */
 };
 static const ProtobufCIntRange nvmed__v1__supervisor_envelope__number_ranges[3 + 1] =
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 15 },
-  { 0, 22 }
+  { 60, 16 },
+  { 0, 24 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor =
 {
@@ -898,7 +969,7 @@ const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor =
   "Nvmed__V1__SupervisorEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__SupervisorEnvelope),
-  22,
+  24,
   nvmed__v1__supervisor_envelope__field_descriptors,
   nvmed__v1__supervisor_envelope__field_indices_by_name,
   3,  nvmed__v1__supervisor_envelope__number_ranges,
@@ -1445,6 +1516,44 @@ const ProtobufCMessageDescriptor nvmed__v1__retry_device__descriptor =
   nvmed__v1__retry_device__field_indices_by_name,
   1,  nvmed__v1__retry_device__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__retry_device__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__open_statistics__field_descriptors[1] =
+{
+  {
+    "device",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__OpenStatistics, has_device),
+    offsetof(Nvmed__V1__OpenStatistics, device),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__open_statistics__field_indices_by_name[] = {
+  0,   /* field[0] = device */
+};
+static const ProtobufCIntRange nvmed__v1__open_statistics__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__open_statistics__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.OpenStatistics",
+  "OpenStatistics",
+  "Nvmed__V1__OpenStatistics",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__OpenStatistics),
+  1,
+  nvmed__v1__open_statistics__field_descriptors,
+  nvmed__v1__open_statistics__field_indices_by_name,
+  1,  nvmed__v1__open_statistics__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__open_statistics__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__release_device__field_descriptors[3] =

@@ -457,6 +457,51 @@ void   nvmed__v1__session_opened__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__session_opened__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__open_worker_statistics__init
+                     (Nvmed__V1__OpenWorkerStatistics         *message)
+{
+  static const Nvmed__V1__OpenWorkerStatistics init_value = NVMED__V1__OPEN_WORKER_STATISTICS__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__open_worker_statistics__get_packed_size
+                     (const Nvmed__V1__OpenWorkerStatistics *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_worker_statistics__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__open_worker_statistics__pack
+                     (const Nvmed__V1__OpenWorkerStatistics *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_worker_statistics__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__open_worker_statistics__pack_to_buffer
+                     (const Nvmed__V1__OpenWorkerStatistics *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_worker_statistics__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__OpenWorkerStatistics *
+       nvmed__v1__open_worker_statistics__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__OpenWorkerStatistics *)
+     protobuf_c_message_unpack (&nvmed__v1__open_worker_statistics__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__open_worker_statistics__free_unpacked
+                     (Nvmed__V1__OpenWorkerStatistics *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__open_worker_statistics__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__worker_shutdown__init
                      (Nvmed__V1__WorkerShutdown         *message)
 {
@@ -637,7 +682,7 @@ void   nvmed__v1__worker_session_ended__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__worker_session_ended__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descriptors[24] =
+static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descriptors[26] =
 {
   {
     "version",
@@ -796,6 +841,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descript
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "open_statistics",
+    28,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__WorkerEnvelope, body_case),
+    offsetof(Nvmed__V1__WorkerEnvelope, open_statistics),
+    &nvmed__v1__open_worker_statistics__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -880,6 +937,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descript
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "statistics_opened",
+    67,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__WorkerEnvelope, body_case),
+    offsetof(Nvmed__V1__WorkerEnvelope, statistics_opened),
+    &nvmed__v1__statistics_opened__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "state_changed",
     90,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -931,36 +1000,38 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descript
 static const unsigned nvmed__v1__worker_envelope__field_indices_by_name[] = {
   9,   /* field[9] = close_session */
   2,   /* field[2] = deadline_ns */
-  19,   /* field[19] = device */
-  14,   /* field[14] = device_ready */
-  13,   /* field[13] = done */
+  20,   /* field[20] = device */
+  15,   /* field[15] = device_ready */
+  14,   /* field[14] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
   6,   /* field[6] = get_device */
   7,   /* field[7] = get_namespace */
-  22,   /* field[22] = health */
+  24,   /* field[24] = health */
   11,   /* field[11] = inspect */
-  18,   /* field[18] = inspect_reply */
+  19,   /* field[19] = inspect_reply */
   10,   /* field[10] = list_sessions */
   5,   /* field[5] = load_driver */
-  21,   /* field[21] = namespace_changed */
-  15,   /* field[15] = namespace_info */
+  23,   /* field[23] = namespace_changed */
+  16,   /* field[16] = namespace_info */
   8,   /* field[8] = open_session */
+  13,   /* field[13] = open_statistics */
   1,   /* field[1] = request_id */
-  23,   /* field[23] = session_ended */
-  17,   /* field[17] = session_list */
-  16,   /* field[16] = session_opened */
+  25,   /* field[25] = session_ended */
+  18,   /* field[18] = session_list */
+  17,   /* field[17] = session_opened */
   12,   /* field[12] = shutdown */
-  20,   /* field[20] = state_changed */
+  22,   /* field[22] = state_changed */
+  21,   /* field[21] = statistics_opened */
   0,   /* field[0] = version */
 };
 static const ProtobufCIntRange nvmed__v1__worker_envelope__number_ranges[4 + 1] =
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 13 },
-  { 90, 20 },
-  { 0, 24 }
+  { 60, 14 },
+  { 90, 22 },
+  { 0, 26 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
 {
@@ -970,7 +1041,7 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   "Nvmed__V1__WorkerEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__WorkerEnvelope),
-  24,
+  26,
   nvmed__v1__worker_envelope__field_descriptors,
   nvmed__v1__worker_envelope__field_indices_by_name,
   4,  nvmed__v1__worker_envelope__number_ranges,
@@ -1817,6 +1888,24 @@ const ProtobufCMessageDescriptor nvmed__v1__session_opened__descriptor =
   nvmed__v1__session_opened__field_indices_by_name,
   1,  nvmed__v1__session_opened__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__session_opened__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define nvmed__v1__open_worker_statistics__field_descriptors NULL
+#define nvmed__v1__open_worker_statistics__field_indices_by_name NULL
+#define nvmed__v1__open_worker_statistics__number_ranges NULL
+const ProtobufCMessageDescriptor nvmed__v1__open_worker_statistics__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.OpenWorkerStatistics",
+  "OpenWorkerStatistics",
+  "Nvmed__V1__OpenWorkerStatistics",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__OpenWorkerStatistics),
+  0,
+  nvmed__v1__open_worker_statistics__field_descriptors,
+  nvmed__v1__open_worker_statistics__field_indices_by_name,
+  0,  nvmed__v1__open_worker_statistics__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__open_worker_statistics__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__worker_shutdown__field_descriptors[1] =

@@ -8,7 +8,7 @@
 //
 // Everything blocks until it is done or the deadline passes. One owner at a time: not thread-safe.
 
-internal import Linux
+public import Linux
 public import Wire
 
 /// A connection to nvmed.
@@ -152,6 +152,17 @@ public final class NVMeBackend {
         } take: {
             if case .inspect(let page) = $0 { page } else { nil }
         }
+    }
+
+    /// The statistics of a device's worker: memory for `StatisticsReader`.
+    public func openStatistics(
+        _ device: String, deadlineNanoseconds: UInt64? = nil
+    ) throws(ClientError) -> OwnedFD {
+        let (reply, fd) = try call(.openStatistics(device: device), deadlineNanoseconds)
+        guard case .statistics = reply, let memory = fd.take() else {
+            throw .protocolViolation("the supervisor opened statistics without giving any")
+        }
+        return memory
     }
 
     /// Has the configuration read again; returns what is odd about it.

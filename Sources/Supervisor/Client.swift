@@ -191,6 +191,9 @@ final class Client {
         case .releaseDevice(let name, let reason, let undo):
             try await service.releaseDevice(name, reason: reason, undo: undo, caller)
             return Answer(.done)
+        case .openStatistics(let name):
+            let opened = try await service.openStatistics(name, caller)
+            return Answer(.statistics(byteCount: opened.byteCount), opened.fd)
         case .shutdown:
             try await service.shutdown(caller)
             return Answer(.done)

@@ -313,6 +313,20 @@ final class Service {
         await stop([device], reason)
     }
 
+    /// The statistics of a device's worker, for an operator: they tell what everybody does.
+    func openStatistics(
+        _ name: String, _ caller: Caller
+    ) async throws(WireError) -> (byteCount: UInt64, fd: PassedFD) {
+        try requireOperator("read statistics", caller)
+        let device = try device(name, field: "open_statistics.device")
+        guard let link = device.link else {
+            throw WireError(
+                .deviceStarting, "device \(name) has no worker now; open a disk of it first",
+                device: name)
+        }
+        return try await link.openStatistics(caller.deadlineNanoseconds)
+    }
+
     /// Stops all devices in order, for an operator; afterwards nothing is taken any more.
     func shutdown(_ caller: Caller) async throws(WireError) {
         try requireOperator("stop the service", caller)

@@ -246,6 +246,18 @@ extension WorkerLink {
         return namespace
     }
 
+    /// The worker's statistics.
+    func openStatistics(
+        _ deadlineNanoseconds: UInt64
+    ) async throws(WireError) -> (byteCount: UInt64, fd: PassedFD) {
+        let answer = try await call(
+            .openStatistics, deadlineNanoseconds: deadlineNanoseconds, "opening statistics")
+        guard case .statistics(let byteCount) = answer.reply, let fd = answer.fd else {
+            throw surprise("opening statistics")
+        }
+        return (byteCount, fd)
+    }
+
     /// Makes a session and gives its client's end.
     func openSession(
         _ session: OpenSession, _ deadlineNanoseconds: UInt64

@@ -33,9 +33,12 @@ extension DiskEntry {
 }
 
 extension SupervisorProtocol {
-    /// One descriptor comes with an opened disk.
+    /// One descriptor comes with an opened disk, and with statistics.
     public static func fdCount(of content: Content<SupervisorProtocol>) -> Int {
-        if case .reply(.diskOpened) = content { 1 } else { 0 }
+        switch content {
+        case .reply(.diskOpened), .reply(.statistics): 1
+        default: 0
+        }
     }
 
     /// Reads an envelope.
@@ -112,6 +115,10 @@ extension SupervisorProtocol {
                 name: try unsafe Field.name(m.has_name, m.name, "release_device.name"),
                 reason: unsafe Field.text(m.reason),
                 undo: unsafe m.undo != 0)
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_OPEN_STATISTICS:
+            let m = try unsafe Field.need(c.pointee.open_statistics, "open_statistics").pointee
+            return .openStatistics(
+                device: try unsafe Field.name(m.has_device, m.device, "open_statistics.device"))
         default: return nil
         }
     }
@@ -151,6 +158,9 @@ extension SupervisorProtocol {
                 m.warnings, m.n_warnings, limit: WireLimits.pageEntryCount, "warnings"
             ) { text throws(WireError) in unsafe Field.text(text) }
             return .reloaded(warnings: warnings.filter { !$0.isEmpty })
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_STATISTICS_OPENED:
+            let m = try unsafe Field.need(c.pointee.statistics_opened, "statistics_opened")
+            return .statistics(byteCount: unsafe m.pointee.byte_count)
         default: return nil
         }
     }
@@ -205,6 +215,7 @@ extension SupervisorProtocol {
                 $0.text(2, reason)
                 $0.flag(3, undo)
             }
+        case .openStatistics(let device): w.message(30) { $0.text(1, device) }
         }
     }
 
@@ -226,6 +237,7 @@ extension SupervisorProtocol {
             w.message(66) { w in
                 for warning in warnings.prefix(WireLimits.pageEntryCount) { w.text(1, warning) }
             }
+        case .statistics(let byteCount): w.message(67) { $0.number(1, byteCount) }
         }
     }
 }

@@ -48,6 +48,8 @@ public enum SupervisorRequest: Sendable, Hashable {
     case retryDevice(name: String)
     /// Has nvmed let go of a device until it is retried, or until `undo`. Reply: `.done`.
     case releaseDevice(name: String, reason: String, undo: Bool)
+    /// Reply: `.statistics`.
+    case openStatistics(device: String)
     /// Stops everything in order. Reply: `.done`.
     case shutdown
 }
@@ -68,6 +70,8 @@ public enum SupervisorReply: Sendable, Hashable {
     case inspect(Page<InspectEntry>)
     /// The configuration was read; what is odd about it.
     case reloaded(warnings: [String])
+    /// Statistics of so many bytes; one descriptor travels along.
+    case statistics(byteCount: UInt64)
 }
 
 /// The supervisor tells nothing unasked (yet).

@@ -210,7 +210,7 @@ extension WorkerProtocol {
     /// says.
     public static func fdCount(of content: Content<WorkerProtocol>) -> Int {
         switch content {
-        case .reply(.sessionOpened): 1
+        case .reply(.sessionOpened), .reply(.statistics): 1
         case .reply(.deviceReady(let ready)): Int(ready.descriptorCount)
         default: 0
         }
@@ -279,6 +279,7 @@ extension WorkerProtocol {
         case NVMED__V1__WORKER_ENVELOPE__BODY_SHUTDOWN:
             let m = try unsafe Field.need(c.pointee.shutdown, "shutdown")
             return .shutdown(doNotReset: unsafe m.pointee.do_not_reset != 0)
+        case NVMED__V1__WORKER_ENVELOPE__BODY_OPEN_STATISTICS: return .openStatistics
         default: return nil
         }
     }
@@ -306,6 +307,9 @@ extension WorkerProtocol {
                 try unsafe Shared.inspect(Field.need(c.pointee.inspect_reply, "inspect_reply")))
         case NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE:
             return .device(try unsafe WorkerDevice(Field.need(c.pointee.device, "device")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_STATISTICS_OPENED:
+            let m = try unsafe Field.need(c.pointee.statistics_opened, "statistics_opened")
+            return .statistics(byteCount: unsafe m.pointee.byte_count)
         default: return nil
         }
     }
@@ -367,6 +371,7 @@ extension WorkerProtocol {
                 $0.text(2, after)
             }
         case .shutdown(let doNotReset): w.message(27) { $0.flag(1, doNotReset) }
+        case .openStatistics: w.message(28) { _ in }
         }
     }
 
@@ -381,6 +386,7 @@ extension WorkerProtocol {
             w.message(64) { page.write(into: &$0) { $0.write(into: &$1) } }
         case .inspect(let page): w.message(65) { page.write(into: &$0) { $0.write(into: &$1) } }
         case .device(let device): w.message(66) { device.write(into: &$0) }
+        case .statistics(let byteCount): w.message(67) { $0.number(1, byteCount) }
         }
     }
 

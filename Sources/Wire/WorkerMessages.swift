@@ -182,6 +182,8 @@ public enum WorkerRequest: Sendable, Hashable {
     case inspect(prefix: String, after: String?)
     /// Orderly end. Reply: `.done`, then the process exits.
     case shutdown(doNotReset: Bool)
+    /// Reply: `.statistics`.
+    case openStatistics
 }
 
 /// What a worker answers its supervisor.
@@ -200,6 +202,8 @@ public enum WorkerReply: Sendable, Hashable {
     case sessions(Page<SessionInfo>)
     /// Values by rising path.
     case inspect(Page<InspectEntry>)
+    /// Statistics of so many bytes; one descriptor travels along.
+    case statistics(byteCount: UInt64)
 }
 
 /// What a worker tells its supervisor unasked.

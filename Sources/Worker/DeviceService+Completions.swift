@@ -46,7 +46,10 @@ extension DeviceService {
             guard unsafe engine.pointee.hasAnswer else { break }
         }
         if unsafe engine.pointee.hasAnswer { soon { [weak self] in self?.reap(queue) } }
-        if total > 0 { drainProgressed() }
+        if total > 0 {
+            countMessageQueue(controller)
+            drainProgressed()
+        }
         resumeNext(queue)
     }
 
@@ -91,7 +94,10 @@ extension DeviceService {
     ) {
         session.pending[id] = nil
         if pending.isInlineRead { session.inlineReadBytes -= pending.byteCount }
-        count(session, pending, failed: failure != nil || pending.status != 0)
+        let failed = failure != nil || pending.status != 0
+        count(session, pending, failed: failed)
+        session.statistics?.completed(
+            operation: pending.operation, age: Tick.now &- pending.startTick, failed: failed)
         if let client = session.client, !session.hasEnded {
             if let failure {
                 client.send(error: failure, to: id)

@@ -14,6 +14,7 @@ extension DeviceService {
         inspectDevice(&tree)
         inspectSessions(&tree)
         inspectHealth(&tree)
+        inspectStatistics(&tree)
         if let controller {
             inspectController(controller, &tree)
             inspectNamespaces(controller, &tree)

@@ -103,6 +103,7 @@ extension DeviceService {
             session.pending[id] = PendingRequest(
                 operation: work.operation, byteCount: 0, isIssued: false)
             session.charge(byteCount: 0)
+            session.statistics?.submitted(operation: work.operation, byteCount: 0)
             return issue(session)
         }
     }
@@ -280,6 +281,8 @@ extension DeviceService {
             pending.parts = 1
             session.pending[id] = pending
             session.charge(byteCount: pending.byteCount)
+            session.statistics?.submitted(
+                operation: pending.operation, byteCount: UInt64(clamping: pending.byteCount))
             session.partsInFlight += 1
             requestsInFlight += 1
             if pending.isInlineRead { session.inlineReadBytes += pending.byteCount }

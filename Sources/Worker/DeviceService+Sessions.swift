@@ -40,6 +40,10 @@ extension DeviceService {
             queue: Self.messageQueue, namespace: namespace)
         sessions[slot] = session
         counters.sessionsOpened += 1
+        session.statistics = statistics?.assign(
+            StatisticsIdentity(
+                kind: .session, queue: UInt32(session.queue + 1), sessionID: opening.sessionID,
+                namespaceID: opening.nsid, disk: opening.disk))
         controller.state.setSession(slot, id: opening.sessionID, highestRequestID: 0)
         return session
     }
@@ -161,6 +165,7 @@ extension DeviceService {
     func finish(_ session: Session) {
         guard sessions[session.slot] === session else { return }
         sessions[session.slot] = nil
+        forgetStatistics(session)
         dyingSessions -= 1
         dropRings(session)
         for region in session.regions.values { unregister(region.driverRegion) }

@@ -6,6 +6,7 @@
 // upon in a turn of the loop of their own, so that nobody's engine disappears under him.
 
 internal import CLinux
+internal import Glibc
 internal import Linux
 internal import NVMeDriver
 internal import Systemd
@@ -91,6 +92,10 @@ final class DeviceService {
     /// Sessions that are over and have not been finished.
     var dyingSessions = 0
     var counters = DeviceCounters()
+    /// What everybody reads; nil: there was no memory for it.
+    let statistics: Statistics?
+    /// Where queue pairs are counted, by queue.
+    var queueStatistics: [StatisticsBlock] = []
     /// Engine requests that have not ended.
     var requestsInFlight = 0
     /// Sessions that wait for each queue, first come first served.
@@ -131,6 +136,7 @@ final class DeviceService {
     init(environment: DeviceEnvironment, state: consuming StateArea) {
         self.environment = environment
         generation = state.generation
+        statistics = try? Statistics(pid: getpid())
         unsafe completions = .allocate(capacity: WorkerLimits.completionsPerReap)
         unsafe completions.initialize(
             repeating: IOCompletion(), count: WorkerLimits.completionsPerReap)
@@ -264,6 +270,7 @@ final class DeviceService {
         waiting = Array(repeating: [], count: controller.queueCount)
         aborts = Array(repeating: [:], count: controller.queueCount)
         interruptCounts = Array(repeating: 0, count: controller.queueCount)
+        countQueues(controller)
         cancels = []
         keep(config, controller)
         step(.started, "")
@@ -480,6 +487,7 @@ final class DeviceService {
             failure.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name))
         reclaimState(controller)
         self.controller = nil
+        forgetQueues()
         if isRemoved { environment.forget() }
         finishDrain(false)
     }
@@ -523,6 +531,7 @@ final class DeviceService {
             WireError(.deviceRemoved, "the device is gone: \(reason)", device: name))
         reclaimState(controller)
         self.controller = nil
+        forgetQueues()
         environment.forget()
         log.notice("has been given back", id: .deviceRemoved)
     }
@@ -538,6 +547,7 @@ final class DeviceService {
             session.partsInFlight = 0
             end(session, error)
             dropRings(session)
+            forgetStatistics(session)
             sessions[session.slot] = nil
             controller.state.setSession(session.slot, id: 0, highestRequestID: 0)
         }
@@ -618,6 +628,7 @@ final class DeviceService {
         }
         reclaimState(controller)
         self.controller = nil
+        forgetQueues()
         step(.drained, "")
     }
 }

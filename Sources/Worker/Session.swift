@@ -45,6 +45,8 @@ struct PendingRequest {
     var isCancelled = false
     /// The first status that was not success.
     var status: UInt16 = 0
+    /// When it was taken.
+    var startTick = Tick.now
 }
 
 /// Why a session's next message stays on its socket.
@@ -71,6 +73,8 @@ final class Session {
     let queue: Int
     /// What it may do in a second; its rings take part.
     let limiter: IOLimiter
+    /// Where its messages are counted; nil: nowhere.
+    var statistics: StatisticsBlock?
     /// How often a message of it had to wait for that.
     var limitWaits: UInt64 = 0
     /// When it was opened.

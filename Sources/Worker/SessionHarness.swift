@@ -137,6 +137,7 @@ final class SessionHarness: SessionClient {
     /// A session at its limit goes on when it may have another request.
     private func armLimit() {
         session.limitWaits += 1
+        service.countLimited(session)
         if limitTimer == nil {
             limitTimer = try? service.loop.timer { [weak self] in
                 guard let self, session.waits == .limit, !session.hasEnded else { return }

@@ -176,6 +176,11 @@ final class SupervisorHarness: DeviceObserver {
         case .inspect(let prefix, let after):
             let entries = service.inspect(prefix: prefix)
             reply(.inspect(Paging.page(entries, after: after)), id, channel)
+        case .openStatistics:
+            guard let memory = service.statisticsMemory else {
+                throw WireError(.resourceExhausted, "there is no memory for statistics")
+            }
+            reply(.statistics(byteCount: memory.byteCount), id, channel, fds: [memory.raw])
         case .shutdown(let doNotReset):
             shutDown(doNotReset) { [weak self] in self?.reply(.done, id, channel) }
         }

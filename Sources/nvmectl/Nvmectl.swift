@@ -28,7 +28,8 @@ struct Nvmectl: ParsableCommand {
         version: "nvmectl \(Program.commit)",
         subcommands: [
             DeviceCommand.self, DiskCommand.self, SessionCommand.self, IOCommand.self,
-            InspectCommand.self, BenchCommand.self, ReloadCommand.self, ShutdownCommand.self,
+            InspectCommand.self, TopCommand.self, BenchCommand.self, ReloadCommand.self,
+            ShutdownCommand.self,
         ])
 }
 

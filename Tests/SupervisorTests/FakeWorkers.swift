@@ -114,6 +114,8 @@ final class FakeWorker {
                 let tree = [InspectEntry("queue/1/depth", "64"), InspectEntry("serial", serial)]
                 try channel.send(
                     reply: .inspect(Page(tree.filter { $0.path.hasPrefix(prefix) })), to: id)
+            case .openStatistics:
+                try channel.send(error: WireError(.notSupported, "none here"), to: id)
             case .shutdown:
                 isStopped = true
                 try channel.send(reply: .done, to: id)

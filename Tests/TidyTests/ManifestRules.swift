@@ -42,7 +42,8 @@ extension Rules {
 
     /// The floor of each module; a module may only use modules of lower floors.
     static let floors: [String: Int] = [
-        "CMemory": 0, "CRing": 0, "CLinux": 0, "CSystemd": 0, "CProtobufC": 0, "CVersion": 0,
+        "CMemory": 0, "CRing": 0, "CStatistics": 0, "CLinux": 0, "CSystemd": 0, "CProtobufC": 0,
+        "CVersion": 0,
         "CSystemdShim": 1, "CWire": 1,
         "NVMeSpec": 1, "DiskConfig": 1, "Linux": 1,
         "VFIO": 2, "PCI": 2, "Systemd": 2, "Wire": 2,

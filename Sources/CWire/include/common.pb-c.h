@@ -17,6 +17,7 @@ PROTOBUF_C__BEGIN_DECLS
 
 typedef struct Nvmed__V1__Error Nvmed__V1__Error;
 typedef struct Nvmed__V1__Done Nvmed__V1__Done;
+typedef struct Nvmed__V1__StatisticsOpened Nvmed__V1__StatisticsOpened;
 typedef struct Nvmed__V1__DiskInfo Nvmed__V1__DiskInfo;
 typedef struct Nvmed__V1__NamespaceInfo Nvmed__V1__NamespaceInfo;
 typedef struct Nvmed__V1__DeviceInfo Nvmed__V1__DeviceInfo;
@@ -257,6 +258,23 @@ struct  Nvmed__V1__Done
 #define NVMED__V1__DONE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__done__descriptor) \
      }
+
+
+/*
+ * A worker's statistics. One descriptor travels along: a sealed memfd to map for reading (statistics.md).
+ */
+struct  Nvmed__V1__StatisticsOpened
+{
+  ProtobufCMessage base;
+  /*
+   * How long the memory is.
+   */
+  protobuf_c_boolean has_byte_count;
+  uint64_t byte_count;
+};
+#define NVMED__V1__STATISTICS_OPENED__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__statistics_opened__descriptor) \
+    , 0, 0 }
 
 
 /*
@@ -900,6 +918,25 @@ Nvmed__V1__Done *
 void   nvmed__v1__done__free_unpacked
                      (Nvmed__V1__Done *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__StatisticsOpened methods */
+void   nvmed__v1__statistics_opened__init
+                     (Nvmed__V1__StatisticsOpened         *message);
+size_t nvmed__v1__statistics_opened__get_packed_size
+                     (const Nvmed__V1__StatisticsOpened   *message);
+size_t nvmed__v1__statistics_opened__pack
+                     (const Nvmed__V1__StatisticsOpened   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__statistics_opened__pack_to_buffer
+                     (const Nvmed__V1__StatisticsOpened   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__StatisticsOpened *
+       nvmed__v1__statistics_opened__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__statistics_opened__free_unpacked
+                     (Nvmed__V1__StatisticsOpened *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__DiskInfo methods */
 void   nvmed__v1__disk_info__init
                      (Nvmed__V1__DiskInfo         *message);
@@ -1136,6 +1173,9 @@ typedef void (*Nvmed__V1__Error_Closure)
 typedef void (*Nvmed__V1__Done_Closure)
                  (const Nvmed__V1__Done *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__StatisticsOpened_Closure)
+                 (const Nvmed__V1__StatisticsOpened *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__DiskInfo_Closure)
                  (const Nvmed__V1__DiskInfo *message,
                   void *closure_data);
@@ -1183,6 +1223,7 @@ extern const ProtobufCEnumDescriptor    nvmed__v1__access_mode__descriptor;
 extern const ProtobufCEnumDescriptor    nvmed__v1__device_state__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__error__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__done__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__statistics_opened__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__disk_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor;

@@ -27,6 +27,7 @@ typedef struct Nvmed__V1__DiskOpened Nvmed__V1__DiskOpened;
 typedef struct Nvmed__V1__Reload Nvmed__V1__Reload;
 typedef struct Nvmed__V1__ReloadReply Nvmed__V1__ReloadReply;
 typedef struct Nvmed__V1__RetryDevice Nvmed__V1__RetryDevice;
+typedef struct Nvmed__V1__OpenStatistics Nvmed__V1__OpenStatistics;
 typedef struct Nvmed__V1__ReleaseDevice Nvmed__V1__ReleaseDevice;
 typedef struct Nvmed__V1__SupervisorShutdown Nvmed__V1__SupervisorShutdown;
 
@@ -48,13 +49,15 @@ typedef enum {
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RETRY_DEVICE = 27,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SHUTDOWN = 28,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELEASE_DEVICE = 29,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_OPEN_STATISTICS = 30,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DEVICE_LIST = 61,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DISK_LIST = 62,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DISK_OPENED = 63,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SESSION_LIST = 64,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_INSPECT_REPLY = 65,
-  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELOAD_REPLY = 66
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELOAD_REPLY = 66,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_STATISTICS_OPENED = 67
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__SUPERVISOR_ENVELOPE__BODY__CASE)
 } Nvmed__V1__SupervisorEnvelope__BodyCase;
 
@@ -100,6 +103,7 @@ struct  Nvmed__V1__SupervisorEnvelope
     Nvmed__V1__RetryDevice *retry_device;
     Nvmed__V1__SupervisorShutdown *shutdown;
     Nvmed__V1__ReleaseDevice *release_device;
+    Nvmed__V1__OpenStatistics *open_statistics;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceList *device_list;
     Nvmed__V1__DiskList *disk_list;
@@ -107,6 +111,7 @@ struct  Nvmed__V1__SupervisorEnvelope
     Nvmed__V1__SessionList *session_list;
     Nvmed__V1__InspectReply *inspect_reply;
     Nvmed__V1__ReloadReply *reload_reply;
+    Nvmed__V1__StatisticsOpened *statistics_opened;
   };
 };
 #define NVMED__V1__SUPERVISOR_ENVELOPE__INIT \
@@ -344,6 +349,23 @@ struct  Nvmed__V1__RetryDevice
 };
 #define NVMED__V1__RETRY_DEVICE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__retry_device__descriptor) \
+    , 0, {0,NULL} }
+
+
+/*
+ * Asks for the statistics of a device's worker, for operators. Reply: StatisticsOpened.
+ */
+struct  Nvmed__V1__OpenStatistics
+{
+  ProtobufCMessage base;
+  /*
+   * The configured name.
+   */
+  protobuf_c_boolean has_device;
+  ProtobufCBinaryData device;
+};
+#define NVMED__V1__OPEN_STATISTICS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__open_statistics__descriptor) \
     , 0, {0,NULL} }
 
 
@@ -596,6 +618,25 @@ Nvmed__V1__RetryDevice *
 void   nvmed__v1__retry_device__free_unpacked
                      (Nvmed__V1__RetryDevice *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__OpenStatistics methods */
+void   nvmed__v1__open_statistics__init
+                     (Nvmed__V1__OpenStatistics         *message);
+size_t nvmed__v1__open_statistics__get_packed_size
+                     (const Nvmed__V1__OpenStatistics   *message);
+size_t nvmed__v1__open_statistics__pack
+                     (const Nvmed__V1__OpenStatistics   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__open_statistics__pack_to_buffer
+                     (const Nvmed__V1__OpenStatistics   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__OpenStatistics *
+       nvmed__v1__open_statistics__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__open_statistics__free_unpacked
+                     (Nvmed__V1__OpenStatistics *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__ReleaseDevice methods */
 void   nvmed__v1__release_device__init
                      (Nvmed__V1__ReleaseDevice         *message);
@@ -669,6 +710,9 @@ typedef void (*Nvmed__V1__ReloadReply_Closure)
 typedef void (*Nvmed__V1__RetryDevice_Closure)
                  (const Nvmed__V1__RetryDevice *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__OpenStatistics_Closure)
+                 (const Nvmed__V1__OpenStatistics *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__ReleaseDevice_Closure)
                  (const Nvmed__V1__ReleaseDevice *message,
                   void *closure_data);
@@ -692,6 +736,7 @@ extern const ProtobufCMessageDescriptor nvmed__v1__disk_opened__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__reload__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__reload_reply__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__retry_device__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__open_statistics__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__release_device__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__supervisor_shutdown__descriptor;
 

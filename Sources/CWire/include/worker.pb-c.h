@@ -26,6 +26,7 @@ typedef struct Nvmed__V1__WorkerDevice Nvmed__V1__WorkerDevice;
 typedef struct Nvmed__V1__GetNamespace Nvmed__V1__GetNamespace;
 typedef struct Nvmed__V1__OpenSession Nvmed__V1__OpenSession;
 typedef struct Nvmed__V1__SessionOpened Nvmed__V1__SessionOpened;
+typedef struct Nvmed__V1__OpenWorkerStatistics Nvmed__V1__OpenWorkerStatistics;
 typedef struct Nvmed__V1__WorkerShutdown Nvmed__V1__WorkerShutdown;
 typedef struct Nvmed__V1__StateChanged Nvmed__V1__StateChanged;
 typedef struct Nvmed__V1__NamespaceChanged Nvmed__V1__NamespaceChanged;
@@ -95,6 +96,7 @@ typedef enum {
   NVMED__V1__WORKER_ENVELOPE__BODY_LIST_SESSIONS = 25,
   NVMED__V1__WORKER_ENVELOPE__BODY_INSPECT = 26,
   NVMED__V1__WORKER_ENVELOPE__BODY_SHUTDOWN = 27,
+  NVMED__V1__WORKER_ENVELOPE__BODY_OPEN_STATISTICS = 28,
   NVMED__V1__WORKER_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE_READY = 61,
   NVMED__V1__WORKER_ENVELOPE__BODY_NAMESPACE_INFO = 62,
@@ -102,6 +104,7 @@ typedef enum {
   NVMED__V1__WORKER_ENVELOPE__BODY_SESSION_LIST = 64,
   NVMED__V1__WORKER_ENVELOPE__BODY_INSPECT_REPLY = 65,
   NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE = 66,
+  NVMED__V1__WORKER_ENVELOPE__BODY_STATISTICS_OPENED = 67,
   NVMED__V1__WORKER_ENVELOPE__BODY_STATE_CHANGED = 90,
   NVMED__V1__WORKER_ENVELOPE__BODY_NAMESPACE_CHANGED = 91,
   NVMED__V1__WORKER_ENVELOPE__BODY_HEALTH = 92,
@@ -149,6 +152,7 @@ struct  Nvmed__V1__WorkerEnvelope
     Nvmed__V1__ListSessions *list_sessions;
     Nvmed__V1__Inspect *inspect;
     Nvmed__V1__WorkerShutdown *shutdown;
+    Nvmed__V1__OpenWorkerStatistics *open_statistics;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceReady *device_ready;
     Nvmed__V1__NamespaceInfo *namespace_info;
@@ -156,6 +160,7 @@ struct  Nvmed__V1__WorkerEnvelope
     Nvmed__V1__SessionList *session_list;
     Nvmed__V1__InspectReply *inspect_reply;
     Nvmed__V1__WorkerDevice *device;
+    Nvmed__V1__StatisticsOpened *statistics_opened;
     Nvmed__V1__StateChanged *state_changed;
     Nvmed__V1__NamespaceChanged *namespace_changed;
     Nvmed__V1__Health *health;
@@ -511,6 +516,18 @@ struct  Nvmed__V1__SessionOpened
 
 
 /*
+ * Asks for the worker's statistics. Reply: StatisticsOpened.
+ */
+struct  Nvmed__V1__OpenWorkerStatistics
+{
+  ProtobufCMessage base;
+};
+#define NVMED__V1__OPEN_WORKER_STATISTICS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__open_worker_statistics__descriptor) \
+     }
+
+
+/*
  * Stops the device in order: drain, flush, delete queues, shut down, close. Reply: Done, then the process exits.
  */
 struct  Nvmed__V1__WorkerShutdown
@@ -780,6 +797,25 @@ Nvmed__V1__SessionOpened *
 void   nvmed__v1__session_opened__free_unpacked
                      (Nvmed__V1__SessionOpened *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__OpenWorkerStatistics methods */
+void   nvmed__v1__open_worker_statistics__init
+                     (Nvmed__V1__OpenWorkerStatistics         *message);
+size_t nvmed__v1__open_worker_statistics__get_packed_size
+                     (const Nvmed__V1__OpenWorkerStatistics   *message);
+size_t nvmed__v1__open_worker_statistics__pack
+                     (const Nvmed__V1__OpenWorkerStatistics   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__open_worker_statistics__pack_to_buffer
+                     (const Nvmed__V1__OpenWorkerStatistics   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__OpenWorkerStatistics *
+       nvmed__v1__open_worker_statistics__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__open_worker_statistics__free_unpacked
+                     (Nvmed__V1__OpenWorkerStatistics *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__WorkerShutdown methods */
 void   nvmed__v1__worker_shutdown__init
                      (Nvmed__V1__WorkerShutdown         *message);
@@ -888,6 +924,9 @@ typedef void (*Nvmed__V1__OpenSession_Closure)
 typedef void (*Nvmed__V1__SessionOpened_Closure)
                  (const Nvmed__V1__SessionOpened *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__OpenWorkerStatistics_Closure)
+                 (const Nvmed__V1__OpenWorkerStatistics *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__WorkerShutdown_Closure)
                  (const Nvmed__V1__WorkerShutdown *message,
                   void *closure_data);
@@ -918,6 +957,7 @@ extern const ProtobufCMessageDescriptor nvmed__v1__worker_device__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__get_namespace__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__open_session__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_opened__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__open_worker_statistics__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_shutdown__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__state_changed__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__namespace_changed__descriptor;

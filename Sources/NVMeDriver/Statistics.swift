@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counters and latencies in memory that others may map to read (Proto/statistics.md, version 1).
+//
+// A block has one writer, so that counting is a load, an addition and a store. Readers see counters
+// that only rise, each whole; what is assigned to whom is guarded by a sequence number. When a ring
+// or a session ends, the control thread adds its block to that of its namespace and to that of its
+// queue pair, so that sums never fall.
+
+internal import CMemory
+internal import CStatistics
+public import Linux
+
+/// The statistics of a worker. Control thread only; the blocks go to those who count.
+@safe
+public final class Statistics {
+    private static let byteCount =
+        NV_STATISTICS_HEADER_BYTES
+        + NV_STATISTICS_BLOCKS * NV_STATISTICS_BLOCK_BYTES
+    private static let maxNamespaces = 512
+
+    /// The memory file: others may map it for reading only.
+    public let fd: OwnedFD
+    private let memory: Mapping
+
+    /// Memory without blocks. Nothing of it is touched before it is used.
+    public init(pid: Int32) throws(SystemCallError) {
+        // Sealed once it is mapped here: from then on nobody else can write.
+        fd = try MemFD.create(name: "nvmed-stats", byteCount: Self.byteCount)
+        memory = try Mapping(fd, byteCount: Self.byteCount)
+        try MemFD.addSeals(fd, [.futureWrite, .seal])
+        let base = unsafe memory.base
+        unsafe nv_store32(
+            base + NV_STATISTICS_OFFSET_VERSION, UInt32(NV_STATISTICS_VERSION))
+        unsafe nv_store32(
+            base + NV_STATISTICS_OFFSET_HEADER_BYTES,
+            UInt32(NV_STATISTICS_HEADER_BYTES))
+        unsafe nv_store32(
+            base + NV_STATISTICS_OFFSET_BLOCK_BYTES,
+            UInt32(NV_STATISTICS_BLOCK_BYTES))
+        unsafe nv_store32(
+            base + NV_STATISTICS_OFFSET_BLOCKS, UInt32(NV_STATISTICS_BLOCKS))
+        unsafe nv_store32(
+            base + NV_STATISTICS_OFFSET_BUCKETS, UInt32(NV_STATISTICS_BUCKETS))
+        unsafe nv_store32(base + NV_STATISTICS_OFFSET_TICK_NS, 256)
+        unsafe nv_store64(
+            base + NV_STATISTICS_OFFSET_START_NS, MonotonicClock.nowNanoseconds)
+        unsafe nv_store32(
+            base + NV_STATISTICS_OFFSET_PID, UInt32(bitPattern: pid))
+        // The magic vouches for the rest.
+        unsafe nv_store_release64(
+            base + NV_STATISTICS_OFFSET_MAGIC, NV_STATISTICS_MAGIC)
+    }
+
+    /// Bytes of the memory.
+    public var byteCount: Int { memory.byteCount }
+
+    // MARK: Blocks
+
+    /// A zeroed block for what `identity` says; a block that counts nothing for anybody to see when
+    /// all are in use.
+    public func assign(_ identity: StatisticsIdentity) -> StatisticsBlock {
+        var index = 0
+        while index < Self.blockCount, unsafe nv_load32(block(index)) != Self.free { index += 1 }
+        return assign(identity, at: index)
+    }
+
+    /// The block of a namespace, made when it is new: what its ended rings and sessions did. A
+    /// hostile controller must not use all blocks up: those beyond the bound share one.
+    private func namespaceBlock(_ id: UInt32) -> StatisticsBlock? {
+        var count = 0
+        var spare: Int?
+        for index in 0..<used {
+            let block = unsafe block(index)
+            let kind = unsafe nv_load32(block)
+            if kind == Self.free { spare = spare ?? index }
+            guard kind == UInt32(NV_STATISTICS_KIND_NAMESPACE) else { continue }
+            count += 1
+            let owner = unsafe nv_load32(block + NV_STATISTICS_BLOCK_NAMESPACE)
+            if owner == id { return unsafe StatisticsBlock(base: block) }
+        }
+        guard count < Self.maxNamespaces else { return nil }
+        return assign(
+            StatisticsIdentity(kind: .namespace, namespaceID: id), at: spare ?? used)
+    }
+
+    private func assign(
+        _ identity: StatisticsIdentity, at index: Int
+    ) -> StatisticsBlock {
+        guard index < Self.blockCount else { return unsafe StatisticsBlock(base: spill()) }
+        let base = unsafe block(index)
+        changing {
+            unsafe Self.clear(base)
+            unsafe identity.write(to: base)
+            if index >= used {
+                unsafe nv_store32(
+                    memory.base + NV_STATISTICS_OFFSET_USED, UInt32(index + 1))
+            }
+        }
+        return unsafe StatisticsBlock(base: base)
+    }
+
+    /// Takes a ring's or session's block back when nobody counts there any more; what it counted
+    /// stays in the sums of its namespace and of `queue`.
+    public func release(_ block: StatisticsBlock, into queue: StatisticsBlock?) {
+        guard unsafe contains(block.base) else { return }
+        let id = unsafe nv_load32(
+            block.base + NV_STATISTICS_BLOCK_NAMESPACE)
+        let sum = namespaceBlock(id)
+        changing {
+            sum?.add(block)
+            queue?.add(block)
+            unsafe nv_store32(block.base, Self.free)
+        }
+    }
+
+    /// The latency in nanoseconds that the given share of what `buckets` count did not exceed; nil:
+    /// they count nothing.
+    public static func percentile(_ buckets: [UInt64], _ share: Double) -> UInt64? {
+        let ticks = unsafe buckets.withUnsafeBufferPointer { all -> UInt64 in
+            guard let first = all.baseAddress, all.count == NV_STATISTICS_BUCKETS else { return 0 }
+            return unsafe nv_statistics_percentile(first, share)
+        }
+        return ticks > 0 ? ticks * 256 : nil
+    }
+
+    /// Takes the blocks of queue pairs back: the controller is gone.
+    public func releaseQueues() {
+        for index in 0..<used {
+            let base = unsafe block(index)
+            guard unsafe nv_load32(base) == UInt32(NV_STATISTICS_KIND_QUEUE) else { continue }
+            changing { unsafe nv_store32(base, Self.free) }
+        }
+    }
+
+    /// All blocks in use, for `inspect`.
+    public func forEach(_ body: (StatisticsIdentity, StatisticsBlock) -> Void) {
+        for index in 0..<used {
+            let base = unsafe block(index)
+            guard let identity = unsafe StatisticsIdentity(at: base) else { continue }
+            body(identity, unsafe StatisticsBlock(base: base))
+        }
+    }
+
+    // MARK: Memory
+
+    private static var free: UInt32 { UInt32(NV_STATISTICS_KIND_FREE) }
+    /// The last block is nobody's: what cannot be shown is counted there.
+    private static var blockCount: Int { NV_STATISTICS_BLOCKS - 1 }
+
+    private var used: Int {
+        Int(unsafe nv_load32(memory.base + NV_STATISTICS_OFFSET_USED))
+    }
+
+    private func block(_ index: Int) -> UnsafeMutableRawPointer {
+        unsafe memory.base
+            + (NV_STATISTICS_HEADER_BYTES
+                + index * NV_STATISTICS_BLOCK_BYTES)
+    }
+
+    private func spill() -> UnsafeMutableRawPointer { unsafe block(Self.blockCount) }
+
+    private func contains(_ base: UnsafeMutableRawPointer) -> Bool {
+        unsafe base >= memory.base && base < spill()
+    }
+
+    private static func clear(_ base: UnsafeMutableRawPointer) {
+        for word in 0..<NV_STATISTICS_BLOCK_BYTES / 8 {
+            unsafe nv_store64(base + word * 8, 0)
+        }
+    }
+
+    /// Changes what belongs to whom: the sequence number is odd meanwhile.
+    private func changing(_ body: () -> Void) {
+        let sequence = unsafe memory.base + NV_STATISTICS_OFFSET_SEQUENCE
+        let before = unsafe nv_load32(sequence)
+        unsafe nv_store32(sequence, before &+ 1)
+        // A reader that sees any of the changes sees the odd number too.
+        nv_full_fence()
+        body()
+        // The changes are visible before the even number.
+        unsafe nv_store_release32(sequence, before &+ 2)
+    }
+}
+
+/// Whom a block is about.
+@safe
+public struct StatisticsIdentity: Sendable, Equatable {
+    /// The kinds of blocks.
+    public enum Kind: UInt32, Sendable {
+        /// A queue pair, and the rings and sessions on it that have ended.
+        case queue = 1
+        /// A ring.
+        case ring = 2
+        /// The messages of a session.
+        case session = 3
+        /// The rings and sessions of a namespace that have ended.
+        case namespace = 4
+    }
+
+    /// What kind it is.
+    public var kind: Kind
+    /// The I/O queue pair, from 1 on; 0: none.
+    public var queue: UInt32 = 0
+    /// The session; 0: none.
+    public var sessionID: UInt64 = 0
+    /// The ring.
+    public var ringID: UInt32 = 0
+    /// The namespace; 0: none.
+    public var namespaceID: UInt32 = 0
+    /// The disk's name, cut to 64 bytes.
+    public var disk = ""
+
+    /// Somebody of a kind.
+    public init(
+        kind: Kind, queue: UInt32 = 0, sessionID: UInt64 = 0, ringID: UInt32 = 0,
+        namespaceID: UInt32 = 0, disk: String = ""
+    ) {
+        self.kind = kind
+        self.queue = queue
+        self.sessionID = sessionID
+        self.ringID = ringID
+        self.namespaceID = namespaceID
+        self.disk = disk
+    }
+
+    fileprivate func write(to base: UnsafeMutableRawPointer) {
+        unsafe nv_store32(base + NV_STATISTICS_BLOCK_QUEUE, queue)
+        unsafe nv_store64(base + NV_STATISTICS_BLOCK_SESSION, sessionID)
+        unsafe nv_store32(base + NV_STATISTICS_BLOCK_RING, ringID)
+        unsafe nv_store32(base + NV_STATISTICS_BLOCK_NAMESPACE, namespaceID)
+        let name = disk.utf8.prefix(NV_STATISTICS_NAME_BYTES)
+        unsafe nv_store32(
+            base + NV_STATISTICS_BLOCK_NAME_BYTES, UInt32(name.count))
+        for (index, byte) in name.enumerated() {
+            unsafe nv_store8(base + (NV_STATISTICS_BLOCK_NAME + index), byte)
+        }
+        unsafe nv_store32(base, kind.rawValue)
+    }
+
+    fileprivate init?(at base: UnsafeMutableRawPointer) {
+        guard let kind = unsafe Kind(rawValue: nv_load32(base)) else { return nil }
+        let length = unsafe nv_load32(base + NV_STATISTICS_BLOCK_NAME_BYTES)
+        let count = min(Int(length), NV_STATISTICS_NAME_BYTES)
+        let bytes = (0..<count).map {
+            unsafe nv_load8(base + (NV_STATISTICS_BLOCK_NAME + $0))
+        }
+        self.init(
+            kind: kind,
+            queue: unsafe nv_load32(base + NV_STATISTICS_BLOCK_QUEUE),
+            sessionID: unsafe nv_load64(base + NV_STATISTICS_BLOCK_SESSION),
+            ringID: unsafe nv_load32(base + NV_STATISTICS_BLOCK_RING),
+            namespaceID: unsafe nv_load32(base + NV_STATISTICS_BLOCK_NAMESPACE),
+            disk: String(decoding: bytes, as: UTF8.self))
+    }
+}
