@@ -187,6 +187,11 @@ public final class DiskRing {
         return count
     }
 
+    /// The same into an array, for code that stays safe.
+    public func reap(into room: inout [RingCompletion]) -> Int {
+        unsafe room.withUnsafeMutableBufferPointer { unsafe reap(into: $0) }
+    }
+
     /// Whether requests can still be done: neither closed nor ended. Those who never `wait` look
     /// here from time to time.
     public var isOpen: Bool {

@@ -25,6 +25,7 @@ struct BenchCommand: ParsableCommand {
     @Option(help: "Determines the order of the blocks.") var seed: UInt64 = 1
     @Flag(help: "Go from the beginning to the end.") var sequential = false
     @Flag(help: "Move data through registered memory instead of messages.") var direct = false
+    @Flag(help: "Use a ring in shared memory instead of messages.") var ring = false
     @Flag(help: "Writing destroys the data of the disk: say that you want it.")
     var destroyData = false
     @OptionGroup var global: GlobalOptions
@@ -61,7 +62,7 @@ struct BenchCommand: ParsableCommand {
                     code: "usage")
             }
             var load = try BenchLoad(self, open, requestByteCount: Int(byteCount))
-            try load.run()
+            if ring { try load.runRing() } else { try load.run() }
             report(load)
         }
     }
@@ -78,7 +79,8 @@ struct BenchCommand: ParsableCommand {
                 .object([
                     ("disk", .string(disk)), ("operation", .string(operation.rawValue)),
                     ("order", .string(sequential ? "sequential" : "random")),
-                    ("data", .string(direct ? "registered" : "inline")),
+                    ("data", .string(direct || ring ? "registered" : "inline")),
+                    ("requests_by", .string(ring ? "ring" : "messages")),
                     ("request_bytes", .number(UInt64(load.requestByteCount))),
                     ("queue_depth", .number(UInt64(queueDepth))), ("seed", .number(seed)),
                     ("requests", .number(load.completed)),
@@ -113,6 +115,7 @@ struct BenchLoad {
     private let options: BenchCommand
     private let buffer: IOBuffer
     private let blockCount: UInt32
+    private var region: UInt32 = 0
     private let placeCount: UInt64
     private var random: UInt64
     private var next: UInt64 = 0
@@ -128,8 +131,8 @@ struct BenchLoad {
         buffer = try IOBuffer(byteCount: requestByteCount * options.queueDepth)
         DataPattern(seed: options.seed).fill(
             buffer, offset: 0, count: buffer.byteCount, diskByteOffset: 0)
-        if options.direct {
-            try disk.registerMemory(buffer, deadlineNanoseconds: options.global.deadline)
+        if options.direct || options.ring {
+            region = try disk.registerMemory(buffer, deadlineNanoseconds: options.global.deadline)
         }
     }
 
@@ -144,6 +147,57 @@ struct BenchLoad {
         mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
         mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
         return (mixed ^ (mixed >> 31)) % placeCount
+    }
+
+    /// The same through a ring.
+    mutating func runRing() throws(ClientError) {
+        let entries = UInt32(options.queueDepth - 1).leadingZeroBitCount
+        let ring = try disk.openRing(entries: max(2, 1 << UInt32(32 - entries)))
+        var done = [RingCompletion](repeating: RingCompletion(), count: options.queueDepth)
+        var times = [UInt64](repeating: 0, count: options.queueDepth)
+        let begin = MonotonicClock.nowNanoseconds
+        let end = begin &+ UInt64(clamping: options.seconds) * 1_000_000_000
+        var inFlight = options.queueDepth
+        for slot in 0..<options.queueDepth {
+            times[slot] = begin
+            prepare(ring, slot)
+        }
+        ring.submit()
+        while inFlight > 0 {
+            let count = ring.reap(into: &done)
+            if count == 0 {
+                _ = try ring.wait(
+                    deadlineNanoseconds: Deadline.after(
+                        milliseconds: UInt64(clamping: options.global.timeout) * 1000))
+                continue
+            }
+            // One look at the clock for all that came together: it costs more than a request.
+            let now = MonotonicClock.nowNanoseconds
+            for completion in done[..<count] {
+                if let error = completion.error(disk: disk.name) { throw .failed(error) }
+                let slot = Int(clamping: completion.tag) % options.queueDepth
+                latencies.add(now &- times[slot])
+                completed += 1
+                guard now < end else {
+                    inFlight -= 1
+                    continue
+                }
+                times[slot] = now
+                prepare(ring, slot)
+            }
+            ring.submit()
+        }
+        elapsedNanoseconds = MonotonicClock.nowNanoseconds &- begin
+    }
+
+    private mutating func prepare(_ ring: DiskRing, _ slot: Int) {
+        let lba = place() * UInt64(blockCount)
+        let data = RingData.region(region, offset: UInt64(slot * requestByteCount))
+        // There is always room: as many are prepared as were reaped.
+        _ =
+            options.operation == .read
+            ? ring.prepareRead(lba: lba, blockCount: blockCount, data: data, tag: UInt64(slot))
+            : ring.prepareWrite(lba: lba, blockCount: blockCount, data: data, tag: UInt64(slot))
     }
 
     private mutating func start(_ slot: Int) throws(ClientError) {
