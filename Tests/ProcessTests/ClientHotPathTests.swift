@@ -28,7 +28,11 @@ extension ProcessTests {
             #expect(result.status == 0, "\(result.output)")
         }
 
-        @Test("twice the I/O through a ring makes not one allocation more")
+        /// What longer numbers in the report and another number of sleeps may add; a single
+        /// allocation an I/O would be ten thousand.
+        static let slack = 50
+
+        @Test("ten thousand more requests through a ring make no more allocations")
         func allocationsStayFlat() throws {
             // Given: valgrind 3.19 cannot read the debug information of Swift 6
             let service = try RunningService()
@@ -38,10 +42,10 @@ extension ProcessTests {
             #expect(copy.status == 0, "\(copy.output)")
             // When
             let small = try allocations(program, service, count: 2000)
-            let large = try allocations(program, service, count: 4000)
+            let large = try allocations(program, service, count: 12_000)
             // Then
             #expect(small > 0)
-            #expect(small == large)
+            #expect(abs(large - small) < Self.slack, "\(small), \(large)")
         }
 
         private func allocations(
