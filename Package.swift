@@ -128,7 +128,7 @@ let package = Package(
         tests(
             "ServiceManagerTests",
             ["ServiceProbe", "ServiceManager", "Systemd", "Linux", "CLinux", "TestSupport"]),
-        tests("NVMeSpecTests", ["NVMeSpec"]),
+        tests("NVMeSpecTests", ["NVMeSpec", "TestSupport"]),
         tests(
             "ProcessTests",
             [
@@ -143,10 +143,15 @@ let package = Package(
             ]),
         tests(
             "NVMeEmulatorTests",
-            ["NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory"]),
-        tests("WireTests", ["Wire", "CWire", "CProtobufC", "Linux"]),
-        tests("DiskConfigTests", ["DiskConfig"]),
-        tests("NVMeClientTests", ["NVMeClient", "Wire", "CLinux", "CMemory", "CRing", "Linux"]),
+            [
+                "NVMeEmulator", "nvmed-emulator", "NVMeSpec", "Linux", "CLinux", "CMemory",
+                "TestSupport",
+            ]),
+        tests("WireTests", ["Wire", "CWire", "CProtobufC", "Linux", "TestSupport"]),
+        tests("DiskConfigTests", ["DiskConfig", "TestSupport"]),
+        tests(
+            "NVMeClientTests",
+            ["NVMeClient", "Wire", "CLinux", "CMemory", "CRing", "Linux", "TestSupport"]),
         tests(
             "NvmectlTests",
             [

@@ -11,25 +11,9 @@ enum OpenerFiles {
         ConfigLoader.configuration(
             directories.isEmpty ? ConfigLoader.standardDirectories : directories,
             access: ConfigFileAccess(
-                list: { directory, limit in
-                    outcome { () throws(SystemCallError) in
-                        try Files.list(directory, limit: limit)
-                    }
-                },
-                read: { path, limit in
-                    outcome { () throws(SystemCallError) in try Files.read(path, limit: limit) }
-                }),
+                isMissing: { (error: SystemCallError) in error.errno == Errno.noEntry },
+                list: Files.list, read: Files.read),
             // Who may open disks is none of the opener's business.
             lookup: NameLookup(user: { _ in 0 }, group: { _ in 0 }))
-    }
-
-    private static func outcome<Value>(
-        _ body: () throws(SystemCallError) -> Value
-    ) -> ConfigFileAccess.Outcome<Value> {
-        do {
-            return .read(try body())
-        } catch {
-            return error.errno == Errno.noEntry ? .missing : .failed("\(error)")
-        }
     }
 }

@@ -26,6 +26,24 @@ public struct ConfigFileAccess {
         self.list = list
         self.read = read
     }
+
+    /// Reads with two functions that throw; `isMissing` knows the error of what is not there.
+    public init<Failure: Error>(
+        isMissing: @escaping (Failure) -> Bool,
+        list: @escaping (_ directory: String, _ limit: Int) throws(Failure) -> [String],
+        read: @escaping (_ path: String, _ limit: Int) throws(Failure) -> [UInt8]
+    ) {
+        self.list = { directory, limit in
+            do throws(Failure) { return .read(try list(directory, limit)) } catch {
+                return isMissing(error) ? .missing : .failed("\(error)")
+            }
+        }
+        self.read = { path, limit in
+            do throws(Failure) { return .read(try read(path, limit)) } catch {
+                return isMissing(error) ? .missing : .failed("\(error)")
+            }
+        }
+    }
 }
 
 /// Loads the files of configuration directories.

@@ -44,23 +44,7 @@ public enum ConfigurationFiles {
 
     private static var access: ConfigFileAccess {
         ConfigFileAccess(
-            list: { directory, limit in
-                outcome { () throws(SystemCallError) in
-                    try Files.list(directory, limit: limit)
-                }
-            },
-            read: { path, limit in
-                outcome { () throws(SystemCallError) in try Files.read(path, limit: limit) }
-            })
-    }
-
-    private static func outcome<Value>(
-        _ body: () throws(SystemCallError) -> Value
-    ) -> ConfigFileAccess.Outcome<Value> {
-        do {
-            return .read(try body())
-        } catch {
-            return error.errno == Errno.noEntry ? .missing : .failed("\(error)")
-        }
+            isMissing: { (error: SystemCallError) in error.errno == Errno.noEntry },
+            list: Files.list, read: Files.read)
     }
 }

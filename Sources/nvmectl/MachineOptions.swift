@@ -28,28 +28,10 @@ struct MachineOptions: ParsableArguments {
         ConfigLoader.configuration(
             config.isEmpty ? ConfigLoader.standardDirectories : config,
             access: ConfigFileAccess(
-                list: { directory, limit in
-                    Self.outcome { () throws(SystemCallError) in
-                        try Files.list(directory, limit: limit)
-                    }
-                },
-                read: { path, limit in
-                    Self.outcome { () throws(SystemCallError) in
-                        try Files.read(path, limit: limit)
-                    }
-                }),
+                isMissing: { (error: SystemCallError) in error.errno == Errno.noEntry },
+                list: Files.list, read: Files.read),
             lookup: NameLookup(
                 user: { Accounts.user(named: $0) }, group: { Accounts.group(named: $0) }))
-    }
-
-    private static func outcome<Value>(
-        _ body: () throws(SystemCallError) -> Value
-    ) -> ConfigFileAccess.Outcome<Value> {
-        do {
-            return .read(try body())
-        } catch {
-            return error.errno == Errno.noEntry ? .missing : .failed("\(error)")
-        }
     }
 }
 

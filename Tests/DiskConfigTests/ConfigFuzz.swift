@@ -3,14 +3,8 @@
 
 import DiskConfig
 import Glibc
+import TestSupport
 import Testing
-
-/// A number from the environment, as .ci/random-tests sets it.
-private func environment(_ name: String) -> UInt64? {
-    // SAFETY: the tests do not change their environment.
-    guard let text = unsafe getenv(name) else { return nil }
-    return UInt64(unsafe String(cString: text))
-}
 
 /// Numbers that a seed determines (splitmix64).
 private struct Numbers: RandomNumberGenerator {
@@ -25,7 +19,7 @@ private struct Numbers: RandomNumberGenerator {
     }
 }
 
-@Suite("ConfigFuzz", .enabled(if: environment("NVMED_FUZZ_SECONDS") != nil))
+@Suite("ConfigFuzz", .enabled(if: environmentNumber("NVMED_FUZZ_SECONDS") != nil))
 struct ConfigFuzz {
     private static let lines = [
         "[Device]", "[Disk]", "[Supervisor]", "Transport=pci", "Transport=null",
@@ -60,8 +54,8 @@ struct ConfigFuzz {
 
     @Test("any files give a configuration in which every entry is in order")
     func files() {
-        let seconds = environment("NVMED_FUZZ_SECONDS") ?? 1
-        var seed = environment("NVMED_SEED") ?? 1
+        let seconds = environmentNumber("NVMED_FUZZ_SECONDS") ?? 1
+        var seed = environmentNumber("NVMED_SEED") ?? 1
         let end = ContinuousClock.now + .seconds(Int64(clamping: seconds))
         repeat {
             var numbers = Numbers(state: seed)

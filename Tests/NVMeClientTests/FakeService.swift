@@ -4,6 +4,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Wire
 
 @testable import NVMeClient
@@ -40,7 +41,8 @@ struct Seen: Sendable {
 /// A service for one client connection. It ends when the client closes that.
 final class FakeService: Sendable {
     static let blockByteCount = 512
-    let path: String
+    private let temporary: TemporaryDirectory
+    var path: String { temporary.path }
     let blockCount: Int
     let info: DiskInfo
     let script: RingScript
@@ -58,11 +60,8 @@ final class FakeService: Sendable {
         script: RingScript = RingScript(),
         behaviour: @escaping @Sendable (Int, SessionRequest) -> Behaviour = { _, _ in .obey }
     ) throws {
-        var template = Array("/tmp/nvc-XXXXXX".utf8CString)
-        guard unsafe mkdtemp(&template) != nil else {
-            throw SystemCallError("mkdtemp", errno: errno)
-        }
-        path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        temporary = try TemporaryDirectory()
+        let path = temporary.path
         listener = try UnixSocket.listen("\(path)/s", kind: .sequencedPacket, mode: 0o600)
         self.blockCount = blockCount
         self.behaviour = behaviour
@@ -94,8 +93,6 @@ final class FakeService: Sendable {
     /// Waits for the end, after the client let go of its backend.
     func join() {
         thread.join()
-        _ = unsafe unlink("\(path)/s")
-        _ = unsafe rmdir(path)
     }
 
     private func serve() {

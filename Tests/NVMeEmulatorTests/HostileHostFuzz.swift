@@ -5,14 +5,10 @@
 import Glibc
 import Linux
 import NVMeSpec
+import TestSupport
 import Testing
 
 @testable import NVMeEmulator
-
-/// A number from the environment, as .ci/random-tests sets it.
-private func environment(_ name: String) -> UInt64? {
-    Linux.Program.environment(name).flatMap { UInt64($0) }
-}
 
 /// Does one random thing after the other to a controller.
 private struct HostileHost {
@@ -151,12 +147,12 @@ struct HostileHostTests {
     }
 }
 
-@Suite("HostileHostFuzz", .enabled(if: environment("NVMED_FUZZ_SECONDS") != nil))
+@Suite("HostileHostFuzz", .enabled(if: environmentNumber("NVMED_FUZZ_SECONDS") != nil))
 struct HostileHostFuzz {
     @Test("whatever a host does for a long time")
     func long() throws {
-        let seconds = environment("NVMED_FUZZ_SECONDS") ?? 1
-        var seed = environment("NVMED_SEED") ?? 1
+        let seconds = environmentNumber("NVMED_FUZZ_SECONDS") ?? 1
+        var seed = environmentNumber("NVMED_SEED") ?? 1
         let end = MonotonicClock.nowNanoseconds &+ seconds &* 1_000_000_000
         while MonotonicClock.nowNanoseconds < end {
             try HostileHostTests.run(seed: seed, steps: 20_000)

@@ -3,16 +3,10 @@
 
 import Glibc
 import NVMeSpec
+import TestSupport
 import Testing
 
-/// A number from the environment, as .ci/random-tests sets it.
-private func environment(_ name: String) -> UInt64? {
-    // SAFETY: the tests do not change their environment.
-    guard let text = unsafe getenv(name) else { return nil }
-    return UInt64(unsafe String(cString: text))
-}
-
-@Suite("PageFuzz", .enabled(if: environment("NVMED_FUZZ_SECONDS") != nil))
+@Suite("PageFuzz", .enabled(if: environmentNumber("NVMED_FUZZ_SECONDS") != nil))
 struct PageFuzz {
     /// A page as a controller would return it, then damaged as the seed says.
     private func damaged(_ page: some Page, seed: UInt64) -> [UInt8] {
@@ -36,8 +30,8 @@ struct PageFuzz {
 
     @Test("damaged pages are refused or survive a round trip")
     func pages() throws {
-        let seconds = environment("NVMED_FUZZ_SECONDS") ?? 1
-        var seed = environment("NVMED_SEED") ?? 1
+        let seconds = environmentNumber("NVMED_FUZZ_SECONDS") ?? 1
+        var seed = environmentNumber("NVMED_SEED") ?? 1
         let end = ContinuousClock.now + .seconds(Int64(clamping: seconds))
         var names = NamespaceDescriptors()
         names.nguid = Array(1...16)

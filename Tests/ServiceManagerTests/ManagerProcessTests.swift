@@ -12,7 +12,8 @@ import Testing
 @Control
 private final class ManagerProcess {
     let loop: EventLoop
-    let directory: String
+    private let temporary: TemporaryDirectory
+    var directory: String { temporary.path }
     let process: SpawnedProcess
     let exit = OneShot<ChildExit>()
     private let ended = OneShot<Void>()
@@ -20,7 +21,8 @@ private final class ManagerProcess {
 
     init(_ loop: EventLoop) throws {
         self.loop = loop
-        directory = try makeDirectory()
+        temporary = try TemporaryDirectory()
+        let directory = temporary.path
         process = try Spawn(
             probePath(), ["manager", directory],
             environment: ["NVMED_LOG=plain", "NVMED_LOG_LEVEL=critical"]
@@ -48,14 +50,10 @@ private final class ManagerProcess {
         while isAlive(pid) { try await loop.sleep(nanoseconds: 1_000_000) }
     }
 
-    /// Kills what is left, and removes what that could not.
+    /// Kills what is left; what that could not remove goes with the directory.
     func remove() async {
         try? process.signal(SIGKILL)
         _ = try? await ended.value()
-        for name in ["manager.lock", "notify.sock", "nvmed.sock", "worker-a.sock"] {
-            unsafe unlink("\(directory)/\(name)")
-        }
-        unsafe rmdir(directory)
     }
 
     func files() -> Int {

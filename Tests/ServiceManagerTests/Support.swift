@@ -44,14 +44,16 @@ final class EventLog {
 @Control
 final class Bench {
     let loop: EventLoop
-    let directory: String
+    private let temporary: TemporaryDirectory
+    var directory: String { temporary.path }
     let manager: ServiceManager
     let client: ServiceManagerClient
     let log = EventLog()
 
     init(_ loop: EventLoop, _ change: (inout ServiceTemplate) -> Void = { _ in }) throws {
         self.loop = loop
-        directory = try makeDirectory()
+        temporary = try TemporaryDirectory()
+        let directory = temporary.path
         var template = ServiceTemplate(
             name: "w", path: probePath(), arguments: ["service", "%i"], socket: "w-%i.sock")
         // Probes that hang or flood do not hear SIGTERM.
@@ -168,13 +170,6 @@ final class Conversation {
         try send(text)
         return try await receive()
     }
-}
-
-/// A new directory with a short name.
-func makeDirectory() throws -> String {
-    var template = Array("/tmp/nvsm-XXXXXX".utf8CString)
-    guard unsafe mkdtemp(&template) != nil else { throw SystemCallError("mkdtemp", errno: errno) }
-    return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
 }
 
 /// The probe, which SwiftPM puts beside the test binary.

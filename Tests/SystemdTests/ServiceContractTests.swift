@@ -4,28 +4,21 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import Systemd
 
 /// A notify socket that nobody but the test reads.
 private final class NotifySocket {
-    let directory: String
+    private let temporary: TemporaryDirectory
+    var directory: String { temporary.path }
     let fd: OwnedFD
     var path: String { "\(directory)/n" }
 
     init() throws {
-        var template = Array("/tmp/nvsd-XXXXXX".utf8CString)
-        guard unsafe mkdtemp(&template) != nil
-        else { throw SystemCallError("mkdtemp", errno: errno) }
-        directory = String(
-            decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        fd = try UnixSocket.bindDatagram("\(directory)/n")
-    }
-
-    deinit {
-        unsafe unlink("\(directory)/n")
-        unsafe rmdir(directory)
+        temporary = try TemporaryDirectory()
+        fd = try UnixSocket.bindDatagram("\(temporary.path)/n")
     }
 
     /// The next datagram's text; its descriptors are closed with it.

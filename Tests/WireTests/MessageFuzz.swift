@@ -2,17 +2,11 @@
 // Messages that were valid once, damaged: part of `make fuzz`.
 
 import Glibc
+import TestSupport
 import Testing
 import Wire
 
-/// A number from the environment, as .ci/random-tests sets it.
-private func environment(_ name: String) -> UInt64? {
-    // SAFETY: the tests do not change their environment.
-    guard let text = unsafe getenv(name) else { return nil }
-    return UInt64(unsafe String(cString: text))
-}
-
-@Suite("MessageFuzz", .enabled(if: environment("NVMED_FUZZ_SECONDS") != nil))
+@Suite("MessageFuzz", .enabled(if: environmentNumber("NVMED_FUZZ_SECONDS") != nil))
 struct MessageFuzz {
     /// Bytes of a valid message with some changed, repeated, or cut off.
     private func damaged(_ bytes: [UInt8], _ numbers: inout SeededNumbers) -> [UInt8] {
@@ -50,8 +44,8 @@ struct MessageFuzz {
 
     @Test("damaged messages are refused or survive a round trip")
     func messages() throws {
-        let seconds = environment("NVMED_FUZZ_SECONDS") ?? 1
-        var seed = environment("NVMED_SEED") ?? 1
+        let seconds = environmentNumber("NVMED_FUZZ_SECONDS") ?? 1
+        var seed = environmentNumber("NVMED_SEED") ?? 1
         let end = ContinuousClock.now + .seconds(Int64(clamping: seconds))
         let arena = MessageArena()
         repeat {

@@ -38,13 +38,6 @@ func programPath(_ name: String) -> String {
 
 private func isProgram(_ path: String) -> Bool { unsafe access(path, X_OK) == 0 }
 
-/// A directory of the test's own.
-func makeDirectory() throws -> String {
-    var template = Array("/tmp/nvwk-XXXXXX".utf8CString)
-    guard unsafe mkdtemp(&template) != nil else { throw SystemCallError("mkdtemp", errno: errno) }
-    return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-}
-
 /// How many descriptors a process has open.
 func openFDCount(_ pid: Int32) -> Int {
     guard let directory = unsafe opendir("/proc/\(pid)/fd") else { return -1 }

@@ -3,12 +3,14 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 import Wire
 
 /// A device and its worker. Everything blocks, with bounds.
 final class Rig {
-    let directory: String
+    private let temporary: TemporaryDirectory
+    var directory: String { temporary.path }
     let name = "dev0"
     var config: DeviceConfig
     let notify: NotifySocket
@@ -22,7 +24,8 @@ final class Rig {
     init(
         namespaces: [String] = ["memory=16M,block=512"], arguments: [String] = []
     ) throws {
-        directory = try makeDirectory()
+        temporary = try TemporaryDirectory()
+        let directory = temporary.path
         emulatorNotify = try NotifySocket("\(directory)/en")
         notify = try NotifySocket("\(directory)/wn")
         listener = try UnixSocket.listen("\(directory)/w", kind: .sequencedPacket, mode: 0o600)
@@ -35,8 +38,6 @@ final class Rig {
     deinit {
         worker = nil
         emulator = nil
-        for file in ["en", "wn", "w", "e", "c"] { Program.removeFile("\(directory)/\(file)") }
-        _ = unsafe rmdir(directory)
     }
 
     func startEmulator() throws { try startEmulator(emulatorArguments) }

@@ -6,10 +6,15 @@ import Linux
 
 /// The seed of this run: `SEED` in the environment replays one.
 public func seed() -> UInt64 {
-    let fromEnvironment = unsafe getenv("SEED").flatMap { unsafe UInt64(String(cString: $0)) }
-    let seed = fromEnvironment ?? MonotonicClock.nowNanoseconds
+    let seed = environmentNumber("SEED") ?? MonotonicClock.nowNanoseconds
     print("SEED=\(seed)")
     return seed
+}
+
+/// A number from the environment, as .ci/random-tests sets it.
+public func environmentNumber(_ name: String) -> UInt64? {
+    // SAFETY: the tests do not change their environment.
+    unsafe getenv(name).flatMap { unsafe UInt64(String(cString: $0)) }
 }
 
 /// Steele, Lea and Flood's SplitMix64: small, seedable, good enough for tests.
