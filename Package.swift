@@ -166,8 +166,8 @@ let package = Package(
         tests(
             "NVMeDriverTests",
             [
-                "NVMeDriver", "NullDevice", "NVMeSpec", "NVMeClient", "DMA", "VFIO", "CMemory",
-                "CRing", "CStatistics", "Linux", "TestSupport",
+                "NVMeDriver", "NullDevice", "NVMeSpec", "NVMeClient", "DMA", "VFIO", "CLinux",
+                "CMemory", "CRing", "CStatistics", "Linux", "TestSupport",
             ]),
         tests(
             "WorkerTests",

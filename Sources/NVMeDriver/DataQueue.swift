@@ -27,6 +27,8 @@ public struct DataNotices: OptionSet, Sendable {
     public static let doorbellFailed = DataNotices(rawValue: 16)
     /// The first command since the start has been completed.
     public static let fruit = DataNotices(rawValue: 32)
+    /// A page of somebody's registered memory was found to be gone.
+    public static let memoryFault = DataNotices(rawValue: 64)
 }
 
 /// A queue pair and its rings. One owner at a time: the data thread, or the control thread inside
@@ -62,6 +64,8 @@ struct DataQueue: ~Copyable {
     /// The control thread wants to hear of progress.
     var wantsProgress = false
     private var isFruitful = false
+    /// Memory faults of the engine that were told.
+    private var seenMemoryFaults: UInt64 = 0
     /// Nothing is taken from any ring.
     var isFrozen = false
     /// Commands that were submitted before this tick and are not answered are overdue.
@@ -170,8 +174,15 @@ struct DataQueue: ~Copyable {
             if wantsProgress { notices.insert(.progress) }
         }
         if unsafe engine.pointee.fault != .none { notices.insert(.queueFault) }
+        if unsafe engine.pointee.memoryFaults != seenMemoryFaults { noteMemoryFault() }
         hasTick = false
         return isAnswered
+    }
+
+    @inline(never)
+    private mutating func noteMemoryFault() {
+        seenMemoryFaults = unsafe engine.pointee.memoryFaults
+        notices.insert(.memoryFault)
     }
 
     @inline(never)

@@ -212,9 +212,9 @@ extension Engine {
         bouncePages.release(Int(command.firstPage) - firstBouncePage, Int(command.pageCount))
     }
 
-    /// After a copy: whether memory of some client was gone. Counts for the process, so that it
-    /// only says that it is time to look.
-    mutating func noteMemoryFaults() {
+    /// To be called after this process has touched registered memory: looks whether some of it was
+    /// gone. Counts for the process, so that `memoryFaults` only says that it is time to look.
+    public mutating func noteMemoryFaults() {
         let count = nv_sigbus_count()
         guard count != seenFaults else { return }
         seenFaults = count

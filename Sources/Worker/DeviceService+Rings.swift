@@ -79,6 +79,7 @@ extension DeviceService {
         let queue = index + 1
         let notices = thread.takeNotices()
         if notices.contains(.fruit), !isFruitful { noteFruit(controller) }
+        if notices.contains(.memoryFault) { endFaultedSessions() }
         if notices.contains(.ringFault) { endFaulty(thread) }
         if notices.contains(.queueFault) {
             let (fault, entry) = unsafe thread.withEngine {

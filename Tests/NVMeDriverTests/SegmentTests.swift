@@ -158,8 +158,8 @@ struct SegmentTests {
         // When
         #expect(rig.rig.submit(request, segments) == .accepted)
         let ended = rig.finish(&random)
-        // Then: two blocks directly, the third copied, nine directly: the boundary between the second
-        // and the third segment is that of a page
+        // Then: two blocks directly, the third copied, nine directly: the boundary between the
+        // second and the third segment is that of a page
         #expect(ended.map(\.status) == [0])
         #expect(rig.bouncedBlocks == [1])
         #expect(rig.commandCount == 3)

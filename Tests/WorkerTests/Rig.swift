@@ -113,8 +113,9 @@ final class SharedMemory {
     let fd: OwnedFD
     let memory: Mapping
 
-    init(byteCount: Int, seals: Seals = [.shrink, .grow]) throws {
-        fd = try MemFD.create(name: "test", byteCount: byteCount, seals: seals)
+    init(byteCount: Int, seals: Seals = [.shrink, .grow], hugePages: Bool = false) throws {
+        fd = try MemFD.create(
+            name: "test", byteCount: byteCount, seals: seals, hugePages: hugePages)
         memory = try Mapping(fd, byteCount: byteCount)
     }
 
