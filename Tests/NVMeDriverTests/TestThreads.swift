@@ -19,7 +19,7 @@ final class TestThreads {
     init(count: Int, _ body: @escaping @Sendable (Int) -> Void) {
         for index in 0..<count {
             var thread = pthread_t()
-            let work = Unmanaged.passRetained(Work(index: index, body: body))
+            let work = unsafe Unmanaged.passRetained(Work(index: index, body: body))
             let result = unsafe pthread_create(
                 &thread, nil,
                 { argument in
@@ -27,13 +27,13 @@ final class TestThreads {
                     let work = unsafe Unmanaged<Work>.fromOpaque(argument).takeRetainedValue()
                     work.body(work.index)
                     return nil
-                }, work.toOpaque())
+                }, unsafe work.toOpaque())
             if result == 0 { threads.append(thread) }
         }
     }
 
     func join() {
-        for thread in threads { unsafe pthread_join(thread, nil) }
+        for thread in threads { pthread_join(thread, nil) }
         threads = []
     }
 }
