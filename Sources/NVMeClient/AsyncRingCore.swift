@@ -198,7 +198,7 @@ final class AsyncRingCore: @unchecked Sendable {
             for (request, result) in done { request.continuation.resume(returning: result) }
             if !done.isEmpty { continue }
             if let error = withDisk({ _ in endedError() }) { return fail(error) }
-            if !ring.spin(nil) { sleep() }
+            if !ring.spin(nil) { rest() }
         }
     }
 
@@ -232,7 +232,7 @@ final class AsyncRingCore: @unchecked Sendable {
     }
 
     /// Sleeps until a completion, a message of the session, or the end.
-    private func sleep() {
+    private func rest() {
         unsafe ring.port.pointee.armWake()
         if unsafe ring.port.pointee.hasCompletions || ring.port.pointee.isEnded {
             return unsafe ring.port.pointee.disarmWake()

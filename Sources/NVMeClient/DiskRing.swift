@@ -218,7 +218,7 @@ public final class DiskRing {
         if spin(deadlineNanoseconds) { return .completions }
         let begin = MonotonicClock.nowNanoseconds
         while true {
-            guard let result = try sleep(deadlineNanoseconds) else { continue }
+            guard let result = try rest(deadlineNanoseconds) else { continue }
             if result == .completions { learn(slept: MonotonicClock.nowNanoseconds &- begin) }
             return result
         }
@@ -253,7 +253,7 @@ public final class DiskRing {
     }
 
     /// Sleeps once; nil: nothing happened that matters.
-    private func sleep(_ deadlineNanoseconds: UInt64?) throws(ClientError) -> RingWait? {
+    private func rest(_ deadlineNanoseconds: UInt64?) throws(ClientError) -> RingWait? {
         unsafe port.pointee.armWake()
         if unsafe port.pointee.hasCompletions {
             unsafe port.pointee.disarmWake()

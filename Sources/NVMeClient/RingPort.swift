@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The client's end of a ring (Proto/ring.md, "Submitting" and "Completing"): plain memory, no calls.
+// The client end of a ring (Proto/ring.md, "Submitting" and "Completing"): plain memory, no calls.
 //
 // One module, one struct, because calls across modules do not inline. What is on the hot path here
 // calls nothing; the disassembly test holds it to that.
