@@ -66,6 +66,8 @@ struct DataQueue: ~Copyable {
     private var isFruitful = false
     /// Memory faults of the engine that were told.
     private var seenMemoryFaults: UInt64 = 0
+    /// Where the queue pair itself is counted.
+    var statistics = StatisticsBlock.nowhere
     /// Nothing is taken from any ring.
     var isFrozen = false
     /// Commands that were submitted before this tick and are not answered are overdue.
@@ -289,7 +291,7 @@ struct DataQueue: ~Copyable {
     mutating func add(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
         regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
-        positions: RingPositions = RingPositions()
+        positions: RingPositions = RingPositions(), statistics: StatisticsBlock = .nowhere
     ) -> Int? {
         let index = (~open).trailingZeroBitCount
         guard index < Self.ringCapacity else { return nil }
@@ -297,7 +299,7 @@ struct DataQueue: ~Copyable {
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
                 regions: regions, rules: rules, wakeFD: wakeFD, gate: gate,
-                segments: segments, positions: positions))
+                segments: segments, positions: positions, statistics: statistics))
         open |= 1 << UInt64(index)
         return index
     }

@@ -101,14 +101,15 @@ extension DataThread {
     /// can. What is given must outlive the ring.
     public func open(
         _ memory: borrowing RingMemory, session: UInt32, regions: SessionRegions,
-        rules: RingRules, gate: IOGate, kick: CInt, wakeFD: CInt, isHeld: Bool
+        rules: RingRules, gate: IOGate, kick: CInt, wakeFD: CInt, isHeld: Bool,
+        statistics: StatisticsBlock
     ) throws(DriverError) -> Int? {
         let base = unsafe memory.mapping.base
         let shape = memory.shape
         let index = unsafe exclusive { queue in
             let index = unsafe queue.pointee.add(
                 base: base, shape: shape, session: session, regions: regions, rules: rules,
-                wakeFD: wakeFD, gate: gate)
+                wakeFD: wakeFD, gate: gate, statistics: statistics)
             if let index { unsafe queue.pointee.ring(index)?.pointee.isHeld = isHeld }
             return index
         }
@@ -126,6 +127,11 @@ extension DataThread {
     public func close(_ index: Int, kick: CInt) {
         _ = nv_epoll_remove(epoll.raw, kick)
         unsafe exclusive { unsafe $0.pointee.remove(index) }
+    }
+
+    /// Where the queue pair is counted from now on.
+    public func setStatistics(_ block: StatisticsBlock) {
+        unsafe exclusive { unsafe $0.pointee.statistics = block }
     }
 
     /// How many rings are open.

@@ -73,6 +73,8 @@ public final class DataThread: @unchecked Sendable {
     // The data thread's own.
     private var gap: UInt64 = 0
     private(set) var sleeps: UInt64 = 0
+    /// Rounds that found nothing, but for the last few.
+    private var spins: UInt64 = 0
 
     /// Starts the thread of an I/O queue of a controller that is up. `stop` must be called before
     /// the controller is. `whenStuck` ends the process: a thread that hangs in the kernel still has
@@ -147,6 +149,7 @@ public final class DataThread: @unchecked Sendable {
                 nv_pause()
                 continue
             }
+            spins = spins &+ (policy.limitNanoseconds > 0 ? 32 : 1)
             let now = nv_monotonic_ns()
             unsafe queue.pointee.lookForOverdue(
                 Tick.of(nanoseconds: now), interval: Tick.count(milliseconds: Self.lookMilliseconds)
@@ -159,13 +162,28 @@ public final class DataThread: @unchecked Sendable {
     /// Down, doorbell, up. True when there was anything.
     @inline(__always)
     private func round() -> Bool {
-        unsafe nv_store64(word(Word.rounds), nv_load64(word(Word.rounds)) &+ 1)
+        let rounds = unsafe nv_load64(word(Word.rounds)) &+ 1
+        unsafe nv_store64(word(Word.rounds), rounds)
+        if rounds & Self.roundsPerCount == 0 { publishCounts(rounds) }
         let took = unsafe queue.pointee.take()
         if unsafe queue.pointee.engine.pointee.hasPendingDoorbells { writeDoorbells() }
         let reaped = unsafe queue.pointee.reap()
         if unsafe queue.pointee.engine.pointee.hasPendingDoorbells { writeDoorbells() }
         if unsafe !queue.pointee.notices.isEmpty { tell() }
         return took || reaped
+    }
+
+    /// What is counted anyway is shown now and then: a mask of rounds.
+    private static let roundsPerCount: UInt64 = 1023
+
+    @inline(never)
+    private func publishCounts(_ rounds: UInt64) {
+        let statistics = unsafe queue.pointee.statistics
+        statistics.set(.rounds, rounds)
+        statistics.set(.sleeps, sleeps)
+        statistics.set(.spins, spins)
+        statistics.set(
+            .doorbells, unsafe queue.pointee.engine.pointee.doorbellCounts.register)
     }
 
     /// Doorbells that this device does not let map.
@@ -207,6 +225,7 @@ public final class DataThread: @unchecked Sendable {
         unsafe nv_store_seq32(word(Word.mode), Mode.asleep)
         if unsafe nv_load_seq32(word(Word.want)) == 0 {
             sleeps = sleeps &+ 1
+            publishCounts(unsafe nv_load64(word(Word.rounds)))
             let isIdle = unsafe queue.pointee.isIdle
             var timeout = isIdle ? -1 : Int64(Self.lookMilliseconds) * 1_000_000
             if let next = unsafe queue.pointee.nextAdmission {

@@ -156,6 +156,8 @@ extension RingPort {
     /// Completes an entry that the device does not see.
     mutating func answer(_ entry: Entry, _ code: UInt16) -> Bool {
         write(tag: entry.tag, status: 0, code: code, result: 0)
+        statistics.submitted(operation: entry.operation, byteCount: 0)
+        statistics.completed(operation: entry.operation, age: 0, failed: code != 0)
         return true
     }
 

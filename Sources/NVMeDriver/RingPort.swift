@@ -180,14 +180,21 @@ struct RingPort: ~Copyable {
     /// Bytes of the request that was submitted last; nil: the last entry was none.
     private var lastByteCount: UInt64?
     private(set) var wakes: UInt64 = 0
+    /// Where it is counted.
+    let statistics: StatisticsBlock
+    /// The client was asked for a kick.
+    private var wantsKick = false
+    /// The first entry waits for the limits, and was counted.
+    private var isWaiting = false
 
     /// A ring over memory that `RingMemory` made. Everything outlives it.
     init(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
         regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
         segments: UnsafeMutablePointer<DataSegment>,
-        positions: RingPositions = RingPositions()
+        positions: RingPositions = RingPositions(), statistics: StatisticsBlock = .nowhere
     ) {
+        self.statistics = statistics
         unsafe self.segments = segments
         self.gate = gate
         isLimited = gate.isLimited
@@ -259,7 +266,7 @@ struct RingPort: ~Copyable {
         request.blockShift = rules.blockShift
         request.maxBlocksPerCommand = rules.maxTransferBlocks
         while taken < limit {
-            if isLimited, !gate.isOpen(nowNanoseconds: nowNanoseconds) { break }
+            if isLimited, !mayTake(nowNanoseconds) { break }
             let index = (submissionHead &+ taken) & (submissionEntries &- 1)
             let entry = unsafe submissions + Int(index) &* 64
             guard unsafe takeOne(entry, &request, engine) else { break }
@@ -269,6 +276,15 @@ struct RingPort: ~Copyable {
         submissionHead = submissionHead &+ taken
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_SUBMISSION_HEAD), submissionHead)
         return taken
+    }
+
+    /// Whether the session's limits allow another request.
+    @inline(never)
+    private mutating func mayTake(_ nowNanoseconds: UInt64) -> Bool {
+        let isOpen = gate.isOpen(nowNanoseconds: nowNanoseconds)
+        if !isOpen, !isWaiting { statistics.add(.limited) }
+        isWaiting = !isOpen
+        return isOpen
     }
 
     /// Takes one entry; false when it has to stay, or is at fault.
@@ -326,6 +342,9 @@ struct RingPort: ~Copyable {
         unsafe write(
             tag: completion.pointee.token, status: status, code: code,
             result: completion.pointee.result)
+        unsafe statistics.completed(
+            operation: completion.pointee.operation, age: completion.pointee.age,
+            failed: status != 0)
     }
 
     @inline(__always)
@@ -356,6 +375,7 @@ struct RingPort: ~Copyable {
             return
         }
         wakes = wakes &+ 1
+        statistics.add(.wakes)
         // When the socket is full, the client has wakes to read.
         _ = nv_send_wake(wakeFD)
     }
@@ -363,12 +383,18 @@ struct RingPort: ~Copyable {
     // MARK: Sleep
 
     /// Asks the client for a kick with its next entry.
-    func askForKick() {
+    mutating func askForKick() {
+        wantsKick = true
         unsafe nv_store_seq32(base + Int(NV_RING_OFFSET_SUBMISSION_NEED_WAKE), 1)
     }
 
     /// The worker looks by itself.
-    func withdraw() {
+    mutating func withdraw() {
+        // Whoever took it back has kicked.
+        if wantsKick, unsafe nv_load32(base + Int(NV_RING_OFFSET_SUBMISSION_NEED_WAKE)) == 0 {
+            statistics.add(.kicks)
+        }
+        wantsKick = false
         unsafe nv_store32(base + Int(NV_RING_OFFSET_SUBMISSION_NEED_WAKE), 0)
     }
 
@@ -385,9 +411,9 @@ struct RingPort: ~Copyable {
     @inline(__always)
     mutating func countStarted(_ request: IORequest) {
         inFlight = inFlight &+ 1
-        if isLimited {
-            lastByteCount = UInt64(request.blockCount) &<< UInt64(request.blockShift)
-        }
+        let byteCount = UInt64(request.blockCount) &<< UInt64(request.blockShift)
+        statistics.submitted(operation: request.operation, byteCount: byteCount)
+        if isLimited { lastByteCount = byteCount }
     }
 
     /// Counts the entry that was taken last against the session's limits.

@@ -45,6 +45,17 @@ public struct StatisticsBlock {
 
     init(base: UnsafeMutableRawPointer) { unsafe self.base = base }
 
+    /// A block that nobody reads, for all who have none of their own.
+    public static var nowhere: StatisticsBlock { unsafe StatisticsBlock(base: nowhereMemory) }
+
+    nonisolated(unsafe) private static let nowhereMemory: UnsafeMutableRawPointer = {
+        let memory = UnsafeMutableRawPointer.allocate(
+            byteCount: NV_STATISTICS_BLOCK_BYTES, alignment: 128)
+        unsafe memory.initializeMemory(
+            as: UInt8.self, repeating: 0, count: NV_STATISTICS_BLOCK_BYTES)
+        return unsafe memory
+    }()
+
     // MARK: Counting
 
     /// Adds to a counter.
@@ -104,7 +115,10 @@ public struct StatisticsBlock {
         for word in 128 / 8..<NV_STATISTICS_BLOCK_BYTES / 8 {
             let value = unsafe nv_load64(other.base + word * 8)
             if word >= 384 / 8 { ended = ended &+ value }
-            guard word != 128 / 8 + StatisticsCounter.submitted.rawValue else { continue }
+            // What the other never counts may be somebody else's to count here at this moment.
+            guard value != 0, word != 128 / 8 + StatisticsCounter.submitted.rawValue else {
+                continue
+            }
             let place = unsafe base + word * 8
             unsafe nv_store64(place, nv_load64(place) &+ value)
         }

@@ -168,17 +168,21 @@ extension DeviceService {
         let kick = try EventFD()
         let pair = try UnixSocket.pair(kind: .sequencedPacket, nonblocking: true)
         let ours = try pair.first.duplicate()
-        let index = try thread.open(
+        let block = ringStatistics(session, ringID, thread)
+        var index: Int?
+        defer { if index == nil { forget(block, on: thread) } }
+        index = try thread.open(
             memory, session: session.key, regions: regionTable(session), rules: rules(session),
-            gate: session.limiter.gate, kick: kick.fd.raw, wakeFD: ours.raw, isHeld: isHeld(session)
-        )
+            gate: session.limiter.gate, kick: kick.fd.raw, wakeFD: ours.raw,
+            isHeld: isHeld(session), statistics: block ?? .nowhere)
         guard let index else {
             throw WireError(
                 .resourceExhausted, "the device's queues serve as many rings as they can",
                 device: name)
         }
         let ring = SessionRing(
-            id: ringID, memory: memory, kick: kick, wake: ours, thread: thread, index: index)
+            id: ringID, memory: memory, kick: kick, wake: ours, thread: thread, index: index,
+            statistics: block)
         session.rings[ringID] = ring
         session.client?.send(
             reply: .ringOpened(ringID: ringID, byteCount: UInt64(shape.byteCount)), to: requestID,
@@ -229,6 +233,7 @@ extension DeviceService {
 
     private func drop(_ session: Session, _ ring: SessionRing) {
         ring.thread.close(ring.index, kick: ring.kick.fd.raw)
+        forget(ring.statistics, on: ring.thread)
         session.rings[ring.id] = nil
     }
 

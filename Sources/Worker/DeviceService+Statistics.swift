@@ -18,6 +18,9 @@ extension DeviceService {
         queueStatistics = (1...max(controller.queueCount, 1)).map {
             statistics.assign(StatisticsIdentity(kind: .queue, queue: UInt32($0)))
         }
+        for (thread, block) in zip(threads, queueStatistics.dropFirst()) {
+            thread.setStatistics(block)
+        }
     }
 
     /// The controller is gone, and its queue pairs with it.
@@ -31,6 +34,25 @@ extension DeviceService {
         guard let block = session.statistics else { return }
         session.statistics = nil
         let queue = session.queue
+        statistics?.release(
+            block, into: queueStatistics.indices.contains(queue) ? queueStatistics[queue] : nil)
+    }
+
+    /// A block for a ring that is being opened.
+    func ringStatistics(
+        _ session: Session, _ ringID: UInt32, _ thread: DataThread
+    ) -> StatisticsBlock? {
+        statistics?.assign(
+            StatisticsIdentity(
+                kind: .ring, queue: UInt32(thread.queueNumber),
+                sessionID: session.opening.sessionID, ringID: ringID,
+                namespaceID: session.opening.nsid, disk: session.opening.disk))
+    }
+
+    /// A ring is closed: what it did counts for its namespace and queue.
+    func forget(_ block: StatisticsBlock?, on thread: DataThread) {
+        guard let block else { return }
+        let queue = thread.queueNumber - 1
         statistics?.release(
             block, into: queueStatistics.indices.contains(queue) ? queueStatistics[queue] : nil)
     }

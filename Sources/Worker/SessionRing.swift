@@ -20,13 +20,16 @@ final class SessionRing {
     let thread: DataThread
     /// Its index on the thread.
     let index: Int
+    /// Where it is counted; nil: nowhere.
+    let statistics: StatisticsBlock?
     /// The CloseRing that waits for the end of its requests.
     var closeRequestID: UInt64?
 
     init(
         id: UInt32, memory: consuming RingMemory, kick: consuming EventFD,
-        wake: consuming OwnedFD, thread: DataThread, index: Int
+        wake: consuming OwnedFD, thread: DataThread, index: Int, statistics: StatisticsBlock?
     ) {
+        self.statistics = statistics
         self.id = id
         self.memory = memory
         self.kick = kick

@@ -44,6 +44,55 @@ extension ProcessTests {
             #expect(json.output.contains("\"writes\":100"))
         }
 
+        @Test("a ring is counted by itself, and its namespace keeps what it did")
+        func ring() throws {
+            let service = try RunningService(files: [
+                "n.device": "[Device]\nTransport=null\nSize=64M\n",
+                "disk-n.disk": "[Disk]\nDevice=n\nNamespace=1\n",
+            ])
+            let backend = try service.connect()
+            let disk = try backend.openDisk("disk-n")
+            let buffer = try IOBuffer(byteCount: 1 << 20)
+            let region = try disk.registerMemory(buffer)
+            let ring = try disk.openRing(entries: 64)
+            let reader = try StatisticsReader(try backend.openStatistics("n"))
+            var room = [RingCompletion](repeating: RingCompletion(), count: 64)
+            for round in 0..<50 {
+                for tag in 0..<32 as Range<UInt64> {
+                    let taken = ring.prepareRead(
+                        lba: tag * 8, blockCount: 8, data: .region(region, offset: tag * 4096),
+                        tag: tag)
+                    #expect(taken, "round \(round)")
+                }
+                ring.submit()
+                var left = 32
+                while left > 0 {
+                    left -= unsafe room.withUnsafeMutableBufferPointer {
+                        unsafe ring.reap(into: $0)
+                    }
+                    if left > 0 {
+                        let end = Deadline.after(milliseconds: 60_000)
+                        #expect(try ring.wait(deadlineNanoseconds: end) != .timedOut)
+                    }
+                }
+            }
+
+            let open = try reader.snapshot()
+            try disk.closeRing(ring)
+            let closed = try reader.snapshot()
+
+            let block = try #require(open.blocks.first { $0.subject.kind == .ring })
+            #expect(block.subject.disk == "disk-n")
+            #expect(block.subject.queue == 2)
+            #expect(block.numbers.reads.count == 1600)
+            #expect(block.numbers.bytesRead == 1600 * 4096)
+            #expect(block.numbers.inFlight == 0)
+            #expect(open.queueIDs == [1, 2])
+            #expect(!closed.blocks.contains { $0.subject.kind == .ring })
+            #expect(closed.namespace(1).reads == open.namespace(1).reads)
+            #expect(closed.queue(2).reads == open.queue(2).reads)
+        }
+
         @Test("a device without a worker has none, and says what to do")
         func absent() throws {
             let service = try RunningService(files: [
