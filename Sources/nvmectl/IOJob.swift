@@ -20,6 +20,8 @@ final class IOJob {
     private var doneByteCount: UInt64 = 0
     private var reopened = 0
     private var progress: Progress
+    /// With `--ring`: the ring, until its session ends.
+    private var ring: RingJob?
 
     var blockByteCount: Int { disk.blockByteCount }
     private var deadline: UInt64 { options.global.deadline }
@@ -110,6 +112,7 @@ final class IOJob {
     private func persistently(_ work: () throws(ClientError) -> Void) throws(ClientError) {
         do throws(ClientError) { try work() } catch {
             guard options.reopen, error.isWorkerRestarted else { throw error }
+            ring = nil
             try disk.reopen(deadlineNanoseconds: deadline)
             reopened += 1
             try persistently(work)
@@ -118,6 +121,9 @@ final class IOJob {
 
     func read(_ buffer: IOBuffer, _ range: ByteRange) throws(ClientError) {
         try persistently { () throws(ClientError) in
+            if options.ring {
+                return try throughRing(range, isWrite: false, fua: false)
+            }
             try disk.read(
                 into: buffer, byteOffset: range.byteOffset, byteCount: range.byteCount,
                 deadlineNanoseconds: deadline)
@@ -126,10 +132,19 @@ final class IOJob {
 
     func write(_ buffer: IOBuffer, _ range: ByteRange, fua: Bool) throws(ClientError) {
         try persistently { () throws(ClientError) in
+            if options.ring { return try throughRing(range, isWrite: true, fua: fua) }
             try disk.write(
                 from: buffer, byteOffset: range.byteOffset, byteCount: range.byteCount, fua: fua,
                 deadlineNanoseconds: deadline)
         }
+    }
+
+    private func throughRing(
+        _ range: ByteRange, isWrite: Bool, fua: Bool
+    ) throws(ClientError) {
+        let ring = try self.ring ?? RingJob(disk, buffer, deadline: deadline)
+        self.ring = ring
+        try ring.move(range, isWrite: isWrite, fua: fua, deadline: deadline)
     }
 
     func verify(_ range: ByteRange) throws(ClientError) {

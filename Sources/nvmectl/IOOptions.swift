@@ -19,6 +19,7 @@ struct IOOptions: ParsableArguments {
     var offset = Size(byteCount: 0, written: "0")
     @Option(help: "How much. (default: to the end of the disk)") var length: Size?
     @Flag(help: "Move data through registered memory instead of messages.") var direct = false
+    @Flag(help: "Read and write through a ring in shared memory.") var ring = false
     @Flag(help: "Go on after the worker was restarted, repeating what was in flight.")
     var reopen = false
     @OptionGroup var global: GlobalOptions

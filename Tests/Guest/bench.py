@@ -39,11 +39,12 @@ def nvmed(guest, address):
     guest.write("/etc/nvmed/n.disk", "[Disk]\nDevice=n\nNamespace=1\nAccess=read-write\n")
     guest.expect(f"nvmectl device bind {address}", 60)
     guest.expect("systemctl reload-or-restart nvmed")
-    for depth in DEPTHS:
-        command = f"nvmectl bench n --queue-depth {depth} --seconds {SECONDS} --direct"
-        answer = guest.expect(command + " --output json", SECONDS + 60).json
-        figures = answer.get("bench", answer)
-        yield depth, command, figures["iops"], figures["p50_ns"]
+    for way, flag in (("", "--direct"), ("ring.", "--ring")):
+        for depth in DEPTHS:
+            command = f"nvmectl bench n --queue-depth {depth} --seconds {SECONDS} {flag}"
+            answer = guest.expect(command + " --output json", SECONDS + 60).json
+            figures = answer.get("bench", answer)
+            yield way, depth, command, figures["iops"], figures["p50_ns"]
 
 
 def measure(run):
@@ -52,10 +53,10 @@ def measure(run):
     guest.boot()
     address = guest.address(SERIAL)
     baseline = kernel_driver(guest)
-    for depth, command, iops, median in nvmed(guest, address):
+    for way, depth, command, iops, median in nvmed(guest, address):
         name, value, base, unit = (
-            ("guest.qd1.p50", median, baseline[1][1], "ns") if depth == 1
-            else (f"guest.qd{depth}.iops", iops, baseline[depth][0], "1/s"))
+            (f"guest.{way}qd1.p50", median, baseline[1][1], "ns") if depth == 1
+            else (f"guest.{way}qd{depth}.iops", iops, baseline[depth][0], "1/s"))
         print(json.dumps({
             "name": name, "value": round(value, 3), "unit": unit, "baseline": round(base, 3),
             "ratio": round(value / base, 4), "command": command + " against fio --ioengine=io_uring",

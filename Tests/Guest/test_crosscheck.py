@@ -16,8 +16,8 @@ def checksum(guest, disk, mebibytes=SIZE_MEBIBYTES):
                         timeout=120).text
 
 
-def read_through_nvmed(guest, disk, mebibytes=SIZE_MEBIBYTES):
-    return guest.expect(f"set -o pipefail; nvmectl io read {disk} --length {mebibytes}M | sha256sum",
+def read_through_nvmed(guest, disk, mebibytes=SIZE_MEBIBYTES, way=""):
+    return guest.expect(f"set -o pipefail; nvmectl io read {disk} {way} --length {mebibytes}M | sha256sum",
                         timeout=120).text
 
 
@@ -31,13 +31,16 @@ def cross(guest, nsid, block, settings=""):
         one, two = (guest.expect(f"sha256sum </run/{name}").text for name in ("one", "two"))
         seen = read_through_nvmed(guest, f"a{nsid}")
         check(seen == one, "nvmed does not read what the kernel's driver wrote")
+        seen = read_through_nvmed(guest, f"a{nsid}", way="--ring")
+        check(seen == one, "a ring does not read what the kernel's driver wrote")
         guest.expect(f"nvmectl io write a{nsid} </run/two", timeout=120)
         check(read_through_nvmed(guest, f"a{nsid}") == two, "nvmed does not read what it wrote")
-        for place, count in PIECES:
+        for number, (place, count) in enumerate(PIECES):
+            way = "--ring" if number % 2 else ""
             if (place + count) * block <= SIZE_MEBIBYTES << 20:
                 guest.expect(f"""head -c {count * block} /dev/urandom >/run/piece
                     dd if=/run/piece of=/run/two bs={block} seek={place} conv=notrunc status=none
-                    nvmectl io write a{nsid} --offset {place}b </run/piece""")
+                    nvmectl io write a{nsid} {way} --offset {place}b </run/piece""")
         two = guest.expect("sha256sum </run/two").text
         guest.expect(f"nvmectl io flush a{nsid}")
     finally:
