@@ -142,9 +142,8 @@ final class IOJob {
     private func throughRing(
         _ range: ByteRange, isWrite: Bool, fua: Bool
     ) throws(ClientError) {
-        let ring = try self.ring ?? RingJob(disk, buffer, deadline: deadline)
-        self.ring = ring
-        try ring.move(range, isWrite: isWrite, fua: fua, deadline: deadline)
+        if ring == nil { ring = try RingJob(disk, buffer, deadline: deadline) }
+        try ring?.move(range, isWrite: isWrite, fua: fua, deadline: deadline)
     }
 
     func verify(_ range: ByteRange) throws(ClientError) {
