@@ -80,7 +80,8 @@ public enum ConfigValue {
         return total
     }
 
-    /// How long a thread spins, in nanoseconds: `off`, `always`, or at most a second: `50us`, `1ms`.
+    /// How long a thread spins, in nanoseconds: `off`, `always`, or at most a second: `50us`,
+    /// `1ms`.
     public static func spinNanoseconds(_ text: String) -> UInt64? {
         switch text {
         case "off", "0": return 0

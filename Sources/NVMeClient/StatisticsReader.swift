@@ -24,8 +24,8 @@ public struct StatisticsHistogram: Sendable, Equatable {
     /// How many requests there are.
     public var count: UInt64 { buckets.reduce(0, &+) }
 
-    /// The latency that the given share of the requests (0 to 1) did not exceed, in nanoseconds: the
-    /// end of its bucket, at most an eighth too much. nil: no requests.
+    /// The latency that the given share of the requests (0 to 1) did not exceed, in nanoseconds:
+    /// the end of its bucket, at most an eighth too much. nil: no requests.
     public func percentile(_ share: Double) -> UInt64? {
         let ticks = unsafe buckets.withUnsafeBufferPointer { all -> UInt64 in
             guard let first = all.baseAddress, all.count == NV_STATISTICS_BUCKETS else { return 0 }
