@@ -7,7 +7,8 @@ import Testing
 extension ProcessTests {
     @Suite("The hot path of clients", .timeLimit(.minutes(5)))
     struct ClientHotPathTests {
-        /// From an entry to its publication, and from a completion to its owner. Mangled names:
+        /// From an entry to its publication, and from a completion to its owner, in a buffer
+        /// (Sr; that for an array checks who else has it). Mangled names:
         /// they need no demangler.
         static let hot = [
             "10NVMeClient8DiskRingC11prepareRead", "10NVMeClient8DiskRingC12prepareWrite",
@@ -15,7 +16,7 @@ extension ProcessTests {
             "10NVMeClient8DiskRingC18prepareWriteZeroes",
             "10NVMeClient8DiskRingC17prepareDeallocate",
             "10NVMeClient8DiskRingC13prepareVerify", "10NVMeClient8DiskRingC6submit",
-            "10NVMeClient8DiskRingC4reap",
+            "10NVMeClient8DiskRingC4reap4intoSiSr",
         ]
         /// The system call that wakes a worker.
         static let cold = "10NVMeClient8DiskRingC4kick"
