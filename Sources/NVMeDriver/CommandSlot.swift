@@ -70,6 +70,21 @@ struct CommandSlot {
         unsafe namespaceID = nv_load32(words + 36)
     }
 
+    /// The same of a value: what is in registers need not go through memory.
+    @inline(__always)
+    init(value request: borrowing IORequest) {
+        lba = request.lba
+        blocksAndRegion = UInt64(request.blockCount) | UInt64(request.region) << 32
+        offset = request.offset
+        token = request.token
+        sessionRequestRing =
+            UInt64(request.session) | UInt64(Self.noRequest) << 32 | UInt64(request.ring) << 48
+        pagesAndOpcode =
+            UInt64(request.firstPage) | UInt64(request.pageCount) << 32
+            | UInt64(request.operation) << 48 | UInt64(request.flags) << 56
+        namespaceID = request.namespaceID
+    }
+
     @inline(__always)
     var blockCount: UInt32 {
         get { UInt32(truncatingIfNeeded: blocksAndRegion) }

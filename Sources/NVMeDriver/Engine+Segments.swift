@@ -117,11 +117,10 @@ extension Engine {
             index = index &+ 1
         } while index < count
         guard left == 0 else { return .invalid }
-        var request = request
-        request.region = unsafe segments.pointee.region
-        request.offset = unsafe segments.pointee.offset
-        request.flags |= CommandSlot.flagSegmented
-        let command = unsafe withUnsafePointer(to: &request) { unsafe CommandSlot($0) }
+        var command = CommandSlot(value: request)
+        command.region = unsafe segments.pointee.region
+        command.offset = unsafe segments.pointee.offset
+        command.flags |= CommandSlot.flagSegmented
         queue.push(
             slot, command, prp1: pages.first, prp2: pages.second, dword10And11: command.lba,
             dword12And13: Self.dword12(command))
@@ -140,10 +139,9 @@ extension Engine {
             count <= Self.maxSegments,
             unsafe isValid(segments, count, of: request)
         else { return .invalid }
-        var request = request
-        request.region = unsafe segments.pointee.region
-        request.flags |= CommandSlot.flagSegmented
-        let command = unsafe withUnsafePointer(to: &request) { unsafe CommandSlot($0) }
+        var command = CommandSlot(value: request)
+        command.region = unsafe segments.pointee.region
+        command.flags |= CommandSlot.flagSegmented
         guard
             unsafe requests.insert(
                 command, segments: segments, count: UInt32(count), blockShift: request.blockShift,
