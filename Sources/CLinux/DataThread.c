@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -97,6 +98,8 @@ int nv_epoll_wait(int epoll, int64_t timeout_ns) {
     }
     return count < 0 ? -errno : count;
 }
+
+void nv_give_way(void) { sched_yield(); }
 
 int nv_send_wake(int fd) {
     char byte = 1;

@@ -238,6 +238,9 @@ public final class DiskRing {
         guard spinNanosecondsMax > 0 else { return false }
         let begin = MonotonicClock.nowNanoseconds
         let end = min(begin &+ spinNanoseconds, deadlineNanoseconds ?? .max)
+        var now = begin
+        // Where processors are scarce, the worker may wait for this one.
+        var nextWay = begin &+ Self.spinNanosecondsMin
         repeat {
             for _ in 0..<Self.looksPerClock {
                 if unsafe port.pointee.hasCompletions {
@@ -247,7 +250,12 @@ public final class DiskRing {
                 nv_pause()
             }
             if unsafe port.pointee.isEnded { return false }
-        } while MonotonicClock.nowNanoseconds < end
+            now = MonotonicClock.nowNanoseconds
+            if now >= nextWay {
+                nextWay = now &+ (now &- begin)
+                nv_give_way()
+            }
+        } while now < end
         spinNanoseconds = max(spinNanoseconds / 2, min(Self.spinNanosecondsMin, spinNanosecondsMax))
         return false
     }

@@ -51,6 +51,9 @@ public final class DataThread: @unchecked Sendable {
         static let parked: UInt32 = 2
         static let stopped: UInt32 = 3
     }
+    /// After how long in vain a thread lets others run for the first time, and then after twice as
+    /// long each time: where processors are scarce, the one that it waits for may wait for its.
+    private static let wayNanoseconds: UInt64 = 2_000
     /// How often a thread with commands in flight looks for those that are late.
     static let lookMilliseconds: UInt32 = 100
     /// How long the control thread waits for the end of a round: a round has a bounded number of
@@ -131,6 +134,7 @@ public final class DataThread: @unchecked Sendable {
     private func run() {
         var lastWork = nv_monotonic_ns()
         var idleRounds: UInt32 = 0
+        var nextWay = Self.wayNanoseconds
         while true {
             if unsafe nv_load32(word(Word.want)) != 0, park() { return }
             if round() {
@@ -140,6 +144,7 @@ public final class DataThread: @unchecked Sendable {
                     lastWork = now
                 }
                 idleRounds = 0
+                nextWay = Self.wayNanoseconds
                 continue
             }
             if idleRounds == 0 { lastWork = nv_monotonic_ns() }
@@ -155,7 +160,11 @@ public final class DataThread: @unchecked Sendable {
                 Tick.of(nanoseconds: now), interval: Tick.count(milliseconds: Self.lookMilliseconds)
             )
             tell()
-            if now &- lastWork >= budget { sleep() }
+            if now &- lastWork >= nextWay {
+                nextWay = nextWay &* 2
+                nv_give_way()
+            }
+            if now &- lastWork >= budget { rest() }
         }
     }
 
@@ -220,7 +229,7 @@ public final class DataThread: @unchecked Sendable {
     }
 
     @inline(never)
-    private func sleep() {
+    private func rest() {
         guard unsafe queue.pointee.prepareToSleep() else { return }
         unsafe nv_store_seq32(word(Word.mode), Mode.asleep)
         if unsafe nv_load_seq32(word(Word.want)) == 0 {

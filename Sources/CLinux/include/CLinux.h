@@ -181,5 +181,7 @@ int nv_epoll_add_edge(int epoll, int fd, uint64_t data);
 int nv_epoll_remove(int epoll, int fd);
 // How many are ready, 0 when timeout_ns passed (< 0 waits for ever), -EINTR.
 int nv_epoll_wait(int epoll, int64_t timeout_ns);
+// Lets others run on this processor, if any wait for it.
+void nv_give_way(void);
 // Sends one byte on a socket; -EAGAIN when its peer does not read.
 int nv_send_wake(int fd);
