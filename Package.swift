@@ -172,9 +172,8 @@ let package = Package(
         tests(
             "WorkerTests",
             [
-                "Worker", "Wire", "NVMeDriver", "NVMeClient", "Linux", "CLinux", "TestSupport",
-                "nvmed-worker",
-                "nvmed-emulator",
+                "Worker", "Wire", "NVMeDriver", "NVMeClient", "VFIO", "Systemd", "Linux", "CLinux",
+                "TestSupport", "nvmed-worker", "nvmed-emulator",
             ]),
         tests("VFIOTests", ["VFIO", "Linux", "CLinux", "TestSupport"]),
         tests(

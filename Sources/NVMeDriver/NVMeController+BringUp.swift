@@ -83,7 +83,13 @@ extension NVMeController {
         }
         version = SpecificationVersion(rawValue: try read32(RegisterOffset.vs, "VS"))
         try checkDoorbellsFit()
-        try stopController()
+        do throws(DriverError) {
+            try stopController()
+        } catch {
+            // What does not obey CC.EN may obey a reset of the function, where there is one.
+            guard case .notReady = error, resetFunction() else { throw error }
+            try stopController()
+        }
         // After the reset: a controller that somebody left running must not go on with old
         // addresses.
         do throws(VFIOError) {
@@ -287,7 +293,7 @@ extension NVMeController {
             submissionOffset: submissionOffset, completionOffset: completionOffset)
     }
 
-    private func shadowDoorbells(_ queueID: Int) -> ShadowDoorbells? {
+    func shadowDoorbells(_ queueID: Int) -> ShadowDoorbells? {
         guard let plan, let shadow = unsafe pool?.deviceWritesAddress(plan.shadow),
             let event = unsafe pool?.deviceWritesAddress(plan.eventIndex)
         else { return nil }
@@ -430,21 +436,9 @@ extension NVMeController {
 
     private func makeIOQueue(_ index: Int) throws(DriverError) {
         let queueID = index + 1
-        let (queue, submission, completion) = try queueParts(queueID)
-        guard let part = plan?.queues[queueID], let plan else { return }
-        _ = try execute(
-            .createIOCompletionQueue(
-                queueID: UInt16(queueID), entryCount: part.entries, address: completion,
-                interruptVector: UInt16(vector(ofQueue: queueID))),
-            "Create I/O Completion Queue \(queueID)")
-        _ = try execute(
-            .createIOSubmissionQueue(
-                queueID: UInt16(queueID), entryCount: part.entries, address: submission,
-                completionQueueID: UInt16(queueID)),
-            "Create I/O Submission Queue \(queueID)")
-        let pair = QueuePair(
-            queueID: UInt16(queueID), entries: part.entries, epoch: state.epoch,
-            memory: queue.memory, doorbellsAreMapped: queue.doorbellsAreMapped)
+        guard let plan else { return }
+        let pair = try createIOQueue(
+            queueID, timeoutMilliseconds: options.adminTimeoutMilliseconds)
         let requests = unsafe RequestRecords(
             records: state.address(state.layout.requestsOffset(queueID)),
             lists: state.address(state.layout.segmentListsOffset(queueID)),
@@ -455,6 +449,29 @@ extension NVMeController {
             firstBouncePage: index * plan.bouncePagesPerQueue)
         unsafe (engines + index).initialize(to: engine)
         queueCount = index + 1
+    }
+
+    /// Has the controller make both queues of a pair, whose memory is all zeroes.
+    func createIOQueue(
+        _ queueID: Int, timeoutMilliseconds: Int
+    ) throws(DriverError) -> QueuePair {
+        let (queue, submission, completion) = try queueParts(queueID)
+        guard let part = plan?.queues[queueID] else {
+            throw .exhausted("queue \(queueID) has no memory")
+        }
+        _ = try execute(
+            .createIOCompletionQueue(
+                queueID: UInt16(queueID), entryCount: part.entries, address: completion,
+                interruptVector: UInt16(vector(ofQueue: queueID))),
+            "Create I/O Completion Queue \(queueID)", timeoutMilliseconds: timeoutMilliseconds)
+        _ = try execute(
+            .createIOSubmissionQueue(
+                queueID: UInt16(queueID), entryCount: part.entries, address: submission,
+                completionQueueID: UInt16(queueID)),
+            "Create I/O Submission Queue \(queueID)", timeoutMilliseconds: timeoutMilliseconds)
+        return QueuePair(
+            queueID: UInt16(queueID), entries: part.entries, epoch: state.epoch,
+            memory: queue.memory, doorbellsAreMapped: queue.doorbellsAreMapped)
     }
 
     private func pages(_ count: Int) throws(DriverError) -> PageAllocator {

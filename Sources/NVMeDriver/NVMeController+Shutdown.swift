@@ -144,6 +144,19 @@ extension NVMeController {
     }
 }
 
+extension NVMeController {
+    /// Resets the function of a controller that does not confirm its own reset, where the carrier
+    /// can. Afterwards nothing of it touches memory. Returns whether it was done.
+    public func resetFunction() -> Bool {
+        do throws(VFIOError) {
+            try device.resetDevice()
+            try device.enableMemorySpace()
+            functionResets += 1
+            return true
+        } catch { return false }
+    }
+}
+
 /// What the processor must be able to do.
 public enum Processor {
     /// Whether there is an instruction for CRC-32C, which the log needs (x86-64-v2, ARMv8.1).

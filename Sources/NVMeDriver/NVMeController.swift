@@ -38,6 +38,8 @@ public final class NVMeController {
     public internal(set) var namespacesLeftOut = 0
     /// How long bring-up took.
     public internal(set) var bringUpNanoseconds: UInt64 = 0
+    /// Resets of the function by this controller's driver.
+    public internal(set) var functionResets = 0
     /// Whether the device has taken the shadow doorbells.
     public internal(set) var hasShadowDoorbells = false
     /// Asynchronous event requests that are with the device.
@@ -188,10 +190,12 @@ public final class NVMeController {
 
     // MARK: Admin commands
 
-    func execute(_ entry: SubmissionEntry, _ operation: String) throws(DriverError) -> UInt32 {
+    func execute(
+        _ entry: SubmissionEntry, _ operation: String, timeoutMilliseconds: Int? = nil
+    ) throws(DriverError) -> UInt32 {
         let answer = try admin?.execute(
             entry, operation: operation, device: device,
-            timeoutMilliseconds: options.adminTimeoutMilliseconds)
+            timeoutMilliseconds: timeoutMilliseconds ?? options.adminTimeoutMilliseconds)
         guard let answer else { throw .exhausted("\(operation): there is no admin queue") }
         return answer
     }

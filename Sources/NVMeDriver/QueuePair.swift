@@ -68,7 +68,7 @@ struct QueuePair: ~Copyable {
     private let ticks: UnsafeMutablePointer<UInt32>
     /// For each slot: twice the Aborts that name it, and 1 when it was to be freed meanwhile.
     private let holds: UnsafeMutablePointer<UInt8>
-    private var heldCount: UInt32 = 0
+    private(set) var heldCount: UInt32 = 0
     private let mask: UInt32
     private var tail: UInt32 = 0
     private var committedTail: UInt32 = 0
@@ -450,6 +450,20 @@ struct QueuePair: ~Copyable {
     private func commandID(_ index: UInt32, _ state: UInt64) -> UInt16 {
         UInt16(truncatingIfNeeded: index)
             | UInt16(truncatingIfNeeded: (state >> 8) & 0x3F) << UInt16(Self.slotBits)
+    }
+
+    /// Has no free slot any more.
+    mutating func close() { freeCount = 0 }
+
+    /// Marks every slot free without giving any out: the queue is gone.
+    mutating func forgetAll() {
+        for index in 0..<slotCount {
+            let slot = unsafe slots + Int(index) * StateLayout.recordByteCount
+            unsafe CommandSlot.setState(
+                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index, low: SlotState.free)
+        }
+        freeCount = 0
+        reapedCount = 0
     }
 
     /// Every command that was staged and not retired, for ending them when the device has failed.

@@ -61,6 +61,18 @@ struct RequestRecords: ~Copyable {
         }
     }
 
+    /// All records free: the queue that their commands went to is gone.
+    mutating func forgetAll() {
+        for index in 0..<Self.capacity {
+            let record = unsafe records + Int(index) * 64
+            unsafe nv_store64(record + 48, Self.stateFree)
+            unsafe seal(record, index)
+            children[Int(index)] = 0
+        }
+        activeCount = 0
+        doneCount = 0
+    }
+
     /// Whether any record is in use.
     @inline(__always)
     var hasWork: Bool { activeCount &+ doneCount > 0 }

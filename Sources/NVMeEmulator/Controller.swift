@@ -157,6 +157,7 @@ final class Controller {
         } else if !cc.en && old.en {
             reset()
             counters.controllerResets &+= 1
+            if faults.registerAction({ $0 == .stuckReady }) != nil { csts.rdy = true }
         }
         if cc.shn != .none && old.shn == .none && cc.shn.rawValue != 3 { shutDown() }
     }

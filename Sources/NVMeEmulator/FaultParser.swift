@@ -7,7 +7,7 @@ extension FaultRule {
     /// The vocabulary, for `--help` and error messages.
     public static let vocabulary = """
         POINT:ACTION[=VALUE][,MATCH=VALUE]...
-          register    never-ready | ready-delay=MS | fatal-at-enable | gone |
+          register    never-ready | stuck-ready | ready-delay=MS | fatal-at-enable | gone |
                       mqes= | cqr= | to= | dstrd= | css= | mpsmin= | mpsmax= | crms= |
                       vs= | crto= | csts=
           command     status=SCT/SC[/dnr] | delay=MS | hang | drop | fatal | gone | disconnect
@@ -107,6 +107,7 @@ private struct FaultParser {
     private func register(_ key: String, _ value: String?) throws(OptionError) -> FaultAction? {
         switch key {
         case "never-ready": return .neverReady
+        case "stuck-ready": return .stuckReady
         case "ready-delay": return .readyDelay(milliseconds: try milliseconds(key, value))
         case "fatal-at-enable": return .fatalAtEnable
         case "gone": return .gone

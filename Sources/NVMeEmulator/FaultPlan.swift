@@ -72,6 +72,8 @@ public struct FaultPatch: Sendable, Equatable {
 public enum FaultAction: Sendable, Equatable {
     /// Registers: CSTS.RDY never follows CC.EN.
     case neverReady
+    /// Registers: CSTS.RDY stays 1 when CC.EN goes to 0, until the function is reset.
+    case stuckReady
     /// Registers: CSTS.RDY follows CC.EN this much later.
     case readyDelay(milliseconds: UInt64)
     /// Registers: enabling sets CSTS.CFS.

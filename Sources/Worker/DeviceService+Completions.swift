@@ -217,50 +217,6 @@ extension DeviceService {
         }
     }
 
-    /// A command that does not answer climbs a ladder: look at the queue, Abort, give the device
-    /// up.
-    private func climb(_ queue: Int, _ controller: NVMeController) {
-        let engine = unsafe controller.engine(queue)
-        let limit = coarseClock &- Tick.count(milliseconds: ioTimeoutMilliseconds)
-        let late = unsafe engine.pointee.commandIDs(olderThan: limit)
-        guard !late.isEmpty else { return aborts[queue].removeAll() }
-        if unsafe engine.pointee.hasAnswer {
-            // A data thread takes it as soon as it may go on.
-            return queue == Self.messageQueue ? reap(queue) : aborts[queue].removeAll()
-        }
-        let now = MonotonicClock.nowNanoseconds
-        aborts[queue] = aborts[queue].filter { late.contains($0.key) }
-        if aborts[queue].values.contains(where: { $0 <= now }) {
-            return note(
-                .commandTimedOut(
-                    operation: "an I/O command on queue \(queue + 1), Abort included",
-                    milliseconds: Int(ioTimeoutMilliseconds)))
-        }
-        for commandID in late.prefix(WorkerLimits.abortsPerQueue)
-        where aborts[queue][commandID] == nil {
-            abort(queue, commandID, controller, now)
-        }
-    }
-
-    private func abort(
-        _ queue: Int, _ commandID: UInt16, _ controller: NVMeController, _ now: UInt64
-    ) {
-        counters.aborts += 1
-        log.warning(
-            "command \(commandID) has not been answered for \(ioTimeoutMilliseconds) ms: aborting",
-            id: .commandTimedOut, queue: UInt16(clamping: queue + 1))
-        let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
-        do throws(DriverError) {
-            try controller.abort(queue: queue, commandID: commandID)
-            aborts[queue][commandID] = now &+ bound
-        } catch {
-            // A full admin queue is tried again with the next tick; the bound counts from here all
-            // the same.
-            aborts[queue][commandID] = now &+ bound
-            note(error)
-        }
-    }
-
     /// CSTS, when nothing has been heard of the device for a while.
     private func checkHealth(_ controller: NVMeController) {
         let limit = coarseClock &- Tick.count(milliseconds: min(1000, ioTimeoutMilliseconds))

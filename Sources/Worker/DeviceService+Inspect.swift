@@ -39,6 +39,8 @@ extension DeviceService {
         tree.add("counters/admin_interrupts", counters.adminInterrupts)
         tree.add("counters/missed_interrupts", counters.missedInterrupts)
         tree.add("counters/aborts", counters.aborts)
+        tree.add("counters/queue_deletions", counters.queueDeletions)
+        tree.add("counters/function_resets", counters.functionResets)
         tree.add("counters/faults", counters.faults)
         tree.add("counters/bring_ups", counters.bringUps)
         tree.add("counters/sessions_opened", counters.sessionsOpened)

@@ -52,6 +52,8 @@ struct DeviceCounters {
     var missedInterrupts: UInt64 = 0
     var adminInterrupts: UInt64 = 0
     var aborts: UInt64 = 0
+    var queueDeletions: UInt64 = 0
+    var functionResets: UInt64 = 0
     var faults: UInt64 = 0
     var bringUps: UInt64 = 0
     var sessionsOpened: UInt64 = 0
@@ -103,6 +105,10 @@ final class DeviceService {
     /// Commands that are being aborted, with the time until which they are waited for, for each
     /// queue.
     var aborts: [[UInt16: UInt64]] = []
+    /// Queues of this controller that were deleted and made anew.
+    var queueReplacements = 0
+    /// The function has to be reset before it is used again.
+    var needsFunctionReset = false
     /// Cancels that wait for their Aborts.
     var cancels: [PendingCancel] = []
     nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
@@ -208,14 +214,17 @@ final class DeviceService {
     /// function.
     private func bringUp(_ config: DeviceConfig) async throws(DriverError) {
         self.config = config
-        try await environment.prepare(config, false)
+        let resets = try await prepare(config)
         do throws(DriverError) {
             try start(config)
         } catch {
-            guard config.transport.isHardware, !error.isGone, isStarting else { throw error }
+            guard config.transport.isHardware, !resets, error.isCuredByReset, isStarting else {
+                throw error
+            }
             log.warning("does not come up: \(error); once more after a function level reset")
             do throws(DriverError) {
                 try await environment.prepare(config, true)
+                counters.functionResets += 1
             } catch let second {
                 log.warning("could not be reset: \(second)")
                 throw error
@@ -223,6 +232,27 @@ final class DeviceService {
             try start(config)
         }
         await environment.started(config)
+    }
+
+    /// Sees to it that the device can be opened, after a reset of the function if one is due.
+    /// Returns whether there was one: some functions have none, and are told by CSTS.RDY whether
+    /// they can be used.
+    private func prepare(_ config: DeviceConfig) async throws(DriverError) -> Bool {
+        let isDue = needsFunctionReset && config.transport.isHardware
+        needsFunctionReset = false
+        guard isDue else {
+            try await environment.prepare(config, false)
+            return false
+        }
+        do throws(DriverError) {
+            try await environment.prepare(config, true)
+            counters.functionResets += 1
+            return true
+        } catch {
+            log.warning("could not be reset: \(error); continuing")
+            try await environment.prepare(config, false)
+            return false
+        }
     }
 
     private var isStarting: Bool { lifecycle.state == .starting || lifecycle.state == .recovering }
@@ -271,7 +301,9 @@ final class DeviceService {
         aborts = Array(repeating: [:], count: controller.queueCount)
         interruptCounts = Array(repeating: 0, count: controller.queueCount)
         countQueues(controller)
+        queueReplacements = 0
         cancels = []
+        counters.functionResets += UInt64(controller.functionResets)
         keep(config, controller)
         step(.started, "")
         let milliseconds = Double(controller.bringUpNanoseconds / 10_000) / 100
@@ -478,8 +510,12 @@ final class DeviceService {
         stopThreads()
         // First of all the device must stop touching memory that others will get.
         let stopped = controller.disable()
-        if !stopped, !failure.isGone {
-            log.warning("the controller did not confirm its reset; continuing")
+        if !failure.isGone {
+            if !stopped {
+                resetFunction(controller, "the controller did not confirm its reset")
+            } else if case .device(.deviceError) = failure {
+                resetFunction(controller, "\(failure)")
+            }
         }
         step(isRemoved ? .remove : .fault, failure.description)
         endEverything(

@@ -22,6 +22,19 @@ extension DriverError {
         }
     }
 
+    /// Whether a bring-up that this ended may succeed after a reset of the function: what the
+    /// controller does can change by that, what the machine lacks cannot.
+    var isCuredByReset: Bool {
+        switch self {
+        case .gone, .system, .exhausted: false
+        case .device(.deviceError): true
+        case .device: false
+        case .unusable, .notReady, .fatalStatus, .stopped, .page, .command, .commandTimedOut,
+            .queueFault:
+            true
+        }
+    }
+
     /// What the journal calls a bring-up that this ended.
     var startEvent: LogEvent {
         switch self {
@@ -88,6 +101,8 @@ enum CommandStatus {
         if status.matches(.lbaOutOfRange) { return .outOfRange }
         if status.matches(.namespaceWriteProtected) { return .readOnly }
         if status.matches(.abortRequested) { return .cancelled }
+        // It is this worker that deletes queues: its effect may have happened.
+        if status.matches(.abortedQueueDeletion) { return .outcomeUnknown }
         // Compare Failure and Attempted Write to Read Only Range (NVM Command Set 1.0, 3.1.2).
         if status.matches(Status(.mediaAndDataIntegrity, 0x85)) { return .compareFailed }
         if status.matches(Status(.commandSpecific, 0x82)) { return .readOnly }

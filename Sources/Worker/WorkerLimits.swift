@@ -44,6 +44,9 @@ enum WorkerLimits {
     /// Commands that are aborted at one time: controllers allow few (ACL), and a device that lost
     /// more has failed.
     static let abortsPerQueue = 4
+    /// Queues of one controller that are deleted and made anew before it is reset as a whole: a
+    /// controller that loses commands again and again has failed.
+    static let queueReplacements = 4
     /// How long an answer may be there before its interrupt: more than any device coalesces by
     /// default (Base Specification 2.0, 5.27.1.6: in units of 100 microseconds).
     static let interruptPatienceNanoseconds: UInt64 = 2_000_000

@@ -37,7 +37,7 @@ def makes_machines(test):
 
 
 def needs(*features):
-    """Marks a test that runs only where the kernel has these: "iommufd", "noiommu" (KERNEL=full)."""
+    """Marks a test that runs only where the kernel has these: "iommufd", "noiommu" (KERNEL=full), "trace" (the usual one)."""
     def mark(test):
         test.needs = features
         return test

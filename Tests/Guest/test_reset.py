@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resets of the function: when they are asked for, and after an error that the function reports."""
+import contextlib
+
+import test_faults
+from harness import check, needs, seconds_limit
+
+VERIFY = "--length 2M --pattern random --seed 6"
+TRACE = "/sys/kernel/tracing"
+
+
+@contextlib.contextmanager
+def counted(guest):
+    """A function that tells how many function level resets the kernel has done inside."""
+    guest.expect(f"""mountpoint -q {TRACE} || mount -t tracefs tracefs {TRACE}; cd {TRACE}
+        echo 'p:flr pcie_flr' >kprobe_events && echo 1 >events/kprobes/flr/enable && echo >trace""")
+    try:
+        yield lambda: int(guest.run(f"grep -c ' flr: ' {TRACE}/trace").text)
+    finally:
+        guest.expect(f"cd {TRACE}; echo 0 >events/kprobes/flr/enable; echo >kprobe_events")
+
+
+def ways(guest, address):
+    return guest.expect(f"cat /sys/bus/pci/devices/{address}/reset_method").text
+
+
+@needs("trace")
+@seconds_limit(240)
+def test_always_flr(guest):
+    """The function is reset at open and last close with nvme_always_flr=yes, never without; unbound, all is as before"""
+    address = guest.address("NVMED-C")
+    before = ways(guest, address)
+    check("flr" in before, f"the function cannot be reset: {before!r}")
+    with counted(guest) as resets:
+        for settings, wanted in (("", ""), ("nvme_always_flr=yes\n", "flr")):
+            start = resets()
+            guest.serve("NVMED-C", "rc", (1,), settings)
+            try:
+                guest.expect("nvmectl io read rc1 --length 1M >/dev/null")
+                check(ways(guest, address) == wanted, f"reset_method is {ways(guest, address)!r} with {settings!r}")
+                opened = resets()
+            finally:
+                guest.give_back("rc")
+            check((opened > start) == bool(wanted), f"{opened - start} resets at open with {settings!r}")
+            check((resets() > opened) == bool(wanted), f"{resets() - opened} resets at close with {settings!r}")
+            check(ways(guest, address) == before, f"reset_method is {ways(guest, address)!r} now, was {before!r}")
+
+
+@needs("trace")
+@seconds_limit(240)
+def test_reported_error(guest):
+    """An error on the function's bus (AER) ends its requests with the reason; it is reset, and works again"""
+    guest.serve("NVMED-C", "rc", (1,))
+    try:
+        guest.expect(f"nvmectl io write rc1 {VERIFY}")
+        with counted(guest) as resets:
+            cursor = guest.journal_cursor()
+            reader = guest.start(f"nvmectl io verify rc1 {VERIFY} --repeat 100000 --output json", 120)
+            guest.wait_for("nvmectl session list | grep -q rc1")
+            # Completion Timeout, which is not fatal to the link; the port tells all behind it.
+            said = guest.qmp("human-monitor-command", **{"command-line": "pcie_aer_inject_error port-c COMP_TIME"})
+            ended = reader.result()
+            check(ended.json["error"]["code"] == "device-failed" and "AER" in ended.stderr, f"{said} client: {ended}")
+            test_faults.check_journal(guest, "rc", cursor, r"failed: .*\(AER\)", 3)
+            guest.wait_for(f"nvmectl io verify rc1 {VERIFY}", 60)
+            test_faults.wait_state(guest, "rc", "ready")
+            check(resets() > 0, "the function was not reset")
+    finally:
+        guest.give_back("rc")
