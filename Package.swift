@@ -132,8 +132,8 @@ let package = Package(
         tests(
             "ProcessTests",
             [
-                "TestSupport", "NVMeClient", "Wire", "Linux", "nvmed", "nvmed-worker",
-                "nvmed-emulator", "nvmectl",
+                "TestSupport", "NVMeClient", "Wire", "Linux", "CRing", "CMemory", "nvmed",
+                "nvmed-worker", "nvmed-emulator", "nvmectl",
             ]),
         tests(
             "SupervisorTests",

@@ -8,6 +8,26 @@ import NVMeSpec
 
 @testable import NVMeDriver
 
+/// Memory that lives as long as its owner.
+@safe
+private final class Mappings {
+    private var all: [(address: UInt, byteCount: Int)] = []
+
+    func add(_ byteCount: Int) throws -> UnsafeMutableRawPointer {
+        let base = unsafe try Mapping(anonymous: byteCount).leak()
+        all.append((UInt(bitPattern: base), byteCount))
+        return unsafe base
+    }
+
+    deinit {
+        for (address, byteCount) in all {
+            if let base = unsafe UnsafeMutableRawPointer(bitPattern: address) {
+                unsafe Mapping.unmap(base, byteCount: byteCount)
+            }
+        }
+    }
+}
+
 /// An engine whose device is the test: it reads the submission queue and writes the completion
 /// queue.
 @safe
@@ -35,14 +55,17 @@ final class EngineRig {
     private let lists: UnsafeMutableRawPointer
     private let doorbells: UnsafeMutableRawPointer
     let listByteCount: UInt64
+    private let mappings: Mappings
     private var taken: UInt32 = 0
     private var posted: UInt32 = 0
     private var phase: UInt64 = 1
 
     init(entries: UInt32 = 16, maxTransferByteCount: UInt64 = 8 << 20) throws {
         self.entries = entries
+        let mappings = Mappings()
+        self.mappings = mappings
         let memory = { (byteCount: Int) throws -> UnsafeMutableRawPointer in
-            unsafe try Mapping(anonymous: byteCount).leak()
+            unsafe try mappings.add(byteCount)
         }
         layout = StateLayout(queueCount: 2, slotsPerQueue: Int(entries))
         listByteCount = PhysicalRegionPages.listByteCount(transfer: maxTransferByteCount)

@@ -186,4 +186,5 @@ def main():
     print(f"verified {byte_count} bytes")
 
 
-main()
+if __name__ == "__main__":
+    main()
