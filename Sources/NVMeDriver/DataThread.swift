@@ -2,11 +2,12 @@
 // The thread of a data queue: spins while there is work, sleeps when there is none, and lets the
 // control thread in between two rounds.
 //
-// The control thread has the queue to itself inside `exclusive`: it sets `want`, and the data thread,
-// which reads that word once a round, stops between two rounds until `want` is 0 again. A sleeping
-// data thread need not be woken for it: whoever wakes it meanwhile finds `want` set. Both sides write
-// their word and then read the other's, each with sequential consistency, so that one of the two sees
-// the other. That costs the data thread a load of a line that nobody else writes, and nothing else.
+// The control thread has the queue to itself inside `exclusive`: it sets `want`, and the data
+// thread, which reads that word once a round, stops between two rounds until `want` is 0 again. A
+// sleeping data thread need not be woken for it: whoever wakes it meanwhile finds `want` set. Both
+// sides write their word and then read the other's, each with sequential consistency, so that one
+// of the two sees the other. That costs the data thread a load of a line that nobody else writes,
+// and nothing else.
 
 internal import CLinux
 internal import CMemory
@@ -28,7 +29,8 @@ public struct SpinPolicy: Sendable, Equatable {
     public static let standard = SpinPolicy(limitNanoseconds: 50_000)
 }
 
-/// A data queue with its thread. Everything but the thread's own body belongs to the control thread.
+/// A data queue with its thread. Everything but the thread's own body belongs to the control
+/// thread.
 @safe
 public final class DataThread: @unchecked Sendable {
     /// Words of the control block, each on a pair of cache lines of its own.

@@ -2,9 +2,9 @@
 // The worker's end of a ring (Proto/ring.md): takes entries, posts completions.
 //
 // Everything in the ring's memory is the client's to change at any moment. So every word is read
-// once, checked, and then used; positions are kept here and the memory only gets copies; and what no
-// correct client does sets `fault`, after which the memory is not looked at again. The worst that
-// any content can do is to end this ring's session.
+// once, checked, and then used; positions are kept here and the memory only gets copies; and what
+// no correct client does sets `fault`, after which the memory is not looked at again. The worst
+// that any content can do is to end this ring's session.
 
 internal import CLinux
 internal import CMemory
@@ -230,7 +230,8 @@ struct RingPort: ~Copyable {
             return refuse(.submissionTail)
         }
         knownTail = tail
-        // Taken and not acknowledged: with the engine, or a completion that the client has not read.
+        // Taken and not acknowledged: with the engine, or a completion that the client has not
+        // read.
         let outstanding = submissionHead &- acknowledged
         let room = completionEntries &- outstanding
         if room >= available { return available }

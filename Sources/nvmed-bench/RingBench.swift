@@ -217,9 +217,8 @@ enum Topology {
         for pid in worker.map({ [$0] }) ?? [] {
             for thread in (try? Files.list("/proc/\(pid)/task", limit: 64)) ?? [] {
                 let status = read("/proc/\(pid)/task/\(thread)/status")
-                parts.append(
-                    "\(field("Name", status) ?? "?") on \(field("Cpus_allowed_list", status) ?? "?")"
-                )
+                let processors = field("Cpus_allowed_list", status) ?? "?"
+                parts.append("\(field("Name", status) ?? "?") on \(processors)")
             }
         }
         return parts.joined(separator: ", ")

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rings through real processes: data, every operation, wrap-around, wake-ups, ends, another language.
+// Rings through real processes: data, every operation, wrap-around, wake-ups, ends, another
+// language.
 
 import Glibc
 import Linux

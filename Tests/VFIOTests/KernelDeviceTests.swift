@@ -132,7 +132,8 @@ struct KernelDeviceTests {
             .init(
                 about: .region(0),
                 bytes: regionInfo(
-                    flags: 0xF, capabilities: 32, size: 0x4000, rest: sparse([(.max - 4096, 8192)])),
+                    flags: 0xF, capabilities: 32, size: 0x4000,
+                    rest: sparse([(.max - 4096, 8192)])),
                 what: "an area that overflows"),
             .init(
                 about: .region(0),
