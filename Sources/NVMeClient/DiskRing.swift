@@ -247,8 +247,10 @@ public final class DiskRing {
                     spinNanoseconds = min(spinNanoseconds &* 2, spinNanosecondsMax)
                     return true
                 }
-                nv_pause()
             }
+            // Once in many looks: hypervisors take a loop of close pauses for a lock that is held,
+            // and stop the processor for microseconds.
+            nv_pause()
             if unsafe port.pointee.isEnded { return false }
             now = MonotonicClock.nowNanoseconds
             if now >= nextWay {

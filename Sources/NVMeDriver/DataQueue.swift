@@ -37,8 +37,10 @@ public struct DataNotices: OptionSet, Sendable {
 struct DataQueue: ~Copyable {
     /// Rings that one queue pair serves.
     static let ringCapacity = 64
-    /// Entries taken from one ring before the others have their turn.
-    static let share: UInt32 = 32
+    /// Entries taken from one ring before the others have their turn, and before the device and the
+    /// client hear of them: few enough that a client with 32 requests prepares some while others
+    /// are worked on, many enough that a doorbell and a fence are shared by many.
+    static let share: UInt32 = 16
     /// Completions taken from the queue before they are published.
     static let reapCapacity = 64
 
