@@ -34,6 +34,25 @@ struct HotPathTests {
         #expect(result.status == 0, "\(result.output)")
     }
 
+    /// What a data thread's loop may call: the above, and what happens seldom: faults, the first
+    /// fruit, wake-ups, sleep, the control thread, the clock, limits, doorbells that are not mapped.
+    static let coldOfRings = [
+        "10NVMeDriver6EngineV(4ring|4reap|6retire)", "10NVMeDriver8RingPortV",
+        "10NVMeDriver8RingCodeO", "10NVMeDriver9DataQueueV[0-9]+(note|lookForOverdue)",
+        "10NVMeDriver10DataThreadC", "nv_monotonic_ns", "__stack_chk_fail@plt",
+    ]
+
+    @Test("a data thread's loop, with every ring inlined, calls only what happens seldom")
+    func dataThread() throws {
+        // When
+        let allowed = (Self.cold + Self.coldOfRings).flatMap { ["-allow", $0] }
+        let result = try Programs.run(
+            Programs.root + "/.ci/hotpath-calls",
+            allowed + [Programs.path("nvmed-worker"), "10NVMeDriver10DataThreadC3run"])
+        // Then
+        #expect(result.status == 0, "\(result.output)")
+    }
+
     @Test("the worker carries the same code", arguments: ["nvmed-worker", "nvmed-bench"])
     func everyProgram(name: String) throws {
         // When

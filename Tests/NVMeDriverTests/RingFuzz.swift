@@ -63,7 +63,7 @@ private final class FuzzRun {
         var left = (entry.words.0 >> 32) * 512
         for index in 0..<Int(count) {
             let isLast = index + 1 == Int(count)
-            let piece = isLast ? left : min(left, 1 + number(left))
+            let piece = isLast ? left : left == 0 ? 0 : min(left, 1 + number(left))
             left -= piece
             let at = unsafe rig.device.clientMemory + place + index * 16
             let isDamaged = number(16) == 0

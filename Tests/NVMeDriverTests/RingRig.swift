@@ -144,7 +144,8 @@ final class RingClient {
     func look() -> [RawCompletion] {
         var found: [RawCompletion] = []
         var at = head
-        while at != completionTail {
+        // A hostile client may have written the worker's index itself.
+        while at != completionTail, found.count < Int(shape.completionEntries) {
             let entry =
                 unsafe base + shape.completionOffset
                 + Int(at & (shape.completionEntries - 1)) * Int(NV_RING_COMPLETION_BYTES)

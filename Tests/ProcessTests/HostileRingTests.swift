@@ -323,7 +323,7 @@ extension ProcessTests {
             try ring.waitForCompletions(64)
             #expect(ring.reap().count == 64)
             // When
-            for tag in 0..<64 as Range<UInt64> { ring.writeRead(tag) }
+            for tag in 0..<32 as Range<UInt64> { ring.writeRead(tag) }
             ring.set(NV_RING_OFFSET_SUBMISSION_TAIL, ring.tail)
             try ring.connection.channel.send(request: .unregisterMemory(regionID: 0))
             ring.signal()
@@ -331,7 +331,8 @@ extension ProcessTests {
             ring.writeRead(0)
             ring.publish()
             let reason = try ring.connection.waitForEnd()
-            #expect(reason?.message.contains("region") == true)
+            #expect(
+                reason?.message.contains("region") == true, "\(String(describing: reason))")
         }
 
         @Test("a session has sixteen rings, each with its data, and not one more")

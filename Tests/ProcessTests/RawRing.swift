@@ -153,7 +153,7 @@ extension RawConnection where P == SessionProtocol {
                 if case .event(.ended(let reason)) = message.envelope.content { return reason }
             case .closed: return nil
             case .nothing: continue
-            case .rejected: continue
+            case .rejected: throw SetUpError("a message cannot be read")
             }
         }
     }
