@@ -7,6 +7,7 @@
 #   make bench          benchmarks, one JSON object a line; ARGS= goes to nvmed-bench
 #   make soak           random load and faults for SECONDS= (default 60), replayed by SEED=
 #   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
+#   make sanitize       rings, queues and clients under the thread and the address sanitizer
 #   make install        installs what was built: DESTDIR=, PREFIX= (default /usr/local)
 #   make deb            a Debian package of it: .build/nvmed.deb
 #   make fmt            formats the Swift code
@@ -22,7 +23,7 @@ PREFIX ?= /usr/local
 export SWIFT_BACKTRACE = enable=no
 export NVMED_BIN_DIR ?= $(CURDIR)/.build/release
 
-.PHONY: run test guest bench soak fuzz install deb fmt protos install-deps build clean help
+.PHONY: run test guest bench soak fuzz sanitize install deb fmt protos install-deps build clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +53,11 @@ soak:
 fuzz:
 	@.ci/bootstrap run
 	@.ci/random-tests fuzz "$(SECONDS)" "$(SEED)"
+
+sanitize:
+	@.ci/bootstrap test
+	@.ci/build
+	@.ci/sanitize
 
 build:
 	@.ci/bootstrap run
