@@ -143,14 +143,16 @@ extension RawConnection where P == SessionProtocol {
         return message.fds.takeAll()
     }
 
-    /// Waits for the end of the session, past everything else; nil when it closed without a reason.
-    func waitForEnd() throws -> WireError? {
+    /// Waits for the end of the session, past everything else, or only until a reply when that is
+    /// asked for; nil when it closed without a reason, or was replied to.
+    func waitForEnd(orReply: Bool = false) throws -> WireError? {
         while true {
             let received = try channel.receive(
                 deadlineNanoseconds: Deadline.after(milliseconds: 60_000))
             switch consume received {
             case .message(let message):
                 if case .event(.ended(let reason)) = message.envelope.content { return reason }
+                if orReply, case .reply = message.envelope.content { return nil }
             case .closed: return nil
             case .nothing: continue
             case .rejected: throw SetUpError("a message cannot be read")
