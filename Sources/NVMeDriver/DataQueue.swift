@@ -69,7 +69,9 @@ struct DataQueue: ~Copyable {
     /// Memory faults of the engine that were told.
     private var seenMemoryFaults: UInt64 = 0
     /// Where the queue pair itself is counted.
-    var statistics = StatisticsBlock.nowhere
+    var statistics: StatisticsBlock
+    /// Where those count who have no block.
+    private let unread = StatisticsBlock.allocated()
     /// Nothing is taken from any ring.
     var isFrozen = false
     /// Commands that were submitted before this tick and are not answered are overdue.
@@ -79,6 +81,7 @@ struct DataQueue: ~Copyable {
     init(engine: UnsafeMutablePointer<Engine>, timeoutMilliseconds: UInt32) {
         unsafe self.engine = engine
         timeoutTicks = Tick.count(milliseconds: timeoutMilliseconds)
+        statistics = unread
         unsafe rings = .allocate(capacity: Self.ringCapacity)
         unsafe segments = .allocate(capacity: Engine.maxSegments)
         unsafe segments.initialize(
@@ -97,6 +100,7 @@ struct DataQueue: ~Copyable {
         unsafe rings.deallocate()
         unsafe completions.deallocate()
         unsafe segments.deallocate()
+        unread.deallocate()
     }
 
     // MARK: Down
@@ -293,7 +297,7 @@ struct DataQueue: ~Copyable {
     mutating func add(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
         regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
-        positions: RingPositions = RingPositions(), statistics: StatisticsBlock = .nowhere
+        positions: RingPositions = RingPositions(), statistics: StatisticsBlock? = nil
     ) -> Int? {
         let index = (~open).trailingZeroBitCount
         guard index < Self.ringCapacity else { return nil }
@@ -301,7 +305,8 @@ struct DataQueue: ~Copyable {
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
                 regions: regions, rules: rules, wakeFD: wakeFD, gate: gate,
-                segments: segments, positions: positions, statistics: statistics))
+                segments: segments, positions: positions,
+                statistics: statistics ?? unread))
         open |= 1 << UInt64(index)
         return index
     }

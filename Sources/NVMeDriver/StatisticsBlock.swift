@@ -48,13 +48,19 @@ public struct StatisticsBlock {
     /// A block that nobody reads, for all who have none of their own.
     public static var nowhere: StatisticsBlock { unsafe StatisticsBlock(base: nowhereMemory) }
 
-    nonisolated(unsafe) private static let nowhereMemory: UnsafeMutableRawPointer = {
+    nonisolated(unsafe) private static let nowhereMemory = unsafe allocated().base
+
+    /// A block of its own that nobody reads, for `deallocate`.
+    static func allocated() -> StatisticsBlock {
         let memory = UnsafeMutableRawPointer.allocate(
             byteCount: NV_STATISTICS_BLOCK_BYTES, alignment: 128)
         unsafe memory.initializeMemory(
             as: UInt8.self, repeating: 0, count: NV_STATISTICS_BLOCK_BYTES)
-        return unsafe memory
-    }()
+        return unsafe StatisticsBlock(base: memory)
+    }
+
+    /// Gives the memory of `allocated` back.
+    func deallocate() { unsafe base.deallocate() }
 
     // MARK: Counting
 
