@@ -35,8 +35,8 @@ struct HotPathTests {
     }
 
     /// What a data thread's loop may call: the above, and what happens seldom: faults, the first
-    /// fruit, wake-ups, sleep, the control thread, the clock, limits, giving way, doorbells that are
-    /// not mapped.
+    /// fruit, wake-ups, sleep, the control thread, the clock, limits, giving way, doorbells that
+    /// are not mapped.
     static let coldOfRings = [
         "10NVMeDriver6EngineV(4ring|4reap|6retire)", "10NVMeDriver8RingPortV",
         "10NVMeDriver8RingCodeO", "10NVMeDriver9DataQueueV[0-9]+(note|lookForOverdue)",
