@@ -8,8 +8,8 @@
 //     let count = ring.reap(into: completions)     // 0: nothing is done yet
 //     if count == 0, try ring.wait() == .event { … disk.takeEvents() … }
 //
-// `prepare…`, `submit` and `reap` allocate nothing and call nothing (but the kernel, once, when the
-// worker sleeps). The memory of a request belongs to the device until its completion was taken.
+// `prepare…`, `submit` and `reap` allocate nothing and call nothing (but the kernel, once, when
+// the worker sleeps). The memory of a request belongs to the device until its completion was taken.
 
 internal import CLinux
 internal import CMemory
@@ -49,6 +49,9 @@ public final class DiskRing {
     /// The least that `wait` spins before it sleeps, unless spinning is off: a request that another
     /// core answers at once takes less.
     static let spinNanosecondsMin: UInt64 = 2_000
+    /// When giving way took so long, the processor has others to run; that is taken to stay so for
+    /// twice as long.
+    static let crowdedNanoseconds: UInt64 = 50_000
     /// Looks at the memory between two looks at the clock.
     static let looksPerClock = 32
     /// The most wake-up messages taken at once: the worker sends one for each sleep.
@@ -68,6 +71,9 @@ public final class DiskRing {
     public private(set) var sleepCount: UInt64 = 0
     /// How long `wait` spins at the moment before it sleeps.
     public private(set) var spinNanoseconds: UInt64
+
+    /// CLOCK_MONOTONIC until which it does not spin.
+    private var crowdedUntil: UInt64 = 0
 
     let port: UnsafeMutablePointer<RingPort>
     private let memory: Mapping
@@ -237,6 +243,7 @@ public final class DiskRing {
         if unsafe port.pointee.hasCompletions { return true }
         guard spinNanosecondsMax > 0 else { return false }
         let begin = MonotonicClock.nowNanoseconds
+        guard begin >= crowdedUntil else { return false }
         let end = min(begin &+ spinNanoseconds, deadlineNanoseconds ?? .max)
         var now = begin
         // Where processors are scarce, the worker may wait for this one.
@@ -256,6 +263,13 @@ public final class DiskRing {
             if now >= nextWay {
                 nextWay = now &+ (now &- begin)
                 nv_give_way()
+                // Somebody ran who does not wait for us: whoever sleeps is served sooner than who
+                // spins.
+                let lost = MonotonicClock.nowNanoseconds &- now
+                if lost >= Self.crowdedNanoseconds {
+                    crowdedUntil = now &+ lost &* 3
+                    return unsafe port.pointee.hasCompletions
+                }
             }
         } while now < end
         spinNanoseconds = max(spinNanoseconds / 2, min(Self.spinNanosecondsMin, spinNanosecondsMax))

@@ -56,6 +56,9 @@ public final class DataThread: @unchecked Sendable {
     /// After how long in vain a thread lets others run for the first time, and then after twice as
     /// long each time: where processors are scarce, the one that it waits for may wait for its.
     private static let wayNanoseconds: UInt64 = 2_000
+    /// When giving way took so long, the processor has others to run; that is taken to stay so for
+    /// twice as long.
+    private static let crowdedNanoseconds: UInt64 = 50_000
     /// How often a thread with commands in flight looks for those that are late.
     static let lookMilliseconds: UInt32 = 100
     /// How long the control thread waits for the end of a round: a round has a bounded number of
@@ -137,6 +140,7 @@ public final class DataThread: @unchecked Sendable {
         var lastWork = nv_monotonic_ns()
         var idleRounds: UInt32 = 0
         var nextWay = Self.wayNanoseconds
+        var crowdedUntil: UInt64 = 0
         while true {
             if unsafe nv_load32(word(Word.want)) != 0, park() { return }
             if round() {
@@ -165,8 +169,13 @@ public final class DataThread: @unchecked Sendable {
             if now &- lastWork >= nextWay {
                 nextWay = nextWay &* 2
                 nv_give_way()
+                // Somebody ran who does not wait for us: whoever sleeps is served sooner than who
+                // spins, and takes nothing from others.
+                let lost = nv_monotonic_ns() &- now
+                if lost >= Self.crowdedNanoseconds { crowdedUntil = now &+ lost &* 3 }
             }
-            if now &- lastWork >= budget { rest() }
+            let isCrowded = now < crowdedUntil && policy.limitNanoseconds < .max
+            if isCrowded || now &- lastWork >= budget { rest() }
         }
     }
 
