@@ -92,11 +92,7 @@ struct DataQueue: ~Copyable {
     }
 
     deinit {
-        var left = open
-        while left != 0 {
-            unsafe (rings + left.trailingZeroBitCount).deinitialize(count: 1)
-            left &= left &- 1
-        }
+        unsafe forEachRing { unsafe $0.deinitialize(count: 1) }
         unsafe rings.deallocate()
         unsafe completions.deallocate()
         unsafe segments.deallocate()

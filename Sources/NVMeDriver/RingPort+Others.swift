@@ -5,8 +5,9 @@ internal import CMemory
 internal import CRing
 internal import NVMeSpec
 
-/// Codes of completions: the raw values of `ErrorCode` in Proto/common.proto.
-enum RingCode {
+/// Codes of completions: the raw values of `ErrorCode` in Proto/common.proto, for rings and messages
+/// alike.
+public enum RingCode {
     static let invalidArgument: UInt16 = 1
     static let readOnly: UInt16 = 10
     static let outOfRange: UInt16 = 11
@@ -17,15 +18,17 @@ enum RingCode {
     static let notSupported: UInt16 = 24
     static let outcomeUnknown: UInt16 = 25
 
-    /// What a status other than success means to a client.
+    /// What a status other than success means to a client, which has cancelled nothing.
     @inline(never)
-    static func of(_ raw: UInt16) -> UInt16 {
+    public static func of(_ raw: UInt16) -> UInt16 {
         let status = Status(rawValue: raw)
         if status.matches(.lbaOutOfRange) { return outOfRange }
         if status.matches(.namespaceWriteProtected) { return readOnly }
-        // The client has cancelled nothing: the worker's own ladder did, and the effect may have
-        // happened.
-        if status.matches(.abortRequested) { return outcomeUnknown }
+        // The client has cancelled nothing: the worker's own ladder did, or deleted the queue, and
+        // the effect may have happened.
+        if status.matches(.abortRequested) || status.matches(.abortedQueueDeletion) {
+            return outcomeUnknown
+        }
         // Compare Failure and Attempted Write to Read Only Range (NVM Command Set 1.0, 3.1.2).
         if status.matches(Status(.mediaAndDataIntegrity, 0x85)) { return compareFailed }
         if status.matches(Status(.commandSpecific, 0x82)) { return readOnly }

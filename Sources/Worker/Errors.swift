@@ -98,15 +98,8 @@ enum CommandStatus {
     }
 
     private static func code(_ status: Status) -> ErrorCode {
-        if status.matches(.lbaOutOfRange) { return .outOfRange }
-        if status.matches(.namespaceWriteProtected) { return .readOnly }
+        // Whether the client cancelled it is for the caller to know.
         if status.matches(.abortRequested) { return .cancelled }
-        // It is this worker that deletes queues: its effect may have happened.
-        if status.matches(.abortedQueueDeletion) { return .outcomeUnknown }
-        // Compare Failure and Attempted Write to Read Only Range (NVM Command Set 1.0, 3.1.2).
-        if status.matches(Status(.mediaAndDataIntegrity, 0x85)) { return .compareFailed }
-        if status.matches(Status(.commandSpecific, 0x82)) { return .readOnly }
-        if status.matches(.invalidNamespaceOrFormat) { return .deviceRemoved }
-        return status.type == .mediaAndDataIntegrity ? .mediaError : .nvmeStatus
+        return ErrorCode(rawValue: UInt32(RingCode.of(status.rawValue)))
     }
 }

@@ -44,9 +44,6 @@ NV_INLINE uint32_t nv_or32(void *_Nonnull p, uint32_t v) {
     return __atomic_fetch_or((uint32_t *)p, v, __ATOMIC_SEQ_CST);
 }
 
-// Fetches a cache line that will be read soon.
-NV_INLINE void nv_prefetch(const void *_Nonnull p) { __builtin_prefetch(p, 0, 3); }
-
 // Orders reads of DMA memory: what follows is read after what came before (phase bit, then the entry).
 NV_INLINE void nv_dma_rmb(void) {
 #if defined(__x86_64__)
