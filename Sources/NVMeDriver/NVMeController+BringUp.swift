@@ -233,7 +233,6 @@ extension NVMeController {
             let lists = unsafe pool?.deviceReadsAddress(part.lists),
             let completion = unsafe pool?.deviceWritesAddress(part.completion)
         else { throw .exhausted("queue \(queueID) has no memory") }
-        let layout = state.layout
         let doorbells = try doorbellAddresses(queueID)
         let scratch = unsafe try takeScratch(
             QueueMemory.scratchByteCount(entries: part.entries))
@@ -241,8 +240,8 @@ extension NVMeController {
             submission: submission, completion: completion, prpLists: lists,
             prpListsIOVA: readsIOVA + UInt64(part.lists.offset),
             prpListByteCount: part.listByteCount,
-            slots: state.address(layout.slotsOffset(queueID)),
-            indexLine: state.address(layout.queueIndexOffset(queueID)),
+            slots: state.slots(queueID),
+            indexLine: state.address(state.layout.queueIndexOffset(queueID)),
             scratch: scratch, submissionDoorbell: doorbells.submission,
             completionDoorbell: doorbells.completion,
             submissionDoorbellOffset: doorbells.submissionOffset,
@@ -440,8 +439,7 @@ extension NVMeController {
         let pair = try createIOQueue(
             queueID, timeoutMilliseconds: options.adminTimeoutMilliseconds)
         let requests = unsafe RequestRecords(
-            records: state.address(state.layout.requestsOffset(queueID)),
-            lists: state.address(state.layout.segmentListsOffset(queueID)),
+            records: state.requests(queueID), lists: state.segmentLists(queueID),
             queue: UInt32(queueID), epoch: state.epoch)
         let pages = try pages(plan.bouncePagesPerQueue)
         let engine = Engine(

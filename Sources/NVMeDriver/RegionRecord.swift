@@ -2,7 +2,7 @@
 // What the state area says of clients' memory: which part of the device's address space it has, and
 // how far mapping it had come.
 //
-// One cache line of eight 64-bit words, sealed by the last:
+// The words of a record:
 //
 //   0  the device's address
 //   1  length, bytes
@@ -10,8 +10,10 @@
 //   3  session (32) | flags of the region (16) | state (16)
 //   4  the client's id of the region
 //   5  bytes of a page of the file
-//   6  0
-//   7  CRC-32C of words 0-6, keyed by the region's index
+//   6  1: the offset is a physical address
+//   7  the number of the file in the fd store; 0: it is not there
+//   8  the request that registered it
+//   9  the request that gives it back, which is not answered; 0: none
 //
 // Order: MAPPING → the device maps it → MAPPED → the client is answered; UNMAPPING → the device
 // unmaps it → FREE. A successor takes off the device what is neither MAPPED nor FREE.
@@ -19,7 +21,7 @@
 internal import CMemory
 
 /// How far the mapping of a region had come.
-enum RegionState: UInt16, Sendable {
+public enum RegionState: UInt16, Sendable {
     /// The record says nothing.
     case free = 0
     /// The device may or may not have it.
@@ -31,64 +33,89 @@ enum RegionState: UInt16, Sendable {
 }
 
 /// The record of a region.
-struct RegionRecord: Equatable, Sendable {
-    var state: RegionState
+public struct RegionRecord: Equatable, Sendable {
+    static let wordCount = 14
+
+    /// How far mapping it had come.
+    public var state: RegionState
     /// The device's address; 0: it has none (bounced).
-    var iova: UInt64
-    var stretch: ClientMemoryStretch
-    var session: UInt32
-    var flags: RegionFlags
+    public var iova: UInt64
+    /// Which part of the client's file it is.
+    public var stretch: ClientMemoryStretch
+    /// Whose it is: the engine's key of the session.
+    public var session: UInt32
+    /// What may be done with it.
+    public var flags: RegionFlags
     /// What the client calls the region.
-    var clientID: UInt64
+    public var clientID: UInt64
+    /// The number of the file's name in the fd store; 0: it is not there.
+    public var number: UInt64 = 0
+    /// The request that registered it.
+    public var registerRequestID: UInt64 = 0
+    /// The request that gives it back and is not answered; 0: none.
+    public var unregisterRequestID: UInt64 = 0
+
+    var words: [UInt64] {
+        [
+            iova, stretch.byteCount, stretch.offset,
+            UInt64(session) | UInt64(flags.rawValue) << 32 | UInt64(state.rawValue) << 48,
+            clientID, stretch.pageByteCount, stretch.isPhysical ? 1 : 0, number,
+            registerRequestID, unregisterRequestID,
+        ]
+    }
+
+    init(
+        state: RegionState, iova: UInt64, stretch: ClientMemoryStretch, session: UInt32,
+        flags: RegionFlags, clientID: UInt64
+    ) {
+        self.state = state
+        self.iova = iova
+        self.stretch = stretch
+        self.session = session
+        self.flags = flags
+        self.clientID = clientID
+    }
+
+    init?(_ words: [UInt64]) {
+        guard words.count == Self.wordCount,
+            let state = RegionState(rawValue: UInt16(truncatingIfNeeded: words[3] >> 48)),
+            state != .free
+        else { return nil }
+        self.state = state
+        iova = words[0]
+        flags = RegionFlags(rawValue: UInt16(truncatingIfNeeded: words[3] >> 32))
+        stretch = ClientMemoryStretch(byteCount: words[1])
+        stretch.offset = words[2]
+        stretch.pageByteCount = words[5]
+        stretch.isReadOnly = flags.contains(.readOnly)
+        stretch.isPhysical = words[6] & 1 != 0
+        session = UInt32(truncatingIfNeeded: words[3])
+        clientID = words[4]
+        number = words[7]
+        registerRequestID = words[8]
+        unregisterRequestID = words[9]
+    }
 }
 
 extension StateArea {
     /// Writes down what is known of a region.
-    func setRegion(_ index: UInt32, _ record: RegionRecord) {
-        guard index < UInt32(StateLayout.regionCapacity) else { return }
-        let line = unsafe regionRecord(index)
-        // The seal first: whoever finds the line half written must not believe it.
-        unsafe nv_store64(line + 56, 0)
-        nv_dma_wmb()
-        unsafe nv_store64(line, record.iova)
-        unsafe nv_store64(line + 8, record.stretch.byteCount)
-        unsafe nv_store64(line + 16, record.stretch.offset)
-        unsafe nv_store64(
-            line + 24,
-            UInt64(record.session) | UInt64(record.flags.rawValue) << 32
-                | UInt64(record.state.rawValue) << 48)
-        unsafe nv_store64(line + 32, record.clientID)
-        unsafe nv_store64(line + 40, record.stretch.pageByteCount)
-        unsafe nv_store64(line + 48, record.stretch.isPhysical ? 1 : 0)
-        nv_dma_wmb()
-        unsafe nv_store64(line + 56, Self.seal(line, index))
+    public func setRegion(_ index: UInt32, _ record: RegionRecord) {
+        regionRecord(index)?.write(record.words)
+    }
+
+    /// What is known of a region.
+    public func regionContent(_ index: UInt32) -> RecordContent<RegionRecord> {
+        guard let twin = regionRecord(index) else { return .free }
+        return RecordContent(twin.read(), isFree: { $0[3] >> 48 == 0 }) { RegionRecord($0) }
     }
 
     /// The record of a region; nil when it is free or damaged.
-    func region(_ index: UInt32) -> RegionRecord? {
-        guard index < UInt32(StateLayout.regionCapacity) else { return nil }
-        let line = unsafe regionRecord(index)
-        guard unsafe nv_load64(line + 56) == Self.seal(line, index) else { return nil }
-        let word = unsafe nv_load64(line + 24)
-        guard let state = RegionState(rawValue: UInt16(truncatingIfNeeded: word >> 48)),
-            state != .free
-        else { return nil }
-        let flags = RegionFlags(rawValue: UInt16(truncatingIfNeeded: word >> 32))
-        var stretch = ClientMemoryStretch(byteCount: unsafe nv_load64(line + 8))
-        stretch.offset = unsafe nv_load64(line + 16)
-        stretch.pageByteCount = unsafe nv_load64(line + 40)
-        stretch.isReadOnly = flags.contains(.readOnly)
-        stretch.isPhysical = unsafe nv_load64(line + 48) & 1 != 0
-        return RegionRecord(
-            state: state, iova: unsafe nv_load64(line), stretch: stretch,
-            session: UInt32(truncatingIfNeeded: word), flags: flags,
-            clientID: unsafe nv_load64(line + 32))
-    }
+    public func region(_ index: UInt32) -> RegionRecord? { regionContent(index).record }
 
     /// Says nothing of a region any more.
-    func clearRegion(_ index: UInt32) {
-        guard index < UInt32(StateLayout.regionCapacity) else { return }
-        unsafe nv_store64(regionRecord(index) + 56, 0)
+    public func clearRegion(_ index: UInt32) {
+        guard let twin = regionRecord(index), twin.read() != .empty else { return }
+        twin.write([])
     }
 
     /// Says nothing of any region: the device was started afresh and has none.
@@ -96,14 +123,11 @@ extension StateArea {
         for index in 0..<UInt32(StateLayout.regionCapacity) { clearRegion(index) }
     }
 
-    private func regionRecord(_ index: UInt32) -> UnsafeMutableRawPointer {
-        unsafe address(StateLayout.regionsOffset + Int(index) * StateLayout.recordByteCount)
-    }
-
-    private static func seal(_ line: UnsafeMutableRawPointer, _ index: UInt32) -> UInt64 {
-        var crc = Checksum.key(Checksum.regionKind, queue: index, epoch: 0)
-        for word in 0..<7 { crc = nv_crc32c_64(crc, unsafe nv_load64(line + word * 8)) }
-        // Never 0: that is what an empty line has.
-        return UInt64(crc) | 1 << 32
+    private func regionRecord(_ index: UInt32) -> TwinRecord? {
+        guard index < UInt32(StateLayout.regionCapacity) else { return nil }
+        return unsafe TwinRecord(
+            base: address(StateLayout.regionsOffset + Int(index) * StateLayout.regionByteCount),
+            wordCount: RegionRecord.wordCount,
+            key: Checksum.key(Checksum.regionKind, queue: index, epoch: 0))
     }
 }

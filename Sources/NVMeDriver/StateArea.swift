@@ -39,12 +39,17 @@ public struct StateArea: ~Copyable {
     public private(set) var generation: UInt64
     /// How many times the device was started afresh, this time included.
     public private(set) var epoch: UInt32
+    /// The epoch before a reset whose requests have not all been given out again; 0: none.
+    public private(set) var salvageEpoch: UInt32 = 0
     /// Starts in a row that completed no command, this one included; 0 after one that did.
     public private(set) var fruitlessStarts: UInt32 = 0
     /// How often those reached the limit, without a command completed since.
     public private(set) var giveUps: UInt32 = 0
     /// When they began, or when they were given up: CLOCK_MONOTONIC, which outlives processes.
     public private(set) var fruitlessSinceNanoseconds: UInt64 = 0
+    /// Since when the sessions have not been served; 0: they are. CLOCK_MONOTONIC.
+    public private(set) var stalledSinceNanoseconds: UInt64 = 0
+    private var lastNumber: UInt64 = 0
     private let memory: Mapping
 
     /// Makes an empty area and locks it.
@@ -53,6 +58,7 @@ public struct StateArea: ~Copyable {
         let memory = try Self.map(fd, layout.byteCount)
         try Self.lock(fd)
         var area = StateArea(fd: fd, memory: memory, layout: layout, generation: 1, epoch: 0)
+        area.writeNumbers()
         area.writeHeader()
         return area
     }
@@ -63,27 +69,30 @@ public struct StateArea: ~Copyable {
         let size = try Self.byteCount(fd)
         guard size >= StateLayout.queuesOffset else { throw .damaged(field: "size \(size)") }
         let memory = try Self.map(fd, size)
-        let header = unsafe memory.base
-        guard unsafe nv_load64(header) == StateLayout.magic else { throw .damaged(field: "magic") }
-        let version = unsafe nv_load32(header + 8)
+        let start = unsafe memory.base
+        guard unsafe nv_load64(start) == StateLayout.magic else { throw .damaged(field: "magic") }
+        let version = unsafe nv_load32(start + 8)
         guard version == StateLayout.version else { throw .version(version) }
-        guard unsafe nv_load64(header + 56) == UInt64(Self.headerCRC(header)) else {
-            throw .damaged(field: "header checksum")
+        guard unsafe nv_load64(start + 24) == UInt64(Self.numbersCRC(start)) else {
+            throw .damaged(field: "checksum of the layout")
         }
-        let queues = unsafe Int(nv_load32(header + 32))
-        let slots = unsafe Int(nv_load32(header + 36))
+        let queues = unsafe Int(nv_load32(start + 16))
+        let slots = unsafe Int(nv_load32(start + 20))
         guard queues >= 1, queues <= 1024, slots >= 1, slots <= 1024 else {
             throw .damaged(field: "\(queues) queues of \(slots) slots")
         }
         let layout = StateLayout(queueCount: queues, slotsPerQueue: slots)
-        guard size >= layout.byteCount else { throw .damaged(field: "size \(size)") }
-        let generation = unsafe nv_load64(header + 16)
-        let epoch = unsafe nv_load32(header + 24)
+        guard size == layout.byteCount else { throw .damaged(field: "size \(size)") }
+        guard let words = unsafe Self.header(start).words else { throw .damaged(field: "header") }
         var area = StateArea(
-            fd: fd, memory: memory, layout: layout, generation: generation &+ 1, epoch: epoch)
-        area.fruitlessStarts = unsafe nv_load32(area.memory.base + 12)
-        area.giveUps = unsafe nv_load32(area.memory.base + 28)
-        area.fruitlessSinceNanoseconds = unsafe nv_load64(area.memory.base + 48)
+            fd: fd, memory: memory, layout: layout, generation: words[0] &+ 1,
+            epoch: UInt32(truncatingIfNeeded: words[1]))
+        area.salvageEpoch = UInt32(truncatingIfNeeded: words[1] >> 32)
+        area.fruitlessStarts = UInt32(truncatingIfNeeded: words[2])
+        area.giveUps = UInt32(truncatingIfNeeded: words[2] >> 32)
+        area.fruitlessSinceNanoseconds = words[3]
+        area.lastNumber = words[4]
+        area.stalledSinceNanoseconds = words[5]
         area.writeHeader()
         return area
     }
@@ -99,10 +108,34 @@ public struct StateArea: ~Copyable {
         self.epoch = epoch
     }
 
+    // MARK: The header
+
     /// A new device epoch: nothing that was in flight before counts any more. Written before the
-    /// controller is reset.
-    public mutating func beginEpoch() {
-        epoch &+= 1
+    /// controller is reset. With `salvaging` the bank of the epoch before has requests that are to
+    /// be given out again.
+    public mutating func beginEpoch(salvaging: Bool = false) {
+        salvageEpoch = salvaging ? epoch : 0
+        // 0 is no epoch.
+        epoch = max(epoch &+ 1, 1)
+        writeHeader()
+    }
+
+    /// Everything of the epoch before was given out again, or has ended.
+    public mutating func endSalvage() {
+        salvageEpoch = 0
+        writeHeader()
+    }
+
+    /// A number that no descriptor of this device had before, for its name in the fd store.
+    public mutating func nextNumber() -> UInt64 {
+        lastNumber &+= 1
+        writeHeader()
+        return lastNumber
+    }
+
+    /// Notes since when the sessions are not served, or that they are again (0).
+    public mutating func setStalled(sinceNanoseconds: UInt64) {
+        stalledSinceNanoseconds = sinceNanoseconds
         writeHeader()
     }
 
@@ -130,84 +163,95 @@ public struct StateArea: ~Copyable {
         writeHeader()
     }
 
+    // MARK: The configuration
+
     /// The device configuration that a predecessor got from the supervisor; nil when there is none
     /// or it is damaged.
     public func configuration() -> [UInt8]? {
-        let header = unsafe memory.base
-        let count = unsafe Int(nv_load32(header + 40))
-        guard count > 0, count <= StateLayout.configurationByteCount else { return nil }
-        let start = unsafe header + StateLayout.configurationOffset
-        let bytes = unsafe [UInt8](UnsafeRawBufferPointer(start: start, count: count))
-        guard unsafe nv_load32(header + 44) == Self.crc(bytes) else { return nil }
-        return bytes
+        guard let words = configurationRecord.words, words[0] < 2,
+            words[1] <= UInt64(StateLayout.configurationByteCount), words[1] > 0
+        else { return nil }
+        let start = unsafe configurationHalf(words[0])
+        let bytes = unsafe [UInt8](UnsafeRawBufferPointer(start: start, count: Int(words[1])))
+        return UInt64(Self.crc(bytes, Checksum.configurationKind)) == words[2] ? bytes : nil
     }
 
     /// Keeps the device configuration for a successor; false when it is too long.
     public mutating func setConfiguration(_ bytes: [UInt8]) -> Bool {
         guard bytes.count <= StateLayout.configurationByteCount else { return false }
-        let header = unsafe memory.base
-        unsafe nv_store32(header + 40, 0)
-        writeHeader()
-        let start = unsafe header + StateLayout.configurationOffset
+        let half = (configurationRecord.words?.first ?? 1) ^ 1
+        let start = unsafe configurationHalf(half)
         for (index, byte) in bytes.enumerated() { unsafe nv_store8(start + index, byte) }
-        unsafe nv_store32(header + 44, Self.crc(bytes))
-        unsafe nv_store32(header + 40, UInt32(bytes.count))
-        writeHeader()
+        configurationRecord.write([
+            half, UInt64(bytes.count), UInt64(Self.crc(bytes, Checksum.configurationKind)),
+        ])
         return true
     }
 
-    /// The record of a session slot: {session id, highest request id taken}, for a successor.
-    public func setSession(_ slot: Int, id: UInt64, highestRequestID: UInt64) {
-        guard slot >= 0, slot < StateLayout.sessionCapacity else { return }
-        let record = unsafe address(StateLayout.sessionsOffset + slot * 64)
-        let key = Checksum.key(Checksum.sessionKind, queue: UInt32(slot), epoch: 0)
-        var crc = nv_crc32c_64(key, id)
-        crc = nv_crc32c_64(crc, highestRequestID)
-        unsafe nv_store64(record, id)
-        unsafe nv_store64(record + 8, highestRequestID)
-        unsafe nv_store64(record + 16, UInt64(crc))
+    private var configurationRecord: TwinRecord {
+        unsafe TwinRecord(
+            base: address(StateLayout.configurationRecordOffset), wordCount: 3,
+            key: Checksum.configurationKind)
     }
 
-    /// The record of a session slot; nil when it is empty or damaged.
-    public func session(_ slot: Int) -> (id: UInt64, highestRequestID: UInt64)? {
-        guard slot >= 0, slot < StateLayout.sessionCapacity else { return nil }
-        let record = unsafe address(StateLayout.sessionsOffset + slot * 64)
-        let id = unsafe nv_load64(record)
-        let highest = unsafe nv_load64(record + 8)
-        let key = Checksum.key(Checksum.sessionKind, queue: UInt32(slot), epoch: 0)
-        guard id != 0,
-            unsafe nv_load64(record + 16) == UInt64(nv_crc32c_64(nv_crc32c_64(key, id), highest))
-        else { return nil }
-        return (id, highest)
+    private func configurationHalf(_ half: UInt64) -> UnsafeMutableRawPointer {
+        unsafe address(
+            StateLayout.configurationOffset
+                + Int(half & 1) * StateLayout.configurationByteCount)
     }
+
+    // MARK: Places
 
     func address(_ offset: Int) -> UnsafeMutableRawPointer {
         unsafe memory.base + offset
     }
 
-    private mutating func writeHeader() {
-        let header = unsafe memory.base
-        unsafe nv_store64(header, StateLayout.magic)
-        unsafe nv_store32(header + 8, StateLayout.version)
-        unsafe nv_store32(header + 12, fruitlessStarts)
-        unsafe nv_store64(header + 16, generation)
-        unsafe nv_store32(header + 24, epoch)
-        unsafe nv_store32(header + 28, giveUps)
-        unsafe nv_store32(header + 32, UInt32(layout.queueCount))
-        unsafe nv_store32(header + 36, UInt32(layout.slotsPerQueue))
-        unsafe nv_store64(header + 48, fruitlessSinceNanoseconds)
-        nv_dma_wmb()
-        unsafe nv_store64(header + 56, UInt64(Self.headerCRC(header)))
+    /// The slots of a queue in this epoch.
+    func slots(_ queue: Int) -> UnsafeMutableRawPointer {
+        unsafe address(layout.slotsOffset(queue, epoch: epoch))
     }
 
-    private static func headerCRC(_ header: UnsafeMutableRawPointer) -> UInt32 {
+    /// The request records of a queue in this epoch.
+    func requests(_ queue: Int) -> UnsafeMutableRawPointer {
+        unsafe address(layout.requestsOffset(queue, epoch: epoch))
+    }
+
+    /// The segment lists of a queue's requests in this epoch.
+    func segmentLists(_ queue: Int) -> UnsafeMutableRawPointer {
+        unsafe address(layout.segmentListsOffset(queue, epoch: epoch))
+    }
+
+    private static func header(_ start: UnsafeMutableRawPointer) -> TwinRecord {
+        unsafe TwinRecord(
+            base: start + StateLayout.headerOffset, wordCount: StateLayout.headerWords,
+            key: Checksum.headerKind)
+    }
+
+    private mutating func writeHeader() {
+        unsafe Self.header(memory.base).write([
+            generation, UInt64(epoch) | UInt64(salvageEpoch) << 32,
+            UInt64(fruitlessStarts) | UInt64(giveUps) << 32, fruitlessSinceNanoseconds,
+            lastNumber, stalledSinceNanoseconds,
+        ])
+    }
+
+    private func writeNumbers() {
+        let start = unsafe memory.base
+        unsafe nv_store64(start, StateLayout.magic)
+        unsafe nv_store64(start + 8, UInt64(StateLayout.version))
+        unsafe nv_store32(start + 16, UInt32(clamping: layout.queueCount))
+        unsafe nv_store32(start + 20, UInt32(clamping: layout.slotsPerQueue))
+        unsafe nv_store64(start + 24, UInt64(Self.numbersCRC(start)))
+    }
+
+    private static func numbersCRC(_ start: UnsafeMutableRawPointer) -> UInt32 {
         var crc = Checksum.headerKind
-        for word in 0..<7 { crc = nv_crc32c_64(crc, unsafe nv_load64(header + word * 8)) }
+        for word in 0..<3 { crc = nv_crc32c_64(crc, unsafe nv_load64(start + word * 8)) }
         return crc
     }
 
-    private static func crc(_ bytes: [UInt8]) -> UInt32 {
-        var crc = Checksum.headerKind ^ UInt32(truncatingIfNeeded: bytes.count)
+    static func crc(_ bytes: [UInt8], _ kind: UInt32) -> UInt32 {
+        var crc = kind ^ UInt32(truncatingIfNeeded: bytes.count)
         for byte in bytes { crc = nv_crc32c_64(crc, UInt64(byte)) }
         return crc
     }

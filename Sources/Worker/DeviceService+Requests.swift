@@ -52,8 +52,7 @@ extension DeviceService {
     /// The highest id taken is on record before its message leaves the socket.
     private func noteTaken(_ session: Session, _ id: UInt64) {
         session.highestRequestID = id
-        controller?.state.setSession(
-            session.slot, id: session.opening.sessionID, highestRequestID: id)
+        controller?.state.setHighestRequest(session.slot, id: id)
     }
 
     private func refuse(_ session: Session, _ id: UInt64, _ error: WireError) -> Disposition {

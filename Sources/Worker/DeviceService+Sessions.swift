@@ -44,7 +44,7 @@ extension DeviceService {
             StatisticsIdentity(
                 kind: .session, queue: UInt32(session.queue + 1), sessionID: opening.sessionID,
                 namespaceID: opening.nsid, disk: opening.disk))
-        controller.state.setSession(slot, id: opening.sessionID, highestRequestID: 0)
+        controller.state.setHighestRequest(slot, id: 0)
         return session
     }
 
@@ -170,7 +170,7 @@ extension DeviceService {
         dropRings(session)
         for region in session.regions.values { unregister(region.driverRegion) }
         session.regions.removeAll()
-        controller?.state.setSession(session.slot, id: 0, highestRequestID: 0)
+        controller?.state.clearSession(session.slot)
         // Those who opened the same namespace meanwhile were held back.
         for other in sessions.compactMap({ $0 })
         where other.opening.nsid == session.opening.nsid && !other.hasEnded && !isHeld(other) {

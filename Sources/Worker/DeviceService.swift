@@ -585,7 +585,7 @@ final class DeviceService {
             dropRings(session)
             forgetStatistics(session)
             sessions[session.slot] = nil
-            controller.state.setSession(session.slot, id: 0, highestRequestID: 0)
+            controller.state.clearSession(session.slot)
         }
         dyingSessions = 0
         requestsInFlight = 0

@@ -88,7 +88,7 @@ final class EngineRig {
             memory: QueueMemory(
                 submission: submission, completion: completion, prpLists: lists,
                 prpListsIOVA: Self.listsIOVA, prpListByteCount: listByteCount,
-                slots: state + layout.slotsOffset(1), indexLine: state + layout.queueIndexOffset(1),
+                slots: state + layout.slotsOffset(1, epoch: 1), indexLine: state + layout.queueIndexOffset(1),
                 scratch: try memory(QueueMemory.scratchByteCount(entries: entries)),
                 submissionDoorbell: doorbells, completionDoorbell: doorbells + 4,
                 submissionDoorbellOffset: 0x1008, completionDoorbellOffset: 0x100C, shadow: nil),
@@ -99,8 +99,8 @@ final class EngineRig {
             to: Engine(
                 queue: queue, regions: regions.view,
                 requests: unsafe RequestRecords(
-                    records: state + layout.requestsOffset(1),
-                    lists: state + layout.segmentListsOffset(1), queue: 1, epoch: 1),
+                    records: state + layout.requestsOffset(1, epoch: 1),
+                    lists: state + layout.segmentListsOffset(1, epoch: 1), queue: 1, epoch: 1),
                 bouncePages: bouncePages, firstBouncePage: 0))
     }
 
@@ -223,12 +223,12 @@ final class EngineRig {
 
     /// The state byte of every slot, from the state area.
     var slotStates: [UInt8] {
-        (0..<Int(entries - 2)).map { unsafe nv_load8(state + layout.slotsOffset(1) + $0 * 64 + 56) }
+        (0..<Int(entries - 2)).map { unsafe nv_load8(state + layout.slotsOffset(1, epoch: 1) + $0 * 64 + 56) }
     }
 
     func slotIsIntact(_ index: Int) -> Bool {
         unsafe CommandSlot.isIntact(
-            at: state + layout.slotsOffset(1) + index * 64,
+            at: state + layout.slotsOffset(1, epoch: 1) + index * 64,
             key: Checksum.key(Checksum.slotKind, queue: 1, epoch: 1) &+ UInt32(index))
     }
 

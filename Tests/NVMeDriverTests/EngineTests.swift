@@ -361,7 +361,7 @@ struct EngineTests {
         // Given
         let rig = try EngineRig()
         #expect(rig.submit(rig.read(lba: 0x55AA, token: 0x1234_5678_9ABC)) == .accepted)
-        let slot = unsafe rig.state + rig.layout.slotsOffset(1)
+        let slot = unsafe rig.state + rig.layout.slotsOffset(1, epoch: 1)
         // Then
         for bit in 0..<512 {
             let byte = unsafe nv_load8(slot + bit / 8)

@@ -360,7 +360,7 @@ struct SegmentTests {
             DataSegment(region: rig.region, offset: UInt64($0) * 8192 + 512, byteCount: 512)
         }
         #expect(rig.submit(rig.request(IOOperation.read, blocks: 8), segments) == .accepted)
-        let list = unsafe rig.state + rig.layout.segmentListsOffset(1)
+        let list = unsafe rig.state + rig.layout.segmentListsOffset(1, epoch: 1)
         let intact = rig.recordIsIntact(0)
         // When
         let offset = unsafe nv_load64(list + 16)
