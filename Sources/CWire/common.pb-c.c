@@ -277,6 +277,51 @@ void   nvmed__v1__device_info__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__device_info__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__continuity__init
+                     (Nvmed__V1__Continuity         *message)
+{
+  static const Nvmed__V1__Continuity init_value = NVMED__V1__CONTINUITY__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__continuity__get_packed_size
+                     (const Nvmed__V1__Continuity *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__continuity__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__continuity__pack
+                     (const Nvmed__V1__Continuity *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__continuity__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__continuity__pack_to_buffer
+                     (const Nvmed__V1__Continuity *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__continuity__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__Continuity *
+       nvmed__v1__continuity__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__Continuity *)
+     protobuf_c_message_unpack (&nvmed__v1__continuity__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__continuity__free_unpacked
+                     (Nvmed__V1__Continuity *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__continuity__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__health__init
                      (Nvmed__V1__Health         *message)
 {
@@ -1463,7 +1508,7 @@ const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor =
   (ProtobufCMessageInit) nvmed__v1__namespace_info__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_info__field_descriptors[14] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_info__field_descriptors[16] =
 {
   {
     "name",
@@ -1633,15 +1678,41 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_info__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "continuity",
+    15,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceInfo, continuity),
+    &nvmed__v1__continuity__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reset_reason",
+    16,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceInfo, reset_reason),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_info__field_indices_by_name[] = {
   3,   /* field[3] = attempts */
+  14,   /* field[14] = continuity */
   8,   /* field[8] = firmware */
   13,   /* field[13] = health */
   7,   /* field[7] = model */
   0,   /* field[0] = name */
   9,   /* field[9] = namespaces */
   2,   /* field[2] = reason */
+  15,   /* field[15] = reset_reason */
   11,   /* field[11] = restarts */
   6,   /* field[6] = serial */
   12,   /* field[12] = session_count */
@@ -1653,7 +1724,7 @@ static const unsigned nvmed__v1__device_info__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__device_info__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 14 }
+  { 0, 16 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor =
 {
@@ -1663,11 +1734,88 @@ const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor =
   "Nvmed__V1__DeviceInfo",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceInfo),
-  14,
+  16,
   nvmed__v1__device_info__field_descriptors,
   nvmed__v1__device_info__field_indices_by_name,
   1,  nvmed__v1__device_info__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__device_info__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__continuity__field_descriptors[4] =
+{
+  {
+    "generation",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Continuity, has_generation),
+    offsetof(Nvmed__V1__Continuity, generation),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "adoptions",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Continuity, has_adoptions),
+    offsetof(Nvmed__V1__Continuity, adoptions),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "resets",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Continuity, has_resets),
+    offsetof(Nvmed__V1__Continuity, resets),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "last_pause_ns",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Continuity, has_last_pause_ns),
+    offsetof(Nvmed__V1__Continuity, last_pause_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__continuity__field_indices_by_name[] = {
+  1,   /* field[1] = adoptions */
+  0,   /* field[0] = generation */
+  3,   /* field[3] = last_pause_ns */
+  2,   /* field[2] = resets */
+};
+static const ProtobufCIntRange nvmed__v1__continuity__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__continuity__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.Continuity",
+  "Continuity",
+  "Nvmed__V1__Continuity",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__Continuity),
+  4,
+  nvmed__v1__continuity__field_descriptors,
+  nvmed__v1__continuity__field_indices_by_name,
+  1,  nvmed__v1__continuity__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__continuity__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__health__field_descriptors[7] =
@@ -1902,7 +2050,7 @@ const ProtobufCMessageDescriptor nvmed__v1__session_counters__descriptor =
   (ProtobufCMessageInit) nvmed__v1__session_counters__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__session_info__field_descriptors[10] =
+static const ProtobufCFieldDescriptor nvmed__v1__session_info__field_descriptors[11] =
 {
   {
     "session_id",
@@ -2024,11 +2172,24 @@ static const ProtobufCFieldDescriptor nvmed__v1__session_info__field_descriptors
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "continuity",
+    11,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__SessionInfo, continuity),
+    &nvmed__v1__continuity__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__session_info__field_indices_by_name[] = {
   4,   /* field[4] = access */
   6,   /* field[6] = client_pid */
   7,   /* field[7] = client_uid */
+  10,   /* field[10] = continuity */
   9,   /* field[9] = counters */
   2,   /* field[2] = device */
   1,   /* field[1] = disk */
@@ -2040,7 +2201,7 @@ static const unsigned nvmed__v1__session_info__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__session_info__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 11 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__session_info__descriptor =
 {
@@ -2050,7 +2211,7 @@ const ProtobufCMessageDescriptor nvmed__v1__session_info__descriptor =
   "Nvmed__V1__SessionInfo",
   "nvmed.v1",
   sizeof(Nvmed__V1__SessionInfo),
-  10,
+  11,
   nvmed__v1__session_info__field_descriptors,
   nvmed__v1__session_info__field_indices_by_name,
   1,  nvmed__v1__session_info__number_ranges,

@@ -1129,7 +1129,7 @@ const ProtobufCMessageDescriptor nvmed__v1__list_disks__descriptor =
   (ProtobufCMessageInit) nvmed__v1__list_disks__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__disk_entry__field_descriptors[9] =
+static const ProtobufCFieldDescriptor nvmed__v1__disk_entry__field_descriptors[10] =
 {
   {
     "name",
@@ -1239,11 +1239,24 @@ static const ProtobufCFieldDescriptor nvmed__v1__disk_entry__field_descriptors[9
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "continuity",
+    10,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DiskEntry, continuity),
+    &nvmed__v1__continuity__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__disk_entry__field_indices_by_name[] = {
   3,   /* field[3] = access */
   5,   /* field[5] = block_byte_count */
   6,   /* field[6] = block_count */
+  9,   /* field[9] = continuity */
   1,   /* field[1] = device */
   0,   /* field[0] = name */
   2,   /* field[2] = nsid */
@@ -1254,7 +1267,7 @@ static const unsigned nvmed__v1__disk_entry__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__disk_entry__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__disk_entry__descriptor =
 {
@@ -1264,7 +1277,7 @@ const ProtobufCMessageDescriptor nvmed__v1__disk_entry__descriptor =
   "Nvmed__V1__DiskEntry",
   "nvmed.v1",
   sizeof(Nvmed__V1__DiskEntry),
-  9,
+  10,
   nvmed__v1__disk_entry__field_descriptors,
   nvmed__v1__disk_entry__field_indices_by_name,
   1,  nvmed__v1__disk_entry__number_ranges,

@@ -1474,7 +1474,7 @@ const ProtobufCMessageDescriptor nvmed__v1__controller_info__descriptor =
   (ProtobufCMessageInit) nvmed__v1__controller_info__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors[5] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors[7] =
 {
   {
     "controller",
@@ -1536,18 +1536,44 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "continuity",
+    6,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceReady, continuity),
+    &nvmed__v1__continuity__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reset_reason",
+    7,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceReady, reset_reason),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_ready__field_indices_by_name[] = {
   2,   /* field[2] = bring_up_ns */
+  5,   /* field[5] = continuity */
   0,   /* field[0] = controller */
   4,   /* field[4] = descriptor_count */
   3,   /* field[3] = generation */
   1,   /* field[1] = namespaces */
+  6,   /* field[6] = reset_reason */
 };
 static const ProtobufCIntRange nvmed__v1__device_ready__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 5 }
+  { 0, 7 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor =
 {
@@ -1557,7 +1583,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor =
   "Nvmed__V1__DeviceReady",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceReady),
-  5,
+  7,
   nvmed__v1__device_ready__field_descriptors,
   nvmed__v1__device_ready__field_indices_by_name,
   1,  nvmed__v1__device_ready__number_ranges,

@@ -7,7 +7,8 @@
 //
 // Cancellation: a task that is cancelled while its request waits for room in the ring gets
 // `cancelled` at once, and the request is not done. Once in the ring a request runs to its end, and
-// the call returns only then, because the device uses the memory until then.
+// the call returns only then, because the device uses the memory until then; also when its worker
+// dies meanwhile, for the successor goes on with it.
 
 public import Wire
 
@@ -110,22 +111,36 @@ public final class AsyncDisk: Sendable {
     /// Why the session is over; nil while it is open.
     public var ended: WireError? { core.withDisk { $0.ended } }
 
+    /// The pause that the service told of last and that is not over: requests wait by themselves.
+    public var stall: DiskStall? { core.withDisk { $0.stall } }
+
     /// Events since the last call, oldest first.
     public func takeEvents() -> [SessionEvent] { core.withDisk { $0.takeEvents() } }
 
-    /// Registers a buffer; requests need one that is. Blocks, and completions wait meanwhile.
+    /// What happens to the session from now on: pauses, their ends, changes of the disk; the last
+    /// is its end, with the reason. Each call gives a stream of its own, which keeps the newest 64
+    /// events for whoever is slow.
+    public func events() -> AsyncStream<SessionEvent> { core.listeners.stream() }
+
+    /// Registers a buffer; requests need one that is. Blocks, and completions wait meanwhile, for
+    /// as long as the deadline (CLOCK_MONOTONIC nanoseconds) allows.
     @discardableResult
     public func registerMemory(
-        _ buffer: IOBuffer, readOnly: Bool = false
+        _ buffer: IOBuffer, readOnly: Bool = false, deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) -> UInt32 {
         try core.withDisk { disk throws(ClientError) in
-            try disk.registerMemory(buffer, readOnly: readOnly)
+            try disk.registerMemory(
+                buffer, readOnly: readOnly, deadlineNanoseconds: deadlineNanoseconds)
         }
     }
 
     /// Gives a registered buffer back. Blocks until no request uses it.
-    public func unregisterMemory(_ buffer: IOBuffer) throws(ClientError) {
-        try core.withDisk { disk throws(ClientError) in try disk.unregisterMemory(buffer) }
+    public func unregisterMemory(
+        _ buffer: IOBuffer, deadlineNanoseconds: UInt64? = nil
+    ) throws(ClientError) {
+        try core.withDisk { disk throws(ClientError) in
+            try disk.unregisterMemory(buffer, deadlineNanoseconds: deadlineNanoseconds)
+        }
     }
 
     /// Ends the session. Requests that are under way throw `cancelled`; it is not known whether

@@ -35,6 +35,7 @@ final class AsyncRingCore: @unchecked Sendable {
     private let stopEvent: EventFD
     private let tickets = Atomic<UInt64>(0)
     private let batch: UnsafeMutableBufferPointer<RingCompletion>
+    let listeners = EventListeners()
 
     /// By tag: the request in the ring.
     private var inRing: [AsyncRequest?]
@@ -63,6 +64,7 @@ final class AsyncRingCore: @unchecked Sendable {
         unsafe lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
         unsafe lock.initialize(to: pthread_mutex_t())
         unsafe pthread_mutex_init(lock, nil)
+        disk.onEvent = { [listeners] event in listeners.tell(event) }
     }
 
     deinit {
@@ -268,5 +270,6 @@ final class AsyncRingCore: @unchecked Sendable {
             return inRing.compactMap { $0 } + waiting[waitingHead...]
         }
         for request in left { request.continuation.resume(returning: error) }
+        listeners.finish(error.wireError ?? WireError(.internalError, error.description))
     }
 }

@@ -11,7 +11,8 @@ public enum ClientError: Error, Sendable, Equatable, CustomStringConvertible {
     /// The connection to the supervisor broke.
     case disconnected(String)
     /// The request failed, as the service (or this library, for a request that cannot be right)
-    /// says. `workerRestarted` among them: reopen the disk (`Disk.reopen`) and go on.
+    /// says. `workerRestarted` among them, when a session could not be kept over the death of its
+    /// worker: reopen the disk (`Disk.reopen`) and go on.
     case failed(WireError)
     /// The deadline passed. Requests that were sent may still have their effect.
     case timedOut
@@ -33,7 +34,8 @@ public enum ClientError: Error, Sendable, Equatable, CustomStringConvertible {
         if case .failed(let error) = self { error } else { nil }
     }
 
-    /// The session ended because its worker was restarted: `Disk.reopen` and repeat.
+    /// The session ended because its worker was restarted and it could not be kept: `Disk.reopen`
+    /// and repeat.
     public var isWorkerRestarted: Bool { wireError?.code == .workerRestarted }
 
     /// The same request may succeed later without anybody changing anything.

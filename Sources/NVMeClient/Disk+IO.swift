@@ -187,12 +187,16 @@ extension Disk {
         _ buffer: IOBuffer, readOnly: Bool = false, deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) -> UInt32 {
         if let id = regionID(of: buffer) { return id }
-        let used = Set(regions.map(\.id))
+        let used = doubtfulRegionIDs.union(regions.map(\.id))
         var id: UInt32 = 0
-        // Ends: one more id than there are regions.
+        // Ends: one more id than there are regions and doubtful ones.
         while used.contains(UInt64(id)) { id += 1 }
         let region = Region(id: UInt64(id), buffer: buffer, readOnly: readOnly)
-        try register(region, deadlineNanoseconds)
+        do throws(ClientError) { try register(region, deadlineNanoseconds) } catch {
+            // The worker may still do it.
+            if error == .timedOut { doubtfulRegionIDs.insert(region.id) }
+            throw error
+        }
         regions.append(region)
         return id
     }
@@ -221,6 +225,9 @@ extension Disk {
     // MARK: Reopening
 
     /// Opens the disk again after its session ended, and registers its memory again.
+    ///
+    /// The death of a worker does not end sessions; this is for those that could not be kept, as
+    /// after a power failure of the device, and for those that were closed.
     ///
     /// Tries until the deadline while the reason is one that passes (the device starts, the old
     /// session is still held, the supervisor restarts). Requests that were in flight are not sent

@@ -34,10 +34,25 @@ public struct DiskCompletion: Sendable, Equatable {
     public let error: WireError?
 }
 
+/// A pause that the service told of: requests wait, and nothing has to be done about it.
+public struct DiskStall: Sendable, Equatable {
+    /// Why, in English.
+    public let reason: String
+    /// When it was told: CLOCK_MONOTONIC nanoseconds.
+    public let sinceNanoseconds: UInt64
+}
+
 /// An open disk. One owner at a time: not thread-safe.
+///
+/// When its worker dies, the session lives on: a successor takes it over with everything that is in
+/// flight, and requests only take longer. Short pauses are not told; from a second on `stall` and
+/// the events tell. A session that could not be kept ends with the reason (`ended`).
 public final class Disk {
     /// The most requests in flight: half of what a worker takes from one session.
     public static let windowCount = 128
+    /// All requests in flight, each with the most inline data: nobody reads while a worker is being
+    /// replaced, and that ends no session.
+    static var outgoingByteLimit: Int { windowCount * WireLimits.messageByteCount }
     /// The most events kept for `takeEvents`; older ones are dropped.
     static let eventLimit = 64
 
@@ -56,17 +71,29 @@ public final class Disk {
     public let name: String
     /// What the disk is like; kept up to date by events.
     public internal(set) var info: DiskInfo
-    /// The service said that requests wait at the moment (nothing has to be done).
-    public private(set) var isStalled = false
+    /// The pause that the service told of last and that is not over.
+    public private(set) var stall: DiskStall?
+    /// Whether the service said that requests wait at the moment (nothing has to be done).
+    public var isStalled: Bool { stall != nil }
+    /// Pauses that the service told of.
+    public private(set) var stallCount: UInt64 = 0
+    /// How long the last pause was that the service told of and that is over; nil: there was none.
+    public private(set) var lastStallNanoseconds: UInt64?
+    /// Called for every event when it is heard: within any call of this disk, or of a ring's `wait`
+    /// with `watchesSession`. It must not use the disk.
+    public var onEvent: ((SessionEvent) -> Void)?
     /// Why the session is over; nil while it is open.
     public private(set) var ended: WireError?
-    /// Replies that nobody waited for; they are ignored, as the protocol wants it.
+    /// Replies that nobody waited for; they are ignored, as the protocol wants it: the successor of
+    /// a worker repeats what it cannot know to have been sent.
     public private(set) var ignoredReplies: UInt64 = 0
 
     let backend: NVMeBackend
     let access: AccessMode?
     var channel: Channel<SessionProtocol>
     var regions: [Region] = []
+    /// Ids whose registration was given up: they may be taken at the worker.
+    var doubtfulRegionIDs: Set<UInt64> = []
     var nextRingID: UInt32 = 0
     /// What the last `RingOpened` brought.
     var openedRing: RingParts?
@@ -86,6 +113,7 @@ public final class Disk {
         self.name = name
         self.access = access
         channel = session
+        session.outgoingByteLimit = Self.outgoingByteLimit
         self.info = info ?? DiskInfo()
         if info == nil { try refreshInfo(deadlineNanoseconds: deadlineNanoseconds) }
     }
@@ -94,9 +122,10 @@ public final class Disk {
     func adopt(_ session: Channel<SessionProtocol>) {
         end(Self.restarted(name, "it was opened again"))
         channel = session
+        session.outgoingByteLimit = Self.outgoingByteLimit
         sessionNumber &+= 1
         ended = nil
-        isStalled = false
+        doubtfulRegionIDs = []
     }
 
     /// How many requests are in flight.
@@ -296,6 +325,7 @@ public final class Disk {
     /// The session is over: what is in flight fails with the reason.
     private func end(_ reason: WireError) {
         if ended == nil { ended = reason }
+        stall = nil
         let ids = waiting.keys.sorted()
         for id in ids { complete(id, ended ?? reason) }
     }
@@ -349,9 +379,13 @@ public final class Disk {
 
     /// A ring that nobody waits for is closed again with its descriptors.
     private func handleRing(_ id: UInt64, _ parts: consuming RingParts?) {
-        guard case .ring = waiting[id] else { return complete(id, nil) }
-        openedRing = parts
-        complete(id, nil)
+        switch waiting[id] {
+        case .ring:
+            openedRing = parts
+            complete(id, nil)
+        case .none, .abandoned: complete(id, nil)
+        case .some: complete(id, mismatch("a ring came for a request of another kind"))
+        }
     }
 
     /// Takes one message if there is one and acts on it; false: there was none.
@@ -382,12 +416,24 @@ public final class Disk {
     private func handle(_ event: SessionEvent) {
         switch event {
         case .diskChanged(_, let info): if let info { self.info = info }
-        case .stalled: isStalled = true
-        case .resumed: isStalled = false
+        case .stalled(let reason): hearStall(reason)
+        // It may come without the other: a successor does not know what its predecessor said.
+        case .resumed(let nanoseconds):
+            stall = nil
+            lastStallNanoseconds = nanoseconds
         case .ended(let reason): end(reason)
         }
         if events.count >= Self.eventLimit { events.removeFirst() }
         events.append(event)
+        onEvent?(event)
+    }
+
+    /// A successor may say again what its predecessor said: it is the same pause then.
+    private func hearStall(_ reason: String) {
+        let since = stall?.sinceNanoseconds
+        if since == nil { stallCount &+= 1 }
+        stall = DiskStall(
+            reason: reason, sinceNanoseconds: since ?? MonotonicClock.nowNanoseconds)
     }
 
     // MARK: Single requests

@@ -24,8 +24,15 @@ final class Device {
     /// What the controller last said of its health.
     private var health: Health?
     private(set) var restarts: UInt64 = 0
-    /// Sessions by id.
+    /// Sessions by id. The death of their worker ends none of them: until its successor has said
+    /// which it has, they count as open.
     var sessions: [UInt64: SessionInfo] = [:]
+    /// Sessions that ended while the worker was asked for all of them.
+    private var endedMeanwhile: Set<UInt64> = []
+    /// Sessions to be taken from their clients as soon as there is a worker, and why.
+    var revocations: [UInt64: String] = [:]
+    /// Called when the worker has said what it has.
+    var onLearned: (@Control () -> Void)?
     /// Serialises opening.
     let turn: Turn
 
@@ -43,6 +50,13 @@ final class Device {
     /// Tells a load that was overtaken by another one to keep its result for itself.
     private var loadNumber: UInt64 = 0
     private var waiting: [OneShot<Void>] = []
+    /// States that the worker has told, and who waits for the next.
+    private var toldStates: UInt64 = 0
+    private var stateWaiting: [OneShot<Void>] = []
+    /// When the worker was lost that has no successor yet.
+    private var lostNanoseconds: UInt64?
+    /// How long the last change of workers took, as seen from here.
+    private var pauseNanoseconds: UInt64?
     /// A worker that ran before this supervisor is being asked what it has.
     private var isAdopting = false
     /// The worker has shut its controller down and is about to end.
@@ -119,6 +133,7 @@ final class Device {
         backOff = nil
         load?.cancel()
         loadNumber &+= 1
+        endedMeanwhile = []
         let number = loadNumber
         load = EventLoop.current.task { await self.runLoad(number) }
     }
@@ -184,7 +199,7 @@ final class Device {
     private func bringUp(
         _ link: WorkerLink, _ deadline: UInt64
     ) async throws(WireError) -> (found: WorkerDevice, fds: [PassedFD]) {
-        var found = try await link.getDevice(deadline)
+        var found = try await settled(link, deadline)
         if found.state == .ready, found.ready != nil {
             if found.config != config {
                 log.warning(
@@ -205,21 +220,78 @@ final class Device {
         return (found, fds)
     }
 
+    /// What the worker has, once it has finished what it began by itself: the successor of one that
+    /// died takes the device over without being asked.
+    private func settled(
+        _ link: WorkerLink, _ deadline: UInt64
+    ) async throws(WireError) -> WorkerDevice {
+        while true {
+            let told = toldStates
+            let found = try await link.getDevice(deadline)
+            guard found.state == .starting || found.state == .recovering else { return found }
+            // What was told since the question was sent may be news.
+            guard told == toldStates else { continue }
+            let change = OneShot<Void>()
+            stateWaiting.append(change)
+            try await change.wait(until: deadline, "waiting for the worker of device \(name)")
+        }
+    }
+
+    private func tellState() {
+        toldStates &+= 1
+        let waiting = stateWaiting
+        stateWaiting = []
+        for one in waiting { one.succeed(()) }
+    }
+
     private func learn(_ found: WorkerDevice, _ sessions: [SessionInfo]) {
-        if let workerPID, workerPID != found.workerPID { restarts &+= 1 }
+        let isSuccessor = workerPID != nil && workerPID != found.workerPID
+        if isSuccessor { restarts &+= 1 }
         workerPID = found.workerPID
         units.answered(name)
         ready = found.ready
-        self.sessions = [:]
-        for session in sessions.prefix(SupervisorLimits.sessionsPerDevice) {
-            self.sessions[session.sessionID] = session
+        if let lostNanoseconds, isSuccessor {
+            pauseNanoseconds = MonotonicClock.nowNanoseconds &- lostNanoseconds
         }
-        for id in endWaiting.keys where self.sessions[id] == nil { tellEnded(id) }
+        lostNanoseconds = nil
+        reconcile(sessions)
+        onLearned?()
         guard let ready else { return }
+        let pause = continuity?.lastPauseNanoseconds.map {
+            "; requests waited \($0 / 1_000_000) ms"
+        }
+        let how =
+            ready.resetReason.isEmpty ? "" : "; its controller was reset: \(ready.resetReason)"
         log.notice(
             "ready: \(ready.namespaces.count) namespaces, worker \(found.workerPID), "
-                + "\(sessions.count) sessions, brought up in "
-                + "\(ready.bringUpNanoseconds / 1_000_000) ms", id: .deviceReady)
+                + "\(self.sessions.count) sessions, brought up in "
+                + "\(ready.bringUpNanoseconds / 1_000_000) ms"
+                + (isSuccessor ? (pause ?? "") + how : ""), id: .deviceReady)
+    }
+
+    /// Takes over what the worker says of its sessions.
+    private func reconcile(_ told: [SessionInfo]) {
+        let before = sessions
+        sessions = [:]
+        for session in told.prefix(SupervisorLimits.sessionsPerDevice)
+        where !endedMeanwhile.contains(session.sessionID) {
+            sessions[session.sessionID] = session
+        }
+        endedMeanwhile = []
+        for (id, session) in before where sessions[id] == nil {
+            log.warning(
+                "session \(id) of disk \(session.disk), of process \(session.clientPID), ended "
+                    + "while its worker was replaced", id: .sessionEnded, namespace: session.nsid)
+        }
+        revocations = revocations.filter { sessions[$0.key] != nil }
+        for id in endWaiting.keys where sessions[id] == nil { tellEnded(id) }
+    }
+
+    /// Forgets all sessions: the worker has ended them in order.
+    private func forgetSessions() {
+        sessions = [:]
+        revocations = [:]
+        for id in Array(endWaiting.keys) { tellEnded(id) }
     }
 
     /// Adopts a worker that runs already, without starting one; the supervisor was restarted.
@@ -257,7 +329,9 @@ final class Device {
 
     private func hear(_ event: WorkerEvent) {
         switch event {
-        case .stateChanged(let state, let reason): hear(state, reason)
+        case .stateChanged(let state, let reason):
+            tellState()
+            hear(state, reason)
         case .namespaceChanged(let nsid): refreshNamespace(nsid)
         // The worker has logged what is critical about it.
         case .health(let health): self.health = health
@@ -267,6 +341,8 @@ final class Device {
                     "session \(id) of disk \(session.disk) ended: \(reason)",
                     id: .sessionEnded, namespace: session.nsid)
             }
+            if load != nil { endedMeanwhile.insert(id) }
+            revocations[id] = nil
             tellEnded(id)
         }
     }
@@ -310,6 +386,12 @@ final class Device {
         // While we stop it ourselves, its unit's end is what counts.
         let isEnd = isLeaving && lifecycle.state != .draining
         isLeaving = false
+        tellState()
+        if isEnd {
+            forgetSessions()
+        } else if lostNanoseconds == nil, ready != nil {
+            lostNanoseconds = MonotonicClock.nowNanoseconds
+        }
         post(isEnd ? .stopped : .workerLost, reason: reason)
     }
 
@@ -399,14 +481,15 @@ final class Device {
         } catch {
             log.error("its worker could not be stopped: \(error); continuing", id: .workerStuck)
         }
-        sessions = [:]
-        for id in Array(endWaiting.keys) { tellEnded(id) }
+        forgetSessions()
         workerPID = nil
+        lostNanoseconds = nil
         post(.stopped)
     }
 
     /// Ends the worker in order and waits until it has ended.
     func stop() async {
+        await waitForSuccessor()
         post(.stop, reason: "stopped by request")
         while lifecycle.state == .draining {
             let change = OneShot<Void>()
@@ -416,6 +499,19 @@ final class Device {
                 try await change.wait(
                     until: Deadline.after(4 * SupervisorLimits.shutdownNanoseconds),
                     "stopping device \(name)")
+            } catch { return }
+        }
+    }
+
+    /// The successor of a worker that died can shut the controller down in order; without it the
+    /// device would only be closed. Bounded: it may never come.
+    private func waitForSuccessor() async {
+        let deadline = Deadline.after(SupervisorLimits.successorNanoseconds)
+        while lifecycle.state == .recovering, link == nil || load != nil {
+            let change = OneShot<Void>()
+            waiting.append(change)
+            do throws(WireError) {
+                try await change.wait(until: deadline, "the next worker of device \(name)")
             } catch { return }
         }
     }
@@ -437,7 +533,18 @@ final class Device {
         info.restarts = restarts
         info.sessionCount = UInt32(clamping: sessions.count)
         info.health = health
+        info.continuity = continuity
+        info.resetReason = ready?.resetReason ?? ""
         return info
+    }
+
+    /// How the device got over the deaths of its workers. Where the worker does not tell how long
+    /// requests waited, it is how long it took until its successor was ready.
+    var continuity: Continuity? {
+        guard let ready else { return nil }
+        var known = ready.continuity ?? Continuity(generation: ready.generation)
+        if known.lastPauseNanoseconds == nil { known.lastPauseNanoseconds = pauseNanoseconds }
+        return known
     }
 }
 

@@ -41,7 +41,8 @@ final class ManagedUnits: WorkerUnits {
         let unit = try unit(device)
         do throws(UnitManagerError) {
             guard try await manager.list().contains(unit) else { return false }
-            return try await manager.status(unit).state == .active
+            // One that keeps failing has kept what is stored for it, and is started again.
+            return try await manager.status(unit).state != .inactive
         } catch { throw Self.failed(error, device) }
     }
 

@@ -32,8 +32,12 @@ enum Paging {
 
     // Upper bounds of the encoded sizes: texts as they are, every number at its longest.
 
+    /// Of how something got over the deaths of workers: four numbers and the message around them.
+    private static let continuityCost = 46
+
     static func cost(_ device: DeviceInfo) -> Int {
-        128 + device.name.utf8.count + device.reason.utf8.count + device.transport.utf8.count
+        136 + continuityCost + device.resetReason.utf8.count + device.name.utf8.count
+            + device.reason.utf8.count + device.transport.utf8.count
             + device.serial.utf8.count + device.model.utf8.count + device.firmware.utf8.count
             + device.namespaces.reduce(0) { $0 + cost($1) }
     }
@@ -44,11 +48,12 @@ enum Paging {
     }
 
     static func cost(_ disk: DiskEntry) -> Int {
-        72 + disk.name.utf8.count + disk.device.utf8.count + disk.problem.utf8.count
+        72 + continuityCost + disk.name.utf8.count + disk.device.utf8.count
+            + disk.problem.utf8.count
     }
 
     static func cost(_ session: SessionInfo) -> Int {
-        160 + session.disk.utf8.count + session.device.utf8.count
+        160 + continuityCost + session.disk.utf8.count + session.device.utf8.count
     }
 
     static func cost(_ entry: InspectEntry) -> Int {

@@ -130,15 +130,11 @@ extension Service {
         let device = place.device
         return try await device.turn.run(deadlineNanoseconds: caller.deadlineNanoseconds) {
             () throws(WireError) in
-            try await device.becomeReady(caller.deadlineNanoseconds)
-            guard let link = device.link else {
-                throw WireError(
-                    .workerRestarted, "device \(device.name): its worker is gone; try again",
-                    device: device.name, disk: disk.name)
+            try await device.persistently(caller.deadlineNanoseconds) { link throws(WireError) in
+                if let holder = self.holder(disk, place, access) { throw self.held(disk, holder) }
+                try self.checkSessionCount(disk)
+                return try await self.openSession(disk, place, access, link, caller)
             }
-            if let holder = self.holder(disk, place, access) { throw self.held(disk, holder) }
-            try self.checkSessionCount(disk)
-            return try await self.openSession(disk, place, access, link, caller)
         }
     }
 

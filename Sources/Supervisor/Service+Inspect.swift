@@ -85,6 +85,16 @@ extension Service {
             InspectEntry(root + "worker_pid", info.workerPID.map { "\($0)" } ?? "none"),
             InspectEntry(root + "requests_pending", "\(device.link?.pendingCount ?? 0)"),
         ]
+        if let continuity = info.continuity {
+            entries += [
+                InspectEntry(root + "generation", "\(continuity.generation)"),
+                InspectEntry(root + "adoptions", "\(continuity.adoptions)"),
+                InspectEntry(root + "resets", "\(continuity.resets)"),
+                InspectEntry(
+                    root + "last_pause_ns", "\(continuity.lastPauseNanoseconds ?? 0)"),
+                InspectEntry(root + "reset_reason", info.resetReason),
+            ]
+        }
         for session in device.sessions.values {
             let root = root + "session/\(session.sessionID)/"
             entries += [

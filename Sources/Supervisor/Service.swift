@@ -84,8 +84,7 @@ final class Service {
         sessionsMax = plan.sessionsMax
         await stop(withdrawn, "the device was taken out of the configuration")
         for (name, config) in plan.devices {
-            let device = devices[name] ?? Device(config: config, units: units, log: log)
-            if devices[name] == nil { devices[name] = device }
+            let device = devices[name] ?? make(config)
             let isGiven = device.leftToKernel == nil && plan.leftToKernel[name] != nil
             device.leftToKernel = plan.leftToKernel[name]
             if isGiven { await stop([device], device.leftToKernel ?? "") }
@@ -99,6 +98,8 @@ final class Service {
                         + "\(device.sessions.count) sessions are open")
             }
         }
+        // Sessions that turned up while the files were read were judged by what they said before.
+        for device in sortedDevices { review(device) }
         log.notice(
             "configuration: \(devices.count) devices, \(disks.count) disks",
             id: .configuration)
@@ -129,7 +130,38 @@ final class Service {
         await Self.inParallel(devices) { await $0.stop() }
     }
 
+    private func make(_ config: DeviceConfig) -> Device {
+        let device = Device(config: config, units: units, log: log)
+        device.onLearned = { [weak self, weak device] in
+            if let device { self?.review(device) }
+        }
+        devices[config.name] = device
+        return device
+    }
+
+    /// Takes sessions back that their clients may no longer have: the configuration changed while
+    /// no supervisor or no worker was there.
+    private func review(_ device: Device) {
+        for (id, session) in device.sessions where device.revocations[id] == nil {
+            let disk = disks[session.disk]
+            if disk == nil {
+                device.revocations[id] = "the disk is not configured any more"
+            } else if let disk, disk.mode == .readOnly, session.access == .readWrite {
+                device.revocations[id] = "the disk may only be read now"
+            } else if let named = disk?.device, named != device.name {
+                device.revocations[id] = "the disk is on device \(named) now"
+            }
+        }
+        guard let link = device.link, link.isOpen else { return }
+        for (id, reason) in device.revocations {
+            guard let session = device.sessions[id] else { continue }
+            EventLoop.current.task { await self.revoke(session, of: device, reason) }
+        }
+    }
+
     private func revoke(_ session: SessionInfo, of device: Device, _ reason: String) async {
+        // Whatever becomes of this try, the next worker is asked as long as it has the session.
+        device.revocations[session.sessionID] = reason
         guard let link = device.link else { return }
         device.log.notice(
             "session \(session.sessionID) of disk \(session.disk) is taken from process "
@@ -204,6 +236,7 @@ final class Service {
                 entry.blockCount = namespace.blockCount
             }
             let info = place.device.info
+            entry.continuity = info.continuity
             if info.state == .failed || info.state == .removed {
                 entry.problem = "device \(info.name): \(info.reason)"
             }
@@ -269,23 +302,19 @@ final class Service {
         guard isOperator(caller) || session.clientUID == caller.peer.uid else {
             throw notOperator("close a session of another user", caller)
         }
-        guard let link = device.link else { throw try await lost(device, caller) }
         device.log.notice(
             "session \(id) of disk \(session.disk) is taken from process \(session.clientPID) of "
                 + "user \(session.clientUID), as user \(caller.peer.uid) wants: \(reason)",
             id: .sessionRevoked, namespace: session.nsid)
-        _ = try await link.call(
-            .closeSession(sessionID: id, reason: reason),
-            deadlineNanoseconds: caller.deadlineNanoseconds, "closing session \(id)")
+        try await device.persistently(caller.deadlineNanoseconds) { link throws(WireError) in
+            // The worker may have ended it before it died.
+            guard device.sessions[id] != nil else { return }
+            _ = try await link.call(
+                .closeSession(sessionID: id, reason: reason),
+                deadlineNanoseconds: caller.deadlineNanoseconds, "closing session \(id)")
+        }
         _ = await device.waitForEnd(
             of: id, Deadline.after(SupervisorLimits.closingSessionNanoseconds))
-    }
-
-    private func lost(_ device: Device, _ caller: Caller) async throws(WireError) -> WireError {
-        try await device.becomeReady(caller.deadlineNanoseconds)
-        return WireError(
-            .workerRestarted, "device \(device.name): its worker was restarted; try again",
-            device: device.name)
     }
 
     /// Reads the configuration again, for an operator.

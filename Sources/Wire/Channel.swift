@@ -108,6 +108,9 @@ public final class Channel<P: WireProtocol> {
     /// The most bytes that wait for a peer that does not read: 32 replies with full payloads, which
     /// is what an honest client may have in flight.
     public static var outgoingByteLimit: Int { 32 * WireLimits.messageByteCount }
+    /// The most bytes that wait for this peer. A client whose worker is being replaced asks for as
+    /// much as it may have in flight: nobody reads meanwhile.
+    public var outgoingByteLimit = Channel<P>.outgoingByteLimit
     /// Above this many waiting bytes a server should not take more requests.
     public static var congestedByteCount: Int { 4 * WireLimits.messageByteCount }
     /// The most messages that wait.
@@ -317,7 +320,7 @@ public final class Channel<P: WireProtocol> {
         } catch { throw .tooLarge(error) }
         try flush()
         if outgoing.isEmpty, try unsafe sendNow(payload, fds) { return }
-        guard outgoing.byteCount <= Self.outgoingByteLimit,
+        guard outgoing.byteCount <= outgoingByteLimit,
             outgoing.count < Self.outgoingMessageLimit
         else { throw .outgoingFull(byteCount: outgoing.byteCount) }
         do { try unsafe outgoing.append(buffer.writer.bytes, payload, fds) } catch {

@@ -181,6 +181,8 @@ extension DeviceInfo {
         writer.number(12, restarts)
         writer.number(13, sessionCount)
         if let health { writer.message(14) { health.write(into: &$0) } }
+        if let continuity { writer.message(15) { continuity.write(into: &$0) } }
+        writer.text(16, resetReason)
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceInfo>) throws(WireError) {
@@ -202,6 +204,8 @@ extension DeviceInfo {
         restarts = unsafe c.restarts
         sessionCount = unsafe c.session_count
         health = unsafe c.health.map { unsafe Health($0) }
+        continuity = unsafe Continuity(c.continuity)
+        resetReason = unsafe Field.text(c.reset_reason)
     }
 }
 
@@ -265,6 +269,7 @@ extension SessionInfo {
         writer.number(8, clientUID)
         writer.number(9, openedNanoseconds)
         writer.message(10) { counters.write(into: &$0) }
+        if let continuity { writer.message(11) { continuity.write(into: &$0) } }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__SessionInfo>) throws(WireError) {
@@ -281,6 +286,7 @@ extension SessionInfo {
         clientUID = unsafe c.client_uid
         openedNanoseconds = unsafe c.opened_ns
         counters = unsafe SessionCounters(c.counters)
+        continuity = unsafe Continuity(c.continuity)
     }
 }
 

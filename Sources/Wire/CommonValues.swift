@@ -178,6 +178,10 @@ public struct DeviceInfo: Sendable, Hashable {
     public var sessionCount: UInt32 = 0
     /// What the controller last said of itself; nil: nothing yet.
     public var health: Health?
+    /// How it got over the deaths of its workers; nil: never seen ready.
+    public var continuity: Continuity?
+    /// Why the last worker that took over had to reset the controller; empty: it had not.
+    public var resetReason = ""
     /// A device of which nothing else is known.
     public init(name: String, state: DeviceState) {
         self.name = name
@@ -258,6 +262,8 @@ public struct SessionInfo: Sendable, Hashable {
     public var openedNanoseconds: UInt64 = 0
     /// What it did.
     public var counters = SessionCounters()
+    /// How it got over the deaths of workers; nil: not known.
+    public var continuity: Continuity?
     /// A session of which nothing else is known.
     public init(sessionID: UInt64, disk: String, access: AccessMode) {
         self.sessionID = sessionID

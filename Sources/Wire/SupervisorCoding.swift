@@ -15,6 +15,7 @@ extension DiskEntry {
         if blockCount != 0 { writer.number(7, blockCount) }
         writer.number(8, sessionCount)
         writer.text(9, problem)
+        if let continuity { writer.message(10) { continuity.write(into: &$0) } }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DiskEntry>) throws(WireError) {
@@ -29,6 +30,7 @@ extension DiskEntry {
         blockCount = unsafe c.block_count
         sessionCount = unsafe c.session_count
         problem = unsafe Field.text(c.problem)
+        continuity = unsafe Continuity(c.continuity)
     }
 }
 

@@ -21,6 +21,8 @@ public struct DiskEntry: Sendable, Hashable {
     public var sessionCount: UInt32 = 0
     /// Why it cannot be opened now; empty: it can.
     public var problem = ""
+    /// How its device got over the deaths of its workers; nil: never seen ready.
+    public var continuity: Continuity?
     /// A disk of which nothing else is known.
     public init(name: String, access: AccessMode) {
         self.name = name

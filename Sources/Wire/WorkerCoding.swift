@@ -138,6 +138,8 @@ extension DeviceReady {
         writer.number(3, bringUpNanoseconds)
         writer.number(4, generation)
         if descriptorCount > 0 { writer.number(5, descriptorCount) }
+        if let continuity { writer.message(6) { continuity.write(into: &$0) } }
+        writer.text(7, resetReason)
     }
 
     init(_ c: UnsafePointer<Nvmed__V1__DeviceReady>) throws(WireError) {
@@ -150,6 +152,8 @@ extension DeviceReady {
             bringUpNanoseconds: unsafe c.pointee.bring_up_ns,
             generation: unsafe c.pointee.generation)
         descriptorCount = unsafe c.pointee.descriptor_count
+        continuity = unsafe Continuity(c.pointee.continuity)
+        resetReason = unsafe Field.text(c.pointee.reset_reason)
         guard Int(descriptorCount) <= WireLimits.fdCount else {
             throw WireError(
                 .invalidArgument, "\(descriptorCount) descriptors are more than a message carries",

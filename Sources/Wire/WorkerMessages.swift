@@ -101,6 +101,10 @@ public struct DeviceReady: Sendable, Hashable {
     /// Descriptors that travel along: the VFIO device and the eventfd of the kernel's requests, or
     /// none.
     public var descriptorCount: UInt32 = 0
+    /// How the device got over the deaths of its workers; nil: only the generation is known.
+    public var continuity: Continuity?
+    /// Why this worker had to reset the controller that it found; empty: it had not.
+    public var resetReason = ""
     /// Describes a device that is up.
     public init(
         controller: ControllerInfo, namespaces: [NamespaceInfo], bringUpNanoseconds: UInt64,

@@ -285,7 +285,7 @@ final class SupervisorHarness: DeviceObserver {
 /// Lists that do not fit one message.
 enum Paging {
     /// What an entry takes beside its texts: tags, lengths, numbers.
-    private static let overheadByteCount = 96
+    private static let overheadByteCount = 208
 
     /// The sessions with ids above `after`, as far as they fit.
     static func page(_ all: [SessionInfo], after: UInt64?) -> Page<SessionInfo> {

@@ -70,7 +70,17 @@ enum Samples {
         device.workerPID = 4711
         device.restarts = 2
         device.sessionCount = 5
+        device.continuity = continuity
+        device.resetReason = "CSTS.CFS is set"
         return device
+    }
+
+    static var continuity: Continuity {
+        var continuity = Continuity(generation: 9)
+        continuity.adoptions = 7
+        continuity.resets = 1
+        continuity.lastPauseNanoseconds = 8_000_000
+        return continuity
     }
 
     static var counters: SessionCounters {
@@ -94,6 +104,7 @@ enum Samples {
         session.clientUID = 1000
         session.openedNanoseconds = 123_456
         session.counters = counters
+        session.continuity = continuity
         return session
     }
 
@@ -129,6 +140,8 @@ enum Samples {
     static var pciReady: DeviceReady {
         var ready = ready
         ready.descriptorCount = 2
+        ready.continuity = continuity
+        ready.resetReason = "the state area is damaged"
         return ready
     }
 
@@ -179,6 +192,7 @@ enum Samples {
         disk.blockCount = 2048
         disk.sessionCount = 1
         disk.problem = "the device is starting"
+        disk.continuity = continuity
         return disk
     }
 }

@@ -21,6 +21,7 @@ typedef struct Nvmed__V1__StatisticsOpened Nvmed__V1__StatisticsOpened;
 typedef struct Nvmed__V1__DiskInfo Nvmed__V1__DiskInfo;
 typedef struct Nvmed__V1__NamespaceInfo Nvmed__V1__NamespaceInfo;
 typedef struct Nvmed__V1__DeviceInfo Nvmed__V1__DeviceInfo;
+typedef struct Nvmed__V1__Continuity Nvmed__V1__Continuity;
 typedef struct Nvmed__V1__Health Nvmed__V1__Health;
 typedef struct Nvmed__V1__SessionCounters Nvmed__V1__SessionCounters;
 typedef struct Nvmed__V1__SessionInfo Nvmed__V1__SessionInfo;
@@ -593,10 +594,51 @@ struct  Nvmed__V1__DeviceInfo
    * What the controller last said of itself. Absent: nothing yet.
    */
   Nvmed__V1__Health *health;
+  /*
+   * How it got over the deaths of its workers. Absent: never seen ready.
+   */
+  Nvmed__V1__Continuity *continuity;
+  /*
+   * Why the last worker that took over had to reset the controller, in English. Absent: it had not.
+   */
+  char *reset_reason;
 };
 #define NVMED__V1__DEVICE_INFO__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_info__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__DEVICE_STATE__DEVICE_STATE_UNSPECIFIED, NULL, 0, 0, 0, 0, NULL, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0,NULL, 0, 0, 0, 0, 0, 0, NULL }
+    , 0, {0,NULL}, 0, NVMED__V1__DEVICE_STATE__DEVICE_STATE_UNSPECIFIED, NULL, 0, 0, 0, 0, NULL, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0,NULL, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL }
+
+
+/*
+ * How a device, or a session of it, got over the deaths of workers.
+ */
+struct  Nvmed__V1__Continuity
+{
+  ProtobufCMessage base;
+  /*
+   * The worker that serves it now: rises with every worker process of the device.
+   */
+  protobuf_c_boolean has_generation;
+  uint64_t generation;
+  /*
+   * How often a worker took the live controller over from a predecessor, without a reset. Of a session: since it was
+   * opened.
+   */
+  protobuf_c_boolean has_adoptions;
+  uint64_t adoptions;
+  /*
+   * How often the controller was reset while sessions were kept. Of a session: since it was opened.
+   */
+  protobuf_c_boolean has_resets;
+  uint64_t resets;
+  /*
+   * How long requests waited the last time, in nanoseconds. Absent: they never did.
+   */
+  protobuf_c_boolean has_last_pause_ns;
+  uint64_t last_pause_ns;
+};
+#define NVMED__V1__CONTINUITY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__continuity__descriptor) \
+    , 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /*
@@ -748,10 +790,14 @@ struct  Nvmed__V1__SessionInfo
    * What it did.
    */
   Nvmed__V1__SessionCounters *counters;
+  /*
+   * How it got over the deaths of workers. Absent: not known.
+   */
+  Nvmed__V1__Continuity *continuity;
 };
 #define NVMED__V1__SESSION_INFO__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__session_info__descriptor) \
-    , 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0, NVMED__V1__ACCESS_MODE__ACCESS_MODE_UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
+    , 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0, NVMED__V1__ACCESS_MODE__ACCESS_MODE_UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
 
 
 /*
@@ -994,6 +1040,25 @@ Nvmed__V1__DeviceInfo *
 void   nvmed__v1__device_info__free_unpacked
                      (Nvmed__V1__DeviceInfo *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__Continuity methods */
+void   nvmed__v1__continuity__init
+                     (Nvmed__V1__Continuity         *message);
+size_t nvmed__v1__continuity__get_packed_size
+                     (const Nvmed__V1__Continuity   *message);
+size_t nvmed__v1__continuity__pack
+                     (const Nvmed__V1__Continuity   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__continuity__pack_to_buffer
+                     (const Nvmed__V1__Continuity   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__Continuity *
+       nvmed__v1__continuity__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__continuity__free_unpacked
+                     (Nvmed__V1__Continuity *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__Health methods */
 void   nvmed__v1__health__init
                      (Nvmed__V1__Health         *message);
@@ -1185,6 +1250,9 @@ typedef void (*Nvmed__V1__NamespaceInfo_Closure)
 typedef void (*Nvmed__V1__DeviceInfo_Closure)
                  (const Nvmed__V1__DeviceInfo *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__Continuity_Closure)
+                 (const Nvmed__V1__Continuity *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__Health_Closure)
                  (const Nvmed__V1__Health *message,
                   void *closure_data);
@@ -1227,6 +1295,7 @@ extern const ProtobufCMessageDescriptor nvmed__v1__statistics_opened__descriptor
 extern const ProtobufCMessageDescriptor nvmed__v1__disk_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__namespace_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_info__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__continuity__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__health__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_counters__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_info__descriptor;

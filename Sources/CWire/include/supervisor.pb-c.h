@@ -235,10 +235,14 @@ struct  Nvmed__V1__DiskEntry
    * Why it cannot be opened now. Absent: it can.
    */
   char *problem;
+  /*
+   * How its device got over the deaths of its workers. Absent: never seen ready.
+   */
+  Nvmed__V1__Continuity *continuity;
 };
 #define NVMED__V1__DISK_ENTRY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__disk_entry__descriptor) \
-    , 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0, NVMED__V1__ACCESS_MODE__ACCESS_MODE_UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
+    , 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0, NVMED__V1__ACCESS_MODE__ACCESS_MODE_UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
 
 
 /*

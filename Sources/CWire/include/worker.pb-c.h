@@ -373,10 +373,18 @@ struct  Nvmed__V1__DeviceReady
    */
   protobuf_c_boolean has_descriptor_count;
   uint32_t descriptor_count;
+  /*
+   * How the device got over the deaths of its workers. Absent: only the generation is known.
+   */
+  Nvmed__V1__Continuity *continuity;
+  /*
+   * Why this worker had to reset the controller that it found, in English. Absent: it had not.
+   */
+  char *reset_reason;
 };
 #define NVMED__V1__DEVICE_READY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_ready__descriptor) \
-    , NULL, 0,NULL, 0, 0, 0, 0, 0, 0 }
+    , NULL, 0,NULL, 0, 0, 0, 0, 0, 0, NULL, NULL }
 
 
 /*

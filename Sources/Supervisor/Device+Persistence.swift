@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Requests to a worker that outlive it: its successor is asked again.
+
+internal import Linux
+internal import Systemd
+internal import Wire
+
+extension Device {
+    /// Does something with a worker that is ready, and again with its successor when it dies
+    /// meanwhile: `body` has to find out whether there is anything left to do.
+    func persistently<Value: Sendable>(
+        _ deadline: UInt64,
+        _ body: @Control (WorkerLink) async throws(WireError) -> Value
+    ) async throws(WireError) -> Value {
+        var failure = WireError(
+            .workerRestarted, "device \(name): its worker died again and again; try later",
+            device: name)
+        for _ in 0..<SupervisorLimits.attemptsPerRequest {
+            try await becomeReady(deadline)
+            guard let link, link.isOpen else { continue }
+            do throws(WireError) {
+                return try await body(link)
+            } catch {
+                guard error.code == .workerRestarted, !link.isOpen else { throw error }
+                failure = error
+            }
+        }
+        throw failure
+    }
+}
