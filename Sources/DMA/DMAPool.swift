@@ -107,6 +107,45 @@ public struct DMAPool: ~Copyable {
         deviceWritesIOVA = writes
     }
 
+    /// Takes over a predecessor's memory file, of which nothing is changed.
+    ///
+    /// With `isMapped` the device has both zones already at these addresses; otherwise they are
+    /// mapped for it. The addresses must have been reserved. Throws `unsupported` when the file is
+    /// not one of this layout.
+    public init(
+        adopting fd: consuming OwnedFD, layout: PoolLayout, readsIOVA: UInt64, writesIOVA: UInt64,
+        device: any DeviceBacking, isMapped: Bool
+    ) throws(VFIOError) {
+        let (readBytes, writeBytes) = (layout.deviceReadsByteCount, layout.deviceWritesByteCount)
+        let size = (try? MemFD.byteCount(of: fd)) ?? -1
+        guard size == readBytes + writeBytes else {
+            throw .unsupported(
+                "the pool's file has \(size) bytes, not \(readBytes + writeBytes)")
+        }
+        let bytes = try Self.mapping(fd, size)
+        bytes.excludeFromCoreDumps()
+        let windows = unsafe [
+            DMAWindow(
+                iova: readsIOVA, byteCount: UInt64(readBytes), base: bytes.base,
+                access: .deviceReads),
+            DMAWindow(
+                iova: writesIOVA, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
+                access: .deviceReadsAndWrites),
+        ]
+        for (index, window) in windows.enumerated() {
+            if isMapped {
+                try device.adoptWindow(window)
+            } else {
+                try device.map(window, fd: fd, offset: index == 0 ? 0 : UInt64(readBytes))
+            }
+        }
+        self.fd = fd
+        memory = bytes
+        deviceReadsByteCount = readBytes
+        deviceReadsIOVA = readsIOVA
+        deviceWritesIOVA = writesIOVA
+    }
+
     private static func file(_ name: String, _ byteCount: Int) throws(VFIOError) -> OwnedFD {
         do throws(SystemCallError) {
             return try MemFD.create(name: name, byteCount: byteCount)
@@ -127,6 +166,18 @@ public struct DMAPool: ~Copyable {
 
     /// The size in bytes.
     public var byteCount: Int { memory.byteCount }
+
+    /// Fills a slice of the zone that the device only reads with zeroes.
+    public func clearDeviceReads(_ slice: PoolSlice) {
+        unsafe deviceReadsAddress(slice).initializeMemory(
+            as: UInt8.self, repeating: 0, count: slice.byteCount)
+    }
+
+    /// Fills a slice of the zone that the device also writes with zeroes.
+    public func clearDeviceWrites(_ slice: PoolSlice) {
+        unsafe deviceWritesAddress(slice).initializeMemory(
+            as: UInt8.self, repeating: 0, count: slice.byteCount)
+    }
 
     /// Where a slice of the zone that the device only reads is in this process. Valid while the
     /// pool lives.

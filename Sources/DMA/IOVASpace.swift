@@ -77,6 +77,20 @@ public struct IOVASpace: Sendable {
         return candidate
     }
 
+    /// Takes exactly this stretch, which a predecessor had; false when some of it is in use or
+    /// cannot be reached.
+    public mutating func reserve(_ address: UInt64, byteCount: UInt64) -> Bool {
+        let (sum, overflow) = address.addingReportingOverflow(byteCount)
+        guard !overflow, byteCount > 0, sum <= end, address >= first,
+            (address | byteCount) & (Self.pageByteCount - 1) == 0
+        else { return false }
+        // The first stretch that does not end before this one begins.
+        let index = used.firstIndex { $0.upperBound > address } ?? used.endIndex
+        if index < used.endIndex, used[index].lowerBound < sum { return false }
+        used.insert(address..<sum, at: index)
+        return true
+    }
+
     /// Gives back what `allocate` returned; false when no such stretch is in use.
     @discardableResult
     public mutating func release(_ address: UInt64) -> Bool {

@@ -31,6 +31,8 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
     case queueFault(queue: UInt16, fault: QueueFault, entry: UInt64)
     /// A limit of ours was reached.
     case exhausted(String)
+    /// What a predecessor left cannot be gone on with; the device was not changed.
+    case notAdoptable(String)
 
     /// The error in words for an operator.
     public var description: String {
@@ -56,6 +58,7 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
         case .queueFault(let queue, let fault, let entry):
             "queue \(queue): \(fault) (entry 0x\(String(entry, radix: 16)))"
         case .exhausted(let what): what
+        case .notAdoptable(let reason): "cannot be gone on with as it is: \(reason)"
         }
     }
 }

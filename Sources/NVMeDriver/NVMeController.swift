@@ -36,6 +36,10 @@ public final class NVMeController {
     public internal(set) var namespaces: [UInt32: NamespaceInfo] = [:]
     /// Active namespaces that were left out because there were too many.
     public internal(set) var namespacesLeftOut = 0
+    /// It is a predecessor's, and was not brought up by this process.
+    public internal(set) var wasAdopted = false
+    /// How long `adopt` took, in nanoseconds.
+    public internal(set) var adoptionNanoseconds: UInt64 = 0
     /// How long bring-up took.
     public internal(set) var bringUpNanoseconds: UInt64 = 0
     /// Resets of the function by this controller's driver.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The hardware boundary: what the driver asks of whatever carries its PCI device.
 //
-// Two backings exist or are planned: the vfio-user client (a server in another process) and kernel
-// VFIO. Everything here is slow and rare; the queues and, where the backing allows it, the
-// doorbells are plain memory.
+// Three backings exist: the vfio-user client (a server in another process), kernel VFIO, and the
+// null device in this process. Everything here is slow and rare; the queues and, where the backing
+// allows it, the doorbells are plain memory.
 
 public import Linux
 
@@ -111,9 +111,39 @@ public protocol DeviceBacking: AnyObject {
     /// Waits until one of the device's interrupts was raised on `interrupt`, the backing itself had
     /// something to do, or the time is up. Returns at the latest after `milliseconds`.
     func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError)
+
+    // Going on with the device of a predecessor that died: first `adoptWindow` for all memory that
+    // it had made reachable, then `checkAdoptable`, and only then anything else. Nothing of this
+    // changes the device.
+
+    /// Notes memory that a predecessor made reachable and that the device reaches still, at the
+    /// same address, where this process has it mapped. The device is not asked.
+    func adoptWindow(_ window: DMAWindow) throws(VFIOError)
+
+    /// Looks whether the device is as a predecessor of this process used it: it may touch memory,
+    /// and its interrupts are armed as they were. Throws why not; a controller can then only be
+    /// brought up again.
+    func checkAdoptable() throws(VFIOError)
+
+    /// Takes memory away that a predecessor may have been giving or taking when it died: as
+    /// `unmap`, and no error when the device does not reach it.
+    func unmapIfMapped(iova: UInt64, byteCount: UInt64) throws(VFIOError)
 }
 
 extension DeviceBacking {
+    /// What lives in this process died with its predecessor.
+    public func adoptWindow(_ window: DMAWindow) throws(VFIOError) { try checkAdoptable() }
+
+    /// What lives in this process died with its predecessor.
+    public func checkAdoptable() throws(VFIOError) {
+        throw .unsupported("\(name) did not outlive the worker that used it")
+    }
+
+    /// Nothing can have been left.
+    public func unmapIfMapped(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
+        try unmap(iova: iova, byteCount: byteCount)
+    }
+
     /// All that the device's own address width allows.
     public var addressRanges: [ClosedRange<UInt64>] { [0...((1 << 47) - 1)] }
 

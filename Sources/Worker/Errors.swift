@@ -18,7 +18,7 @@ extension DriverError {
             case .gone, .timedOut, .protocolViolation, .deviceError: true
             case .system, .refused, .notBound, .unsupported: false
             }
-        case .system, .unusable, .page, .command, .exhausted: false
+        case .system, .unusable, .page, .command, .exhausted, .notAdoptable: false
         }
     }
 
@@ -26,7 +26,7 @@ extension DriverError {
     /// controller does can change by that, what the machine lacks cannot.
     var isCuredByReset: Bool {
         switch self {
-        case .gone, .system, .exhausted: false
+        case .gone, .system, .exhausted, .notAdoptable: false
         case .device(.deviceError): true
         case .device: false
         case .unusable, .notReady, .fatalStatus, .stopped, .page, .command, .commandTimedOut,
