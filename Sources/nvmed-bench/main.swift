@@ -59,6 +59,7 @@ func main() throws {
             program: option("program", ""), deviceSocket: option("socket", ""),
             directory: option("directory", "/tmp"))
         print("ready_ns=\(result.readyNanoseconds) resident_kib=\(result.residentKiB)")
+    case "soak-client": try runSoakClient()
     case "memory": show(try runMemoryFloor(seconds: Double(number("seconds", 1))))
     case "socket": show(try runSocketFloor(seconds: Double(number("seconds", 1))))
     default:
@@ -70,6 +71,7 @@ func main() throws {
         print("                       [--count N] [--cpu N] [--spin NANOSECONDS] [--idle SECONDS]")
         print("       nvmed-bench worker --program PATH --socket PATH [--directory DIR]")
         print("       nvmed-bench socket|memory [--seconds N]")
+        print("       nvmed-bench soak-client ...   (.ci/soak and .ci/crash say how)")
         exit(2)
     }
 }
