@@ -5,7 +5,9 @@
 #   make test           format lint, build, house rules, unit and process tests
 #   make guest          the same on a whole machine: systemd, VFIO and a controller by QEMU; FILTER=, KEEP=1
 #   make bench          benchmarks, one JSON object a line; ARGS= goes to nvmed-bench
-#   make soak           random load and faults for SECONDS= (default 60), replayed by SEED=
+#   make soak           verified load while workers, supervisor and clients are killed, for SECONDS=
+#                       (default 60), with the times of SEED=
+#   make crash          workers killed at each crash point, with each kind of request
 #   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
 #   make sanitize       rings, queues and clients under the thread and the address sanitizer
 #   make install        installs what was built: DESTDIR=, PREFIX= (default /usr/local)
@@ -23,7 +25,7 @@ PREFIX ?= /usr/local
 export SWIFT_BACKTRACE = enable=no
 export NVMED_BIN_DIR ?= $(CURDIR)/.build/release
 
-.PHONY: run test guest bench soak fuzz sanitize install deb fmt protos install-deps build clean help
+.PHONY: run test guest bench soak crash fuzz sanitize install deb fmt protos install-deps build clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -48,7 +50,12 @@ bench:
 soak:
 	@.ci/bootstrap run
 	@.ci/build
-	@.ci/random-tests soak "$(SECONDS)" "$(SEED)"
+	@.ci/soak "$(SECONDS)" "$(SEED)"
+
+crash:
+	@.ci/bootstrap run
+	@.ci/build
+	@.ci/crash matrix
 
 fuzz:
 	@.ci/bootstrap run
