@@ -61,7 +61,9 @@ extension DriverError {
         case .unusable(let field, _, _): field
         case .notReady, .stopped: "CSTS.RDY"
         case .fatalStatus: "CSTS.CFS"
-        case .device, .system, .page, .command, .commandTimedOut, .queueFault, .exhausted: nil
+        case .device, .system, .page, .command, .commandTimedOut, .queueFault, .exhausted,
+            .notAdoptable:
+            nil
         }
     }
 
@@ -79,7 +81,7 @@ extension DriverError {
             case .gone: .deviceRemoved
             case .device(.unsupported): .notSupported
             case .device, .system, .unusable, .notReady, .fatalStatus, .stopped, .page, .command,
-                .commandTimedOut, .queueFault:
+                .commandTimedOut, .queueFault, .notAdoptable:
                 .deviceFailed
             }
         return WireError(
