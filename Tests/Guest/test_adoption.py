@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing is lost: workers that die or are replaced under load, with the kernel's VFIO and systemd.
+
+The clients are those of the soak (`nvmed-bench soak-client`): each block that they read has to be
+exactly what the model of the disk allows, and no request may fail.
+"""
+import contextlib, json, os, subprocess, tempfile
+
+import test_faults
+from harness import check, seconds_limit
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BIN = os.environ.get("NVMED_BIN_DIR", os.path.join(ROOT, ".build/release"))
+WORKER = "nvmed-worker@{}.service"
+KILLS = 50
+# So slow that commands are in flight whenever a worker dies.
+OPERATIONS_PER_SECOND = 400
+
+
+def prepare(guest):
+    """The clients, in the machine; once a boot."""
+    if guest.run("test -x /run/soak/nvmed-bench").ok:
+        return
+    guest.expect("mkdir -p /run/soak")
+    with tempfile.NamedTemporaryFile() as stripped:
+        subprocess.run(["objcopy", "--strip-all", os.path.join(BIN, "nvmed-bench"), stripped.name], check=True)
+        guest.push(stripped.name, "/run/soak/nvmed-bench", 0o755)
+    guest.push(os.path.join(ROOT, ".ci/stack.py"), "/run/soak/stack.py")
+    guest.push(os.path.join(ROOT, "Tests/Guest/adoption_load.py"), "/run/soak/adoption_load.py")
+
+
+def pid(guest, device):
+    return int(guest.expect(f"systemctl show -P MainPID {WORKER.format(device)}").text)
+
+
+def values(guest, device):
+    """What must be the same before and after an adoption."""
+    found = guest.expect(f"nvmectl inspect device/{device}/worker --output json").json["values"]
+    names = ("device/epoch", "memory/regions", "memory/registered_bytes", "memory/pool_bytes")
+    return {name: found.get(f"device/{device}/worker/{name}") for name in names}
+
+
+def judge(result):
+    """The load's own verdict."""
+    check(result.text, str(result))
+    told = json.loads(result.text.splitlines()[-1])
+    check(result.ok and not told["wrong"] and not told["bad"], f"{told}")
+    check(told["requests"] > 0, "no request was made")
+    return told
+
+
+@contextlib.contextmanager
+def served(guest, serial, name, throttled=None, settings=""):
+    guest.serve(serial, name, (1,), settings, disk_settings="Shared=yes\n")
+    prepare(guest)
+    # The fd store does not forget before the worker has run.
+    guest.expect(f"nvmectl io flush {name}1", 60)
+    try:
+        if throttled:
+            guest.throttle(throttled, operations=OPERATIONS_PER_SECOND)
+        yield
+    finally:
+        if throttled:
+            guest.throttle(throttled)
+        guest.give_back(name)
+
+
+@contextlib.contextmanager
+def load(guest, *disks):
+    """Load without end meanwhile; it has to end well."""
+    guest.expect("rm -f /run/soak/stop")
+    running = guest.start(f"python3 /run/soak/adoption_load.py run /run/soak/stop {' '.join(disks)} >/run/soak/out", 400)
+    guest.wait_for("grep -q running /run/soak/out", 120)
+    try:
+        yield running
+    finally:
+        guest.run("touch /run/soak/stop")
+        running.result()
+    judge(guest.run("cat /run/soak/out"))
+
+
+@seconds_limit(400)
+def test_kills_under_load(guest):
+    """Fifty kills of a worker with commands in flight on a slow disk: no request fails, every block is right"""
+    with served(guest, "NVMED-B", "ab", throttled="b1"):
+        before = values(guest, "ab")
+        cursor = guest.journal_cursor()
+        told = judge(guest.run(f"python3 /run/soak/adoption_load.py kill ab {KILLS} ab1+", 360))
+        pauses = told["pauses"]
+        print(f"    {told['requests']} requests, pause median {pauses[len(pauses) // 2]} ms, "
+              f"longest {pauses[-1]} ms", flush=True)
+        check(len(pauses) == KILLS, f"{len(pauses)} kills")
+        after = values(guest, "ab")
+        check(before == after, f"{before} became {after}")
+        journal = guest.journal(WORKER.format("ab"), cursor)
+        check("reset" not in journal.lower(), f"the device was reset:\n{journal[-3000:]}")
+
+
+@seconds_limit(300)
+def test_restart_and_upgrade_under_load(guest):
+    """systemctl restart and a package's upgrade replace the worker: no client notices"""
+    with served(guest, "NVMED-B", "ab", throttled="b1"):
+        with load(guest, "ab1+"):
+            before = pid(guest, "ab")
+            guest.expect(f"systemctl restart {WORKER.format('ab')}", 60)
+            restarted = pid(guest, "ab")
+            check(restarted not in (0, before), "the worker is the same")
+            if guest.run("test -e /root/nvmed.deb").ok:
+                guest.expect("dpkg -i /root/nvmed.deb", 120)
+                guest.wait_for(f"p=$(systemctl show -P MainPID {WORKER.format('ab')}); "
+                               f"test $p != 0 && test $p != {restarted}", 60)
+
+
+@seconds_limit(300)
+def test_watchdog_under_load(guest):
+    """A worker that hangs is killed by the watchdog: its clients are told that they wait, and go on"""
+    with served(guest, "NVMED-B", "ab"):
+        with load(guest, "ab1+"):
+            before = pid(guest, "ab")
+            guest.expect(f"kill -STOP {before}")
+            guest.wait_for(f"p=$(systemctl show -P MainPID {WORKER.format('ab')}); test $p != 0 && test $p != {before}", 120)
+        told = json.loads(guest.expect("tail -n 1 /run/soak/out").text)
+        check(told["stalled"] == told["resumed"], f"{told['stalled']} stalled, {told['resumed']} resumed")
+
+
+@seconds_limit(300)
+def test_unplug_during_the_pause(guest):
+    """A device that is pulled while nobody serves it: its clients hear the reason, others notice nothing"""
+    guest.serve("NVMED-C", "ac", (1,))
+    with served(guest, "NVMED-B", "ab", throttled="b1"), load(guest, "ab1"):
+        guest.expect("nvmectl io write ac1 --length 64K --pattern zero", 60)
+        reader = guest.start("nvmectl io verify ac1 --length 64K --pattern zero --repeat 100000 --output json", 200)
+        guest.wait_for("nvmectl session list | grep -q ac1", 60)
+        before = pid(guest, "ac")
+        guest.expect(f"kill -STOP {before}")
+        events = len(guest.monitor.events)
+        guest.qmp("device_del", id="nvme-c")
+        guest.expect(f"kill -KILL {before}")
+        guest.monitor.wait_event("DEVICE_DELETED", 90, since=events, device="nvme-c")
+        ended = reader.result()
+        check(ended.json["error"]["code"] in ("device-removed", "device-failed"), f"{ended}")
+        test_faults.plug_c(guest)
+        test_faults.wait_state(guest, "ac", "ready")
+        guest.expect("nvmectl io verify ac1 --length 64K --pattern zero", 60)
+    guest.give_back("ac")
