@@ -403,6 +403,10 @@ ssize_t nv_receive_message(int fd, void *buffer, size_t length, int *fds, struct
     return n > (ssize_t)length ? (ssize_t)length : n;
 }
 
+ssize_t nv_peek(int fd, void *buffer, size_t length) {
+    return RETRY(recv(fd, buffer, length, MSG_DONTWAIT | MSG_PEEK));
+}
+
 int nv_discard_message(int fd) {
     char nothing;
     // No control buffer: the kernel drops the descriptors that came along.

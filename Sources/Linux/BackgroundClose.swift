@@ -15,4 +15,14 @@ extension OwnedFD {
         let raw = release()
         if nv_close_in_background(raw) < 0 { _ = nv_close(raw) }
     }
+
+    /// Closes descriptors of these numbers, which nobody else owns, one after the other in a thread
+    /// of its own; without a thread here.
+    public static func closeInBackground(_ raw: [CInt]) {
+        do throws(SystemCallError) {
+            try BackgroundThread.start { for fd in raw { _ = nv_close(fd) } }
+        } catch {
+            for fd in raw { _ = nv_close(fd) }
+        }
+    }
 }

@@ -64,6 +64,9 @@ public final class FDStore {
         for name in inherited { count(name) }
     }
 
+    /// Whether there is a manager that could keep anything.
+    public var hasManager: Bool { notifier.hasManager }
+
     /// How many descriptors are stored, evicted ones included until they are removed.
     public var storedCount: Int { total }
 
@@ -98,6 +101,16 @@ public final class FDStore {
             throw .system(name: name, error)
         }
         total -= counts.removeValue(forKey: name) ?? 0
+    }
+
+    /// Throws `full` unless `count` more fit beside `reserved`, which are kept free for others: to
+    /// be asked before anything is begun that needs them.
+    public func checkRoom(
+        _ count: Int, for name: String, reserved: Int = 0
+    ) throws(FDStoreError) {
+        guard total + count <= limit - reserved else {
+            throw .full(name: name, limit: max(limit - reserved, 0))
+        }
     }
 
     /// Waits until the manager has done everything asked so far.

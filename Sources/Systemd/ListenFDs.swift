@@ -75,6 +75,16 @@ public struct ListenFDs: ~Copyable, Sendable {
     /// Takes the next one; nil when there is none left.
     public mutating func takeNext() -> NamedFD? { takeEntry { _ in true } }
 
+    /// Takes all that are left, in order, as they are: an open file that others share, as clients
+    /// do, keeps its mode.
+    public mutating func takeRest(_ body: (consuming NamedFD) -> Void) {
+        for index in entries.indices where entries[index].raw >= 0 {
+            let fd = OwnedFD(adopting: entries[index].raw)
+            entries[index].raw = -1
+            body(NamedFD(name: entries[index].name, fd: fd))
+        }
+    }
+
     private mutating func takeEntry(_ matches: (Entry) -> Bool) -> NamedFD? {
         guard let index = entries.firstIndex(where: { $0.raw >= 0 && matches($0) })
         else { return nil }

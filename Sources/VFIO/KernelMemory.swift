@@ -45,7 +45,7 @@ extension VFIODescriptors {
     }
 
     func unmap(
-        iova: UInt64, byteCount: UInt64, _ kernel: any KernelCalls
+        iova: UInt64, byteCount: UInt64, _ kernel: any KernelCalls, orNothing: Bool = false
     ) throws(VFIOError) {
         let request: VFIORequest
         switch interface {
@@ -53,8 +53,10 @@ extension VFIODescriptors {
         case .iommufd: request = .unmapSpace(addressSpace, iova: iova, byteCount: byteCount)
         case .noiommu: return
         }
-        let unmapped = try KernelVFIO.call(
-            "unmapping \(byteCount) bytes", kernel.request(memory.raw, request))
+        let answer = kernel.request(memory.raw, request)
+        // Nothing is mapped there: type 1 says 0 bytes, an iommufd ENOENT.
+        if orNothing, answer == 0 || answer == -Int64(ENOENT) { return }
+        let unmapped = try KernelVFIO.call("unmapping \(byteCount) bytes", answer)
         guard unmapped == Int64(clamping: byteCount) else {
             throw .protocolViolation(
                 operation: "unmapping", detail: "\(unmapped) bytes instead of \(byteCount)")

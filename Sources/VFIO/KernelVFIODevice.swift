@@ -32,31 +32,28 @@ public final class KernelVFIODevice: DeviceBacking {
     private let kernel: any KernelCalls
     private let descriptors: VFIODescriptors
     private let events: DeviceEvents
-    private var isInherited: Bool
+    private var origin: DeviceOrigin
     private var registers: DeviceRegion
     private var configuration: DeviceRegion
     private var areas: [MappedRegisters] = []
     private var failure: VFIOError?
 
-    /// Takes over the descriptors of a device.
-    ///
-    /// With `isInherited` a predecessor used them: the device is first kept from touching memory.
+    /// Takes over the descriptors of a device; what is done to it at once depends on `origin`.
     public convenience init(
         _ descriptors: consuming VFIODescriptors, events: consuming DeviceEvents, name: String,
-        isInherited: Bool
+        origin: DeviceOrigin
     ) throws(VFIOError) {
         try self.init(
-            descriptors, events: events, name: name, isInherited: isInherited,
-            kernel: RunningKernel())
+            descriptors, events: events, name: name, origin: origin, kernel: RunningKernel())
     }
 
     init(
         _ descriptors: consuming VFIODescriptors, events: consuming DeviceEvents, name: String,
-        isInherited: Bool, kernel: any KernelCalls
+        origin: DeviceOrigin, kernel: any KernelCalls
     ) throws(VFIOError) {
         self.name = name
         self.kernel = kernel
-        self.isInherited = isInherited
+        self.origin = origin
         let device = descriptors.device.raw
         try Self.checkDevice(device, kernel)
         registers = try Self.region(KernelVFIONumbers.regionBAR0, of: device, kernel)
@@ -66,7 +63,7 @@ public final class KernelVFIODevice: DeviceBacking {
         }
         self.descriptors = descriptors
         self.events = events
-        if isInherited { try setCommand(clear: Self.busMaster) }
+        if origin == .inherited { try setCommand(clear: Self.busMaster) }
         let space = PCIConfiguration(try readConfiguration(offset: 0, byteCount: 256))
         vectorCount = try Self.vectors(of: device, kernel)
         for area in registers.mappable(
@@ -75,7 +72,8 @@ public final class KernelVFIODevice: DeviceBacking {
             map(area)
         }
         addressRanges = try self.descriptors.ranges(kernel)
-        connectEvents()
+        // A live device's are connected, as its interrupts are, and stay so.
+        if origin != .live { connectEvents() }
     }
 
     deinit { for area in areas { area.unmap() } }
@@ -307,9 +305,40 @@ public final class KernelVFIODevice: DeviceBacking {
 
     /// Takes away what a predecessor mapped.
     public func forgetMappings() throws(VFIOError) {
-        guard isInherited else { return }
+        guard origin != .fresh else { return }
         try descriptors.unmapAll(kernel)
     }
+
+    // MARK: Going on with a live device
+
+    /// The IOMMU has it mapped still, for it was told of pages and not of this process.
+    public func adoptWindow(_ window: DMAWindow) throws(VFIOError) {
+        if let failure { throw failure }
+        guard origin == .live else { throw Self.notLive }
+    }
+
+    /// Memory space and bus master are on: nobody reset the function, or had it reset.
+    public func checkAdoptable() throws(VFIOError) {
+        if let failure { throw failure }
+        guard origin == .live else { throw Self.notLive }
+        let bytes = try readConfiguration(offset: 4, byteCount: 2)
+        guard let command = ByteReader(bytes).u16(0), command != 0xFFFF else {
+            throw fail(.gone("the configuration space reads as all ones"))
+        }
+        let needed = Self.memorySpace | Self.busMaster
+        guard command & needed == needed else {
+            throw .unsupported(
+                "the command register is 0x\(String(command, radix: 16)): the function was reset, "
+                    + "or kept from touching memory")
+        }
+    }
+
+    /// Takes memory away, when the device has it.
+    public func unmapIfMapped(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
+        try descriptors.unmap(iova: iova, byteCount: byteCount, kernel, orNothing: true)
+    }
+
+    private static let notLive = VFIOError.unsupported("the device is not a predecessor's")
 
     /// Connects MSI-X vectors 0… with eventfds. The kernel keeps a reference to each.
     public func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {
@@ -378,7 +407,8 @@ public final class KernelVFIODevice: DeviceBacking {
     /// is mapped is taken away by `forgetMappings`.
     public func beginAgain() throws(VFIOError) {
         if let failure { throw failure }
-        isInherited = true
+        if origin == .live { connectEvents() }
+        origin = .inherited
         try setCommand(clear: Self.busMaster)
     }
 
@@ -392,6 +422,17 @@ public final class KernelVFIODevice: DeviceBacking {
 
     /// The device and the eventfd of requests, for whoever watches over the worker.
     public var watched: [CInt] { [descriptors.device.raw, events.request.raw] }
+}
+
+/// What was done to a device before this process has it.
+public enum DeviceOrigin: Sendable {
+    /// Nothing: it was just opened.
+    case fresh
+    /// A predecessor used it, and it is to be brought up again: at once it is kept from touching
+    /// memory.
+    case inherited
+    /// A predecessor used it, and it works on: nothing is done to it that it could notice.
+    case live
 }
 
 /// The eventfds by which the kernel speaks first.

@@ -30,13 +30,21 @@ public final class VFIOUserDevice: DeviceBacking {
     private var mappings: [MappedArea] = []
     private var windows: [DMAWindow] = []
     private var failure: VFIOError?
+    /// The descriptor of the last answer.
+    private var answerFD: OwnedFD?
+    private var log: VFIOUserLog { connection.log }
+    /// A predecessor made the connection.
+    private let isAdopted: Bool
 
-    /// Connects to the server at `path` and learns what the device has.
-    public init(path: String, name: String) throws(VFIOError) {
+    /// Connects to the server at `path` and learns what the device has. `generation` rises with
+    /// each process that uses the connection.
+    public init(path: String, name: String, generation: UInt64 = 0) throws(VFIOError) {
         self.name = name
+        isAdopted = false
         do throws(SystemCallError) {
             connection = try VFIOUserConnection(
-                fd: try UnixSocket.connect(path, kind: .stream, nonblocking: true))
+                fd: try UnixSocket.connect(path, kind: .stream, nonblocking: true),
+                log: VFIOUserLog(), generation: generation)
             sender = connection.sender
         } catch {
             throw .system(error)
@@ -45,7 +53,65 @@ public final class VFIOUserDevice: DeviceBacking {
         try learnDevice()
     }
 
+    /// Takes over the connection of a predecessor that died, and its log (`kept`). The server is
+    /// asked nothing before `checkAdoptable`, for it may itself ask for the memory that
+    /// `adoptWindow` tells of.
+    public init(
+        adopting socket: consuming OwnedFD, log: consuming OwnedFD, name: String,
+        generation: UInt64
+    ) throws(VFIOError) {
+        self.name = name
+        isAdopted = true
+        do throws(SystemCallError) {
+            connection = try VFIOUserConnection(
+                fd: socket, log: VFIOUserLog(adopting: log), generation: generation)
+            sender = connection.sender
+        } catch {
+            throw .system(error)
+        }
+    }
+
     deinit { for area in mappings { area.unmap() } }
+
+    /// The descriptors that a successor needs, with the names they are stored under.
+    public var kept: [(name: String, raw: CInt)] {
+        [("vfio-user", connection.fd.raw), ("vfio-user-log", log.fd.raw)]
+    }
+
+    /// Ends the connection, whoever else holds it: the server lets go of all memory.
+    public func disconnect() {
+        UnixSocket.shutdown(connection.fd)
+        _ = fail(.gone("the connection was ended"))
+    }
+
+    // MARK: Going on with a predecessor's connection
+
+    /// The server knows it already.
+    public func adoptWindow(_ window: DMAWindow) throws(VFIOError) {
+        guard isAdopted else { throw Self.notAdopted }
+        guard windows.count < Self.maxWindows else { throw Self.tooManyWindows }
+        windows.append(window)
+    }
+
+    /// Reads on where the predecessor stopped, learns again what the device has, and looks whether
+    /// it may touch memory.
+    public func checkAdoptable() throws(VFIOError) {
+        guard isAdopted else { throw Self.notAdopted }
+        guard !log.isInMessage else {
+            throw .unsupported("the predecessor died in the middle of a message of the server's")
+        }
+        try learnDevice()
+        let command = try readRegion(VFIOUser.regionConfig, offset: 4, byteCount: 4) & 0xFFFF
+        guard command & 0x6 == 0x6 else {
+            throw .unsupported(
+                "the command register is 0x\(String(command, radix: 16)): the device was reset, or "
+                    + "kept from touching memory")
+        }
+    }
+
+    private static let notAdopted = VFIOError.unsupported("the connection is not a predecessor's")
+    private static let tooManyWindows = VFIOError.unsupported(
+        "more than \(maxWindows) DMA windows")
 
     // MARK: Bring-up of the connection
 
@@ -54,10 +120,11 @@ public final class VFIOUserDevice: DeviceBacking {
         body.u16(0)
         body.u16(1)
         let offer =
-            "{\"capabilities\":{\"max_msg_fds\":1,\"max_data_xfer_size\":1048576,\"pgsizes\":4096}}"
+            "{\"capabilities\":{\"max_msg_fds\":1,\"max_data_xfer_size\":"
+            + "\(VFIOUser.maxTransferByteCount),\"pgsizes\":4096}}"
         body.raw(offer.utf8)
         body.raw([0])
-        let answer = try request(VFIOUserCommand.version, body.bytes).body
+        let answer = try request(VFIOUserCommand.version, body.bytes)
         let reader = ByteReader(answer)
         guard let major = reader.u16(0), reader.u16(2) != nil else {
             throw .protocolViolation(operation: "VERSION", detail: "\(answer.count) bytes")
@@ -74,7 +141,7 @@ public final class VFIOUserDevice: DeviceBacking {
     private func learnDevice() throws(VFIOError) {
         var body = ByteWriter()
         for value: UInt32 in [16, 0, 0, 0] { body.u32(value) }
-        let info = ByteReader(try request(VFIOUserCommand.deviceGetInfo, body.bytes).body)
+        let info = ByteReader(try request(VFIOUserCommand.deviceGetInfo, body.bytes))
         guard let regions = info.u32(8), let irqs = info.u32(12) else {
             throw .protocolViolation(operation: "DEVICE_GET_INFO", detail: "short answer")
         }
@@ -84,7 +151,7 @@ public final class VFIOUserDevice: DeviceBacking {
         try learnRegisters()
         var query = ByteWriter()
         for value: UInt32 in [16, 0, VFIOUser.irqMSIX, 0] { query.u32(value) }
-        let irq = ByteReader(try request(VFIOUserCommand.deviceGetIRQInfo, query.bytes).body)
+        let irq = ByteReader(try request(VFIOUserCommand.deviceGetIRQInfo, query.bytes))
         guard let count = irq.u32(12) else {
             throw .protocolViolation(operation: "DEVICE_GET_IRQ_INFO", detail: "short answer")
         }
@@ -97,16 +164,16 @@ public final class VFIOUserDevice: DeviceBacking {
         for value: UInt32 in [4096, 0, VFIOUser.regionBAR0, 0] { body.u32(value) }
         body.u64(0)
         body.u64(0)
-        var message = try request(VFIOUserCommand.deviceGetRegionInfo, body.bytes)
-        let reader = ByteReader(message.body)
+        let answer = try request(VFIOUserCommand.deviceGetRegionInfo, body.bytes)
+        let reader = ByteReader(answer)
         guard let flags = reader.u32(4), let size = reader.u64(16), let offset = reader.u64(24)
         else {
             throw .protocolViolation(operation: "DEVICE_GET_REGION_INFO", detail: "short answer")
         }
         guard size >= 0x1008 else { throw .unsupported("BAR0 of \(size) bytes is no NVMe BAR") }
         registerByteCount = size
-        guard flags & VFIOUser.regionFlagMmap != 0, let fd = message.fd.take() else { return }
-        let areas = Self.sparseAreas(message.body, flags: flags) ?? [(0, size)]
+        guard flags & VFIOUser.regionFlagMmap != 0, let fd = answerFD.take() else { return }
+        let areas = Self.sparseAreas(answer, flags: flags) ?? [(0, size)]
         for (areaOffset, areaSize) in areas {
             mapArea(fd, regionOffset: offset, areaOffset, areaSize)
         }
@@ -196,7 +263,7 @@ public final class VFIOUserDevice: DeviceBacking {
         body.u64(UInt64(offset))
         body.u32(region)
         body.u32(UInt32(byteCount))
-        let answer = ByteReader(try request(VFIOUserCommand.regionRead, body.bytes).body)
+        let answer = ByteReader(try request(VFIOUserCommand.regionRead, body.bytes))
         guard answer.u32(12) == UInt32(byteCount),
             let value = byteCount == 8 ? answer.u64(16) : answer.u32(16).map(UInt64.init)
         else { throw fail(.protocolViolation(operation: "REGION_READ", detail: "short answer")) }
@@ -239,9 +306,7 @@ public final class VFIOUserDevice: DeviceBacking {
     public func map(
         _ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64
     ) throws(VFIOError) {
-        guard windows.count < Self.maxWindows else {
-            throw .unsupported("more than \(Self.maxWindows) DMA windows")
-        }
+        guard windows.count < Self.maxWindows else { throw Self.tooManyWindows }
         var body = ByteWriter()
         body.u32(32)
         body.u32(window.access == .deviceReads ? 1 : 3)
@@ -271,6 +336,15 @@ public final class VFIOUserDevice: DeviceBacking {
         _ = try request(VFIOUserCommand.dmaUnmap, body.bytes)
     }
 
+    /// Takes memory away, when the server knows it.
+    public func unmapIfMapped(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
+        do throws(VFIOError) {
+            try unmap(iova: iova, byteCount: byteCount)
+        } catch {
+            guard case .refused(_, ENOENT) = error else { throw error }
+        }
+    }
+
     /// Hands an eventfd for each vector 0… to the server, one message each (servers bound the
     /// descriptors of a message).
     public func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {
@@ -297,7 +371,7 @@ public final class VFIOUserDevice: DeviceBacking {
     /// Answers what the server asks, without waiting.
     public func handleEvents() throws(VFIOError) -> [DeviceNotice] {
         for _ in 0..<Self.messagesPerTurn {
-            guard let message = try receive(deadline: 0) else { break }
+            guard let message = try next(deadline: 0) else { break }
             try handle(message)
         }
         return []
@@ -336,10 +410,11 @@ public final class VFIOUserDevice: DeviceBacking {
         ) { Self.message(command, id: $0, body, flags: flags) }
     }
 
-    /// Sends a command and waits for its answer, serving the server's own requests meanwhile.
+    /// Sends a command and waits for its answer, serving the server's own requests meanwhile. A
+    /// descriptor that comes along is `answerFD`.
     private func request(
         _ command: UInt16, _ body: [UInt8], fds: [CInt] = []
-    ) throws(VFIOError) -> VFIOUserMessage {
+    ) throws(VFIOError) -> [UInt8] {
         if let failure { throw failure }
         let operation = VFIOUserCommand.name(command)
         let deadline = Self.deadline()
@@ -350,11 +425,12 @@ public final class VFIOUserDevice: DeviceBacking {
             throw fail(error)
         }
         while MonotonicClock.nowNanoseconds < deadline {
-            guard let message = try receive(deadline: deadline) else { break }
+            guard let message = try next(deadline: deadline) else { break }
             guard message.isReply, message.id == id else {
                 try handle(message)
                 continue
             }
+            answerFD = try take(message)
             guard message.command == command else {
                 throw fail(
                     .protocolViolation(
@@ -363,17 +439,27 @@ public final class VFIOUserDevice: DeviceBacking {
             guard !message.isError else {
                 throw .refused(operation: operation, errno: Int32(clamping: message.error))
             }
-            return message
+            return message.body
         }
         // The answer may still come and would be taken for another's: the connection is of no more
         // use.
         throw fail(.timedOut(operation: operation, milliseconds: Self.answerMilliseconds))
     }
 
-    private func receive(deadline: UInt64) throws(VFIOError) -> VFIOUserMessage? {
+    /// The next message, which stays on the socket until it is taken.
+    private func next(deadline: UInt64) throws(VFIOError) -> VFIOUserMessage? {
         if let failure { throw failure }
         do throws(VFIOError) {
-            return try connection.receive(deadline: deadline)
+            return try connection.next(deadline: deadline)
+        } catch {
+            throw fail(error)
+        }
+    }
+
+    private func take(_ message: VFIOUserMessage) throws(VFIOError) -> OwnedFD? {
+        do throws(VFIOError) {
+            defer { log.finish() }
+            return try connection.take(message)
         } catch {
             throw fail(error)
         }
@@ -384,19 +470,22 @@ public final class VFIOUserDevice: DeviceBacking {
         return error
     }
 
-    private func handle(_ message: borrowing VFIOUserMessage) throws(VFIOError) {
-        // A reply that nobody waits for: of a posted write, refused. The device's state tells the
-        // rest.
-        guard !message.isReply else { return }
-        switch message.command {
-        case VFIOUserCommand.dmaRead: try serveDMA(message, deviceWrites: false)
-        case VFIOUserCommand.dmaWrite: try serveDMA(message, deviceWrites: true)
-        default: try answer(message, [], error: UInt32(ENOTSUP))
+    /// Acts on a message, answers it, and takes it off the socket.
+    private func handle(_ message: VFIOUserMessage) throws(VFIOError) {
+        // A reply that nobody waits for is a refused posted write's, or a predecessor's. The
+        // device's state tells the rest.
+        if !message.isReply {
+            switch message.command {
+            case VFIOUserCommand.dmaRead: try serveDMA(message, deviceWrites: false)
+            case VFIOUserCommand.dmaWrite: try serveDMA(message, deviceWrites: true)
+            default: try answer(message, [], error: UInt32(ENOTSUP))
+            }
         }
+        _ = try take(message)
     }
 
     private func answer(
-        _ message: borrowing VFIOUserMessage, _ body: [UInt8], error: UInt32 = 0
+        _ message: VFIOUserMessage, _ body: [UInt8], error: UInt32 = 0
     ) throws(VFIOError) {
         guard message.flags & VFIOUser.flagNoReply == 0 else { return }
         let flags = VFIOUser.flagReply | (error == 0 ? 0 : VFIOUser.flagError)
@@ -412,21 +501,22 @@ public final class VFIOUserDevice: DeviceBacking {
 
     /// DMA by message: the server reads or writes a window through us. It reaches the windows and
     /// nothing else.
-    private func serveDMA(
-        _ message: borrowing VFIOUserMessage, deviceWrites: Bool
-    ) throws(VFIOError) {
+    private func serveDMA(_ message: VFIOUserMessage, deviceWrites: Bool) throws(VFIOError) {
         let reader = ByteReader(message.body)
         guard let address = reader.u64(0), let count = reader.u64(8), count > 0,
-            count <= UInt64(VFIOUser.defaultMaxTransfer),
+            count <= UInt64(VFIOUser.maxTransferByteCount),
             !deviceWrites || UInt64(message.body.count) >= 16 + count,
             let pointer = unsafe locate(address, count, writable: deviceWrites)
         else { return try answer(message, [], error: UInt32(EFAULT)) }
         var reply = Array(message.body[0..<16])
         if deviceWrites {
-            unsafe message.body.withUnsafeBytes { bytes in
-                if let source = bytes.baseAddress {
-                    unsafe memcpy(pointer, source + 16, Int(count))
+            if log.begin(message.id, address: address, count: count) {
+                unsafe message.body.withUnsafeBytes { bytes in
+                    if let source = bytes.baseAddress {
+                        unsafe memcpy(pointer, source + 16, Int(count))
+                    }
                 }
+                log.isWritten()
             }
         } else {
             let bytes = unsafe UnsafeRawBufferPointer(start: pointer, count: Int(count))

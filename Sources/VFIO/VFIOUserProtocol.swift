@@ -52,9 +52,10 @@ enum VFIOUser {
     static let capabilitySparseMmap: UInt16 = 1
     /// A message larger than this is refused: requests are small, and what we ask for is at most
     /// this long.
-    static let maxMessageByteCount = 1 << 21
-    /// What the specification demands when the server does not say: 1 MiB for one transfer.
-    static let defaultMaxTransfer = 1 << 20
+    static let maxMessageByteCount = 1 << 16
+    /// The most bytes that one DMA_READ or DMA_WRITE may move, as we tell the server: so that its
+    /// message, and our answer, are whole on the socket or not there.
+    static let maxTransferByteCount = 16 << 10
 }
 
 /// Little-endian bytes that grow, for messages.

@@ -8,13 +8,28 @@ internal import Synchronization
 /// The sending side of a vfio-user connection.
 final class VFIOUserSender: Sendable {
     private let fd: OwnedFD
-    /// The id of the last message; whoever holds the lock sends.
+    /// The lower bits of the last message's id; whoever holds the lock sends.
     private let lastID = Mutex<UInt16>(0)
+    /// The upper bits of all ids.
+    private let generation: UInt16
 
-    init(_ fd: consuming OwnedFD) { self.fd = fd }
+    /// Bits of an id that are counted. A process waits for one answer at a time, and leaves no more
+    /// than that to its successor.
+    private static let countedBits: UInt16 = 10
+    /// The most bytes of a message: the kernel takes so many in one piece or not at all (unix(7)
+    /// puts 32 KiB and more in one buffer), so that whoever is killed has sent a whole message or
+    /// none.
+    static let messageByteCountMax = 32 << 10
+
+    /// Sends on a socket that earlier processes may have used: the ids of this one carry its
+    /// generation, so that an answer to another's message is told from its own.
+    init(_ fd: consuming OwnedFD, generation: UInt64) {
+        self.fd = fd
+        self.generation = UInt16(truncatingIfNeeded: generation) << Self.countedBits
+    }
 
     /// Sends a whole message, waiting for room until the deadline (CLOCK_MONOTONIC ns), and returns
-    /// its id. `message` is made from the id.
+    /// its id. `message` is made from the id, and has at most `messageByteCountMax` bytes.
     ///
     /// The descriptors travel with the first byte. A message that was sent in part when the
     /// deadline passes has broken the stream for good, hence `gone`.
@@ -22,9 +37,12 @@ final class VFIOUserSender: Sendable {
         fds: [CInt], deadline: UInt64, operation: String, _ message: (_ id: UInt16) -> [UInt8]
     ) throws(VFIOError) -> UInt16 {
         try lastID.withLock { id throws(VFIOError) in
-            id &+= 1
-            try transmit(message(id), fds: fds, deadline: deadline, operation: operation)
-            return id
+            id = (id &+ 1) & ((1 << Self.countedBits) - 1)
+            let full = generation | id
+            let bytes = message(full)
+            assert(bytes.count <= Self.messageByteCountMax)
+            try transmit(bytes, fds: fds, deadline: deadline, operation: operation)
+            return full
         }
     }
 

@@ -17,6 +17,11 @@ struct StoredDevice: ~Copyable, Sendable {
     fileprivate var device: OwnedFD?
     fileprivate var error: OwnedFD?
     fileprivate var request: OwnedFD?
+    fileprivate var userSocket: OwnedFD?
+    fileprivate var userLog: OwnedFD?
+    fileprivate var pool: OwnedFD?
+    /// The eventfds of vectors 0…, as far as they came without a gap.
+    fileprivate var interrupts: [CInt] = []
 
     /// Takes what belongs to a device out of what the manager handed over.
     init(from fds: inout ListenFDs) {
@@ -31,10 +36,31 @@ struct StoredDevice: ~Copyable, Sendable {
             addressSpace = number
             iommufd = named.takeFD()
         }
+        userSocket = fds.take("vfio-user")
+        userLog = fds.take("vfio-user-log")
+        pool = fds.take("pool")
+        while let interrupt = fds.take("irq-\(interrupts.count)") {
+            interrupts.append(interrupt.release())
+        }
     }
 
     /// Nothing came.
     init() {}
+
+    deinit { for raw in interrupts { _ = OwnedFD(adopting: raw) } }
+
+    /// The pool and the interrupts with a device to which they belong; nil without a pool.
+    fileprivate mutating func takeLive(_ device: any DeviceBacking) -> LiveDevice? {
+        guard let pool = pool.take() else { return nil }
+        let interrupts = self.interrupts
+        self.interrupts = []
+        return LiveDevice(device: device, pool: pool, interrupts: interrupts)
+    }
+
+    /// The eventfds by which the kernel speaks first.
+    fileprivate mutating func takeEvents() throws(VFIOError) -> DeviceEvents {
+        try DeviceEvents(error: error.take(), request: request.take())
+    }
 
     /// The device, when enough of it came to use it.
     mutating func takeDevice() -> VFIODescriptors? {
@@ -53,6 +79,34 @@ struct StoredDevice: ~Copyable, Sendable {
     }
 }
 
+/// A device that works on although the worker that used it died, with what belongs to it. It has
+/// not been asked anything yet.
+struct LiveDevice: ~Copyable {
+    /// The device: first `adoptWindow`, then `checkAdoptable`.
+    let device: any DeviceBacking
+    /// The memory file of the DMA pool.
+    private var pool: OwnedFD?
+    /// The eventfds of vectors 0….
+    private var interrupts: [CInt]
+
+    init(device: any DeviceBacking, pool: consuming OwnedFD, interrupts: [CInt]) {
+        self.device = device
+        self.pool = consume pool
+        self.interrupts = interrupts
+    }
+
+    deinit { for raw in interrupts { _ = OwnedFD(adopting: raw) } }
+
+    /// Gives the pool's memory file up, once.
+    mutating func takePool() -> OwnedFD? { pool.take() }
+
+    /// Gives the eventfds up; whoever takes them closes them.
+    mutating func takeInterrupts() -> [CInt] {
+        defer { interrupts = [] }
+        return interrupts
+    }
+}
+
 /// Holds a device's descriptors on behalf of the process and of its successor.
 @Control
 final class DeviceKeeper {
@@ -67,11 +121,18 @@ final class DeviceKeeper {
     private var storedNames: Set<String>
     /// The device, also while no controller uses it.
     private var current: KernelVFIODevice?
+    /// The server of a vfio-user device.
+    private var server: VFIOUserDevice?
+    /// Rises with each worker of the device.
+    private let generation: UInt64
 
     /// Takes over what a predecessor left.
-    init(device: String, log: Log, store: FDStore, stored: consuming StoredDevice, names: [String])
-    {
+    init(
+        device: String, log: Log, store: FDStore, stored: consuming StoredDevice, names: [String],
+        generation: UInt64
+    ) {
         self.device = device
+        self.generation = generation
         self.log = log
         self.store = store
         self.stored = stored
@@ -80,6 +141,36 @@ final class DeviceKeeper {
 
     private nonisolated static func isOfDevice(_ name: String) -> Bool {
         name == "pool" || ["vfio-", "irq-", "iommufd-"].contains { name.hasPrefix($0) }
+    }
+
+    // MARK: Adopting
+
+    /// The predecessor's device, as it is, when enough of it came back; nothing is done to it. nil:
+    /// it has to be brought up, by `prepare` and `open`, as also when its adoption fails.
+    func adopt(_ config: DeviceConfig) -> LiveDevice? {
+        do throws(VFIOError) {
+            switch config.transport {
+            case .pci:
+                guard let found = stored.takeDevice() else { return nil }
+                let live = try KernelVFIODevice(
+                    found, events: stored.takeEvents(), name: device, origin: .live)
+                current = live
+                return stored.takeLive(WatchedDevice(translated(live)))
+            case .vfioUser:
+                guard let socket = stored.userSocket.take(), let log = stored.userLog.take() else {
+                    return nil
+                }
+                let live = try VFIOUserDevice(
+                    adopting: socket, log: log, name: device, generation: generation)
+                server = live
+                return stored.takeLive(WatchedDevice(live))
+            // Its queues died with the process that it lived in.
+            case .null: return nil
+            }
+        } catch {
+            log.warning("the stored device is of no use: \(error); it is opened anew")
+            return nil
+        }
     }
 
     // MARK: Opening
@@ -102,10 +193,7 @@ final class DeviceKeeper {
         log.info("the device comes from the fd store; it is started afresh")
         do throws(VFIOError) {
             current = try KernelVFIODevice(
-                found,
-                events: DeviceEvents(
-                    error: stored.error.take(), request: stored.request.take()),
-                name: device, isInherited: true)
+                found, events: stored.takeEvents(), name: device, origin: .inherited)
             return true
         } catch {
             log.warning("the stored device is of no use: \(error); it is opened anew")
@@ -171,12 +259,16 @@ final class DeviceKeeper {
         do throws(VFIOError) {
             if let descriptors = opened.take() {
                 current = try KernelVFIODevice(
-                    descriptors, events: DeviceEvents(), name: device, isInherited: false)
+                    descriptors, events: DeviceEvents(), name: device, origin: .fresh)
             } else {
                 try current?.beginAgain()
             }
         } catch { throw .device(error) }
         guard let current else { throw .exhausted("the device was not opened") }
+        return translated(current)
+    }
+
+    private func translated(_ current: KernelVFIODevice) -> KernelVFIODevice {
         if current.usesPhysicalAddresses, Files.exists(Self.openerPath) {
             let (path, name) = (Self.openerPath, device)
             current.translate = { fd, byteCount throws(VFIOError) in
@@ -184,6 +276,27 @@ final class DeviceKeeper {
             }
         }
         return current
+    }
+
+    /// Connects to a vfio-user server, with a connection of its own: the last one is ended, whoever
+    /// still holds it, because servers have one client at a time, and begin afresh with each.
+    func connect(_ path: String) throws(DriverError) -> any DeviceBacking {
+        forgetServer()
+        do throws(VFIOError) {
+            let connected = try VFIOUserDevice(path: path, name: device, generation: generation)
+            server = connected
+            return connected
+        } catch { throw .device(error) }
+    }
+
+    private func forgetServer() {
+        if let server { server.disconnect() }
+        server = nil
+        if let socket = stored.userSocket.take() { UnixSocket.shutdown(socket) }
+        stored.userLog = nil
+        for name in ["vfio-user", "vfio-user-log"] where storedNames.remove(name) != nil {
+            removeStored(name)
+        }
     }
 
     /// Sends the interrupts to the configured processors; what goes wrong is logged.
@@ -207,11 +320,16 @@ final class DeviceKeeper {
     /// Stores what a successor needs, and waits until the manager has it. Blocks, bounded.
     func keep(_ controller: NVMeController) {
         if let pool = controller.poolFD { replace("pool", pool) }
-        guard let current else { return }
-        for (index, raw) in controller.interruptDescriptors.enumerated() {
-            replace("irq-\(index)", raw)
+        let interrupts = controller.interruptDescriptors
+        for (index, raw) in interrupts.enumerated() { replace("irq-\(index)", raw) }
+        // A predecessor may have had more.
+        var surplus = interrupts.count
+        while storedNames.remove("irq-\(surplus)") != nil {
+            removeStored("irq-\(surplus)")
+            surplus += 1
         }
-        for entry in current.kept where !storedNames.contains(entry.name) {
+        for entry in (current?.kept ?? []) + (server?.kept ?? [])
+        where !storedNames.contains(entry.name) {
             replace(entry.name, entry.raw)
         }
         barrier()
@@ -254,6 +372,7 @@ final class DeviceKeeper {
         let last = current.map { nv_dup_cloexec($0.watched[0]) } ?? -1
         current = nil
         opened = nil
+        forgetServer()
         stored = StoredDevice()
         forgetStored()
         guard last >= 0, nv_close_within(last, WorkerLimits.closeMilliseconds) == 0 else { return }
@@ -262,15 +381,17 @@ final class DeviceKeeper {
 
     private func forgetStored() {
         guard !storedNames.isEmpty else { return }
-        for name in storedNames.sorted() {
-            do throws(FDStoreError) {
-                try store.remove(name)
-            } catch {
-                log.warning("\(error); continuing")
-            }
-        }
+        for name in storedNames.sorted() { removeStored(name) }
         storedNames = []
         barrier()
+    }
+
+    private func removeStored(_ name: String) {
+        do throws(FDStoreError) {
+            try store.remove(name)
+        } catch {
+            log.warning("\(error); continuing")
+        }
     }
 }
 

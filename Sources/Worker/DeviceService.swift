@@ -30,6 +30,10 @@ struct DeviceEnvironment {
     var guestMemory: GuestMemory?
     /// Connects to a device, for which `prepare` was called.
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
+    /// A predecessor's device, which works on, when it came back; nil: it has to be brought up.
+    var adopt: @Control (DeviceConfig) -> LiveDevice? = { _ in nil }
+    /// What sessions, rings and regions keep for a successor; nil in tests without one.
+    var stored: StoredFDs?
     /// Sees to what takes time before a device can be opened; with `reset`, after the function was
     /// reset.
     var prepare: @Control (DeviceConfig, _ reset: Bool) async throws(DriverError) -> Void = {

@@ -36,12 +36,10 @@ public enum WorkerProgram {
             }
             let names = fds.names
             let kept = fds.take("state")
-            let stored = StoredDevice(from: &fds)
-            // Whatever else was kept is closed before the lock is taken: closing a second
-            // descriptor of the state area's file later would drop it.
-            _ = consume fds
+            // Closing a second descriptor of the state area's file would drop the lock.
+            while fds.take("state") != nil {}
             let area = try fenced(kept, log)
-            return try start(device, log, listener, area, stored, names, loop)
+            return try start(device, log, listener, area, Inheritance(fds: fds, names: names), loop)
         } catch {
             log.error("the worker cannot go on: \(error)", id: .workerFailed)
             return 1
@@ -50,17 +48,18 @@ public enum WorkerProgram {
 
     private static func start(
         _ device: String, _ log: Log, _ listener: consuming OwnedFD, _ area: consuming FoundArea,
-        _ stored: consuming StoredDevice, _ names: [String], _ loop: EventLoop
+        _ inherited: consuming Inheritance, _ loop: EventLoop
     ) throws -> Int32 {
         // Closures cannot consume what they capture, but they can take it out of an optional.
         var listener: OwnedFD? = consume listener
         var area: FoundArea? = consume area
-        var stored: StoredDevice? = consume stored
+        var inherited: Inheritance? = consume inherited
         let process = try Control.assumeIsolated { () throws -> WorkerProcess? in
-            guard let listener = listener.take(), let area = area.take() else { return nil }
+            guard let listener = listener.take(), let area = area.take(),
+                let inherited = inherited.take()
+            else { return nil }
             return try WorkerProcess(
-                device: device, log: log, listener: listener, found: area,
-                stored: stored.take() ?? StoredDevice(), storedNames: names)
+                device: device, log: log, listener: listener, found: area, inherited: inherited)
         }
         Control.assumeIsolated { process?.begin() }
         defer { withExtendedLifetime(process) {} }
@@ -119,6 +118,13 @@ struct FoundArea: ~Copyable, @unchecked Sendable {
     var isNew: Bool
 }
 
+/// What came from the manager beside listener and state area.
+struct Inheritance: ~Copyable, Sendable {
+    var fds: ListenFDs
+    /// The names of all that is stored.
+    let names: [String]
+}
+
 /// The parts of a worker process, wired together.
 @Control
 final class WorkerProcess {
@@ -135,18 +141,23 @@ final class WorkerProcess {
 
     init(
         device: String, log: Log, listener: consuming OwnedFD,
-        found: consuming FoundArea, stored: consuming StoredDevice, storedNames: [String]
+        found: consuming FoundArea, inherited: consuming Inheritance
     ) throws {
         self.log = log
-        let store = FDStore(inherited: storedNames.filter { $0 != "listen" })
+        let names = inherited.names
+        var fds = inherited.fds
+        let store = FDStore(inherited: names)
         self.store = store
         if found.isNew { Self.replace("state", found.area.fd, store, log) }
         let keeper = DeviceKeeper(
-            device: device, log: log, store: store, stored: stored, names: storedNames)
+            device: device, log: log, store: store, stored: StoredDevice(from: &fds), names: names,
+            generation: found.area.generation)
         self.keeper = keeper
         var environment = DeviceEnvironment(
             name: device, log: log,
             open: { config throws(DriverError) in try Self.open(config, device, keeper) },
+            adopt: { config in keeper.adopt(config) },
+            stored: StoredFDs(store: store, log: log, from: &fds),
             prepare: { config, reset async throws(DriverError) in
                 try await keeper.prepare(config, reset: reset)
             },
@@ -176,10 +187,7 @@ final class WorkerProcess {
         _ config: DeviceConfig, _ name: String, _ keeper: DeviceKeeper
     ) throws(DriverError) -> any DeviceBacking {
         switch config.transport {
-        case .vfioUser(let path):
-            do throws(VFIOError) {
-                return WatchedDevice(try VFIOUserDevice(path: path, name: name))
-            } catch { throw .device(error) }
+        case .vfioUser(let path): return WatchedDevice(try keeper.connect(path))
         case .pci: return WatchedDevice(try keeper.open())
         case .null:
             do throws(VFIOError) {

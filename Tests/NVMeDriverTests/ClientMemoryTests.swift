@@ -14,51 +14,26 @@ import VFIO
 @testable import NVMeDriver
 
 /// A null device that writes down what memory it is shown, with or without an IOMMU.
-private final class RecordingDevice: DeviceBacking {
-    private let device: NullController
+private final class RecordingDevice: ForwardingDevice {
+    let target: any DeviceBacking
     let usesPhysicalAddresses: Bool
     private(set) var windows: [DMAWindow] = []
     private(set) var offsets: [UInt64] = []
     private(set) var unmapped: [UInt64] = []
 
     init(usesPhysicalAddresses: Bool = false) throws {
-        device = try NullController(name: "recording")
+        target = try NullController(name: "recording")
         self.usesPhysicalAddresses = usesPhysicalAddresses
     }
 
-    var name: String { device.name }
-    var vectorCount: Int { device.vectorCount }
-    var eventDescriptors: [EventDescriptor] { device.eventDescriptors }
-    func readRegister(offset: Int, byteCount: Int) throws(VFIOError) -> UInt64 {
-        try device.readRegister(offset: offset, byteCount: byteCount)
-    }
-    func writeRegister(offset: Int, byteCount: Int, value: UInt64) throws(VFIOError) {
-        try device.writeRegister(offset: offset, byteCount: byteCount, value: value)
-    }
-    func mappedRegisters(offset: Int, byteCount: Int) -> UnsafeMutableRawPointer? {
-        unsafe device.mappedRegisters(offset: offset, byteCount: byteCount)
-    }
-    func writeDoorbell(offset: Int, value: UInt32) throws(VFIOError) {
-        try device.writeDoorbell(offset: offset, value: value)
-    }
-    func enableMemorySpace() throws(VFIOError) { try device.enableMemorySpace() }
-    func enableBusMaster() throws(VFIOError) { try device.enableBusMaster() }
     func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError) {
         windows.append(window)
         offsets.append(offset)
-        try device.map(window, fd: fd, offset: offset)
+        try target.map(window, fd: fd, offset: offset)
     }
     func unmap(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
         unmapped.append(iova)
-        try device.unmap(iova: iova, byteCount: byteCount)
-    }
-    func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {
-        try device.connectInterrupts(eventFDs)
-    }
-    func resetDevice() throws(VFIOError) { try device.resetDevice() }
-    func handleEvents() throws(VFIOError) -> [DeviceNotice] { try device.handleEvents() }
-    func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {
-        try device.wait(interrupt: interrupt, milliseconds: milliseconds)
+        try target.unmap(iova: iova, byteCount: byteCount)
     }
 }
 

@@ -23,7 +23,7 @@ struct KernelDeviceTests {
     init() throws { kernel = try RecordingKernel() }
 
     private func device(
-        _ interface: VFIOInterface = .type1, isInherited: Bool = false
+        _ interface: VFIOInterface = .type1, origin: DeviceOrigin = .fresh
     ) throws -> KernelVFIODevice {
         let memory = try kernel.descriptor(interface == .iommufd ? "iommufd" : "container")
         let device = try kernel.descriptor("device")
@@ -32,7 +32,7 @@ struct KernelDeviceTests {
             VFIODescriptors(
                 interface: interface, memory: memory, group: group, device: device,
                 addressSpace: interface == .iommufd ? 5 : 0),
-            events: DeviceEvents(), name: "d", isInherited: isInherited, kernel: kernel)
+            events: DeviceEvents(), name: "d", origin: origin, kernel: kernel)
     }
 
     private var requests: [VFIORequest] {
@@ -65,7 +65,7 @@ struct KernelDeviceTests {
     @Test("an inherited device is kept from touching memory before anything else is done to it")
     func inherited() throws {
         kernel.configure(4, [0x06, 0x04])
-        _ = try device(isInherited: true)
+        _ = try device(origin: .inherited)
         let writes = kernel.takeCalls().filter {
             switch $0 {
             case .write, .map, .request: true
@@ -352,7 +352,7 @@ struct KernelDeviceTests {
     @Test("without an IOMMU nothing is mapped for the device, and nothing is taken away")
     func noTranslation() throws {
         let (memory, window) = try window(.deviceReadsAndWrites)
-        let device = try device(.noiommu, isInherited: true)
+        let device = try device(.noiommu, origin: .inherited)
         _ = kernel.takeCalls()
         #expect(device.usesPhysicalAddresses)
         #expect(throws: VFIOError.self) { try device.map(window, fd: memory.fd, offset: 0) }
@@ -379,8 +379,8 @@ struct KernelDeviceTests {
         try fresh.forgetMappings()
         #expect(requests.isEmpty)
 
-        let inherited = try device(isInherited: true)
-        let other = try device(.iommufd, isInherited: true)
+        let inherited = try device(origin: .inherited)
+        let other = try device(.iommufd, origin: .inherited)
         kernel.change { $0.answers[.unmapSpace] = -Int64(ENOENT) }
         _ = requests
         try inherited.forgetMappings()
@@ -396,7 +396,7 @@ struct KernelDeviceTests {
 
     @Test("vectors of a predecessor are disconnected before new ones are connected")
     func interrupts() throws {
-        let device = try device(isInherited: true)
+        let device = try device(origin: .inherited)
         let events = (0..<3).map { _ in nv_eventfd() }
         defer { for raw in events { close(raw) } }
         _ = requests

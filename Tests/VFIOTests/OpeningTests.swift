@@ -32,7 +32,7 @@ struct OpeningTests {
             let device = try null.duplicate()
             _ = try KernelVFIODevice(
                 VFIODescriptors(interface: .type1, memory: null, group: nil, device: device),
-                events: DeviceEvents(), name: "d", isInherited: true)
+                events: DeviceEvents(), name: "d", origin: .inherited)
         }
     }
 

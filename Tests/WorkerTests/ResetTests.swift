@@ -186,13 +186,13 @@ private final class ResetRig: DeviceObserver {
 }
 
 /// An emulator's device that can report an error as the kernel's VFIO does.
-private final class ReportingDevice: DeviceBacking {
-    private let device: VFIOUserDevice
+private final class ReportingDevice: ForwardingDevice {
+    let target: any DeviceBacking
     private let event: CInt
     var canReset = true
 
     init(_ device: VFIOUserDevice) {
-        self.device = device
+        target = device
         event = nv_eventfd()
     }
 
@@ -200,47 +200,17 @@ private final class ReportingDevice: DeviceBacking {
 
     func report() { _ = nv_eventfd_signal(event) }
 
-    var name: String { device.name }
-    var vectorCount: Int { device.vectorCount }
-    var addressRanges: [ClosedRange<UInt64>] { device.addressRanges }
     var eventDescriptors: [EventDescriptor] {
-        device.eventDescriptors + [EventDescriptor(raw: event)]
+        target.eventDescriptors + [EventDescriptor(raw: event)]
     }
 
     func handleEvents() throws(VFIOError) -> [DeviceNotice] {
         guard nv_eventfd_drain(event) <= 0 else { throw .deviceError("AER") }
-        return try device.handleEvents()
+        return try target.handleEvents()
     }
 
     func resetDevice() throws(VFIOError) {
         guard canReset else { throw .unsupported("no reset while it is open") }
-        try device.resetDevice()
-    }
-
-    func readRegister(offset: Int, byteCount: Int) throws(VFIOError) -> UInt64 {
-        try device.readRegister(offset: offset, byteCount: byteCount)
-    }
-    func writeRegister(offset: Int, byteCount: Int, value: UInt64) throws(VFIOError) {
-        try device.writeRegister(offset: offset, byteCount: byteCount, value: value)
-    }
-    func mappedRegisters(offset: Int, byteCount: Int) -> UnsafeMutableRawPointer? {
-        unsafe device.mappedRegisters(offset: offset, byteCount: byteCount)
-    }
-    func writeDoorbell(offset: Int, value: UInt32) throws(VFIOError) {
-        try device.writeDoorbell(offset: offset, value: value)
-    }
-    func enableMemorySpace() throws(VFIOError) { try device.enableMemorySpace() }
-    func enableBusMaster() throws(VFIOError) { try device.enableBusMaster() }
-    func map(_ window: DMAWindow, fd: borrowing OwnedFD, offset: UInt64) throws(VFIOError) {
-        try device.map(window, fd: fd, offset: offset)
-    }
-    func unmap(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
-        try device.unmap(iova: iova, byteCount: byteCount)
-    }
-    func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {
-        try device.connectInterrupts(eventFDs)
-    }
-    func wait(interrupt: CInt, milliseconds: Int) throws(VFIOError) {
-        try device.wait(interrupt: interrupt, milliseconds: milliseconds)
+        try target.resetDevice()
     }
 }

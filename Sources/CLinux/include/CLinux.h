@@ -97,6 +97,9 @@ ssize_t nv_send_message(int fd, const void *_Nullable head, size_t head_length, 
                         size_t body_length, const int *_Nullable fds, int fd_count, int nonblocking);
 ssize_t nv_receive_message(int fd, void *_Nullable buffer, size_t length, int *_Nullable fds,
                            struct nv_message_info *_Nonnull info, int peek, int nonblocking);
+// Copies what waits on a stream socket and leaves it there, without its descriptors: bytes up to and including those
+// that came with the next descriptor; 0 at the end, -EAGAIN when nothing waits. Never waits.
+ssize_t nv_peek(int fd, void *_Nonnull buffer, size_t length);
 // Takes the next message off a SEQPACKET socket and throws it and its descriptors away.
 int nv_discard_message(int fd);
 int nv_set_passcred(int fd);
