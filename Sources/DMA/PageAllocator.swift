@@ -35,6 +35,17 @@ public struct PageAllocator: ~Copyable {
         return nil
     }
 
+    /// Takes a run that is known to be in use; false (and nothing changes) when some of it is taken.
+    public mutating func claim(_ first: Int, _ count: Int) -> Bool {
+        guard first >= 0, count > 0, count <= pageCount, first <= pageCount - count else {
+            return false
+        }
+        for page in first..<(first + count) where isTaken(page) { return false }
+        set(first, count, taken: true)
+        freeCount -= count
+        return true
+    }
+
     /// Gives a run back; false (and nothing changes) when some of it is not taken.
     @discardableResult
     public mutating func release(_ first: Int, _ count: Int) -> Bool {

@@ -96,12 +96,14 @@ struct AdminQueue: ~Copyable {
         var count = 0
         while count < Self.maxAnswers, answers.count < Self.maxAnswers, let answer = queue.next() {
             let command = unsafe CommandSlot(at: queue.slots + Int(answer.slot) * 64)
+            queue.setCompleting(answer, position: 0)
+            count += 1
+            guard command.request != CommandSlot.probeRequest else { continue }
             // An answer that came too late for the one who waited has no taker.
             answers.append(
                 AdminAnswer(
                     opcode: command.opcode, token: command.token,
                     status: Status(rawValue: answer.status), result: answer.result))
-            count += 1
         }
         queue.retire()
         try queue.writePendingDoorbells(device)

@@ -5,35 +5,51 @@
 // One cache line of eight 64-bit words in the state area:
 //
 //   0  LBA
-//   1  block count (32) | region (32)
-//   2  offset in the region, bytes
-//   3  token: the position in a completion ring, or a request id
-//   4  session (32) | request record, or `noRequest` (16) | ring (16)
+//   1  block count (32) | position (32): of a ring's request, which entry of its submission ring it
+//      was; of a part of a larger request with data, how many blocks of that come before it
+//   2  offset in the region, bytes; of a part of a larger request without data: how many blocks of
+//      that come before it
+//   3  token: what the asker calls the request
+//   4  session (32) | region (16) | ring (8) | request record, `noRequest` or `probeRequest` (8)
 //   5  first owned pool page (32) | owned pages (16) | opcode (8) | flags (8)
 //   6  namespace id (32) | CRC-32C of words 0-5, keyed (32)
-//   7  state (8) | sequence (8) | status (16) |
-//      CRC-32C of word 6 and of the low half of this word (32)
+//   7  state (2) | sequence (6) | 24 bits | CRC-32C of word 6 and of the low half of this word (32)
+//
+// The 24 bits of a STAGED slot are the low bits of its ordinal: how many commands were pushed on
+// the queue before it. Those of a COMPLETING one: completion position modulo 512 (9) | status (15).
 //
 // Word 7 is written last and by one store, so that a slot is always the old one or the new one. The
 // CRC is split so that a change of state costs two CRC steps and no reading of words 0-5; any
-// changed bit in the line is still seen.
+// changed bit in the line is still seen. A FREE slot vouches for nothing but its word 7: the
+// process may have died while it wrote the words of the next command.
 
 internal import CMemory
 
-/// States of a slot.
+/// States of a slot, and where the rest of its state word's low half is.
 enum SlotState {
     static let free: UInt64 = 0
     /// The command is written down; the device may or may not have seen it.
     static let staged: UInt64 = 1
     /// The device has answered; the answer is on its way to the client.
     static let completing: UInt64 = 2
+    static let mask: UInt64 = 3
+    /// State and sequence.
+    static let commandMask: UInt64 = 0xFF
+    static let sequenceMask: UInt64 = 0xFC
+    static let sequenceOne: UInt64 = 4
+    /// From the sequence, where it is, to where a command id has it.
+    static let sequenceToCommandID: UInt64 = 8
+    static let ordinalMask: UInt32 = 0xFF_FFFF
+    static let positionMask: UInt32 = 511
 }
 
 /// What a slot holds, in memory order.
 @safe
 struct CommandSlot {
     /// No request record: the command is the whole request.
-    static let noRequest: UInt16 = .max
+    static let noRequest: UInt8 = 0xFF
+    /// The command is nobody's: an adopter's probe.
+    static let probeRequest: UInt8 = 0xFE
     /// Flags: the request's pages are bounce pages of this one command, filled or emptied by the
     /// engine.
     static let flagBounced: UInt8 = 1
@@ -43,12 +59,16 @@ struct CommandSlot {
     /// the slot (its first entry also for a transfer of two pages) or the request record has the
     /// rest.
     static let flagSegmented: UInt8 = 8
+    /// Of a request record only: the list is one of ranges of blocks.
+    static let flagRanges: UInt8 = 16
+    /// The upper three bits: bytes of a block as a power of two, less 9.
+    static let shiftOfFlags: UInt8 = 5
 
     var lba: UInt64 = 0
-    private var blocksAndRegion: UInt64 = 0
+    private var blocksAndPosition: UInt64 = 0
     var offset: UInt64 = 0
     var token: UInt64 = 0
-    private var sessionRequestRing = UInt64(noRequest) << 32
+    private var owner = UInt64(noRequest) << 56
     private var pagesAndOpcode: UInt64 = 0
     var namespaceID: UInt32 = 0
 
@@ -60,25 +80,24 @@ struct CommandSlot {
     init(_ request: UnsafePointer<IORequest>) {
         let words = unsafe UnsafeRawPointer(request)
         unsafe lba = nv_load64(words)
-        unsafe blocksAndRegion = nv_load64(words + 8)
+        unsafe blocksAndPosition = nv_load64(words + 8)
         unsafe offset = nv_load64(words + 16)
         unsafe token = nv_load64(words + 24)
-        unsafe sessionRequestRing =
-            UInt64(nv_load32(words + 32)) | UInt64(Self.noRequest) << 32
-            | UInt64(nv_load16(words + 54)) << 48
+        unsafe owner = nv_load64(words + 32)
         unsafe pagesAndOpcode = nv_load64(words + 40)
-        unsafe namespaceID = nv_load32(words + 36)
+        unsafe namespaceID = nv_load32(words + 48)
     }
 
     /// The same of a value: what is in registers need not go through memory.
     @inline(__always)
     init(value request: borrowing IORequest) {
         lba = request.lba
-        blocksAndRegion = UInt64(request.blockCount) | UInt64(request.region) << 32
+        blocksAndPosition = UInt64(request.blockCount) | UInt64(request.position) << 32
         offset = request.offset
         token = request.token
-        sessionRequestRing =
-            UInt64(request.session) | UInt64(Self.noRequest) << 32 | UInt64(request.ring) << 48
+        owner =
+            UInt64(request.session) | UInt64(request.shortRegion) << 32
+            | UInt64(request.shortRing) << 48 | UInt64(Self.noRequest) << 56
         pagesAndOpcode =
             UInt64(request.firstPage) | UInt64(request.pageCount) << 32
             | UInt64(request.operation) << 48 | UInt64(request.flags) << 56
@@ -87,29 +106,39 @@ struct CommandSlot {
 
     @inline(__always)
     var blockCount: UInt32 {
-        get { UInt32(truncatingIfNeeded: blocksAndRegion) }
-        set { blocksAndRegion = blocksAndRegion & ~0xFFFF_FFFF | UInt64(newValue) }
+        get { UInt32(truncatingIfNeeded: blocksAndPosition) }
+        set { blocksAndPosition = blocksAndPosition & ~0xFFFF_FFFF | UInt64(newValue) }
     }
     @inline(__always)
-    var region: UInt32 {
-        get { UInt32(truncatingIfNeeded: blocksAndRegion >> 32) }
-        set { blocksAndRegion = blocksAndRegion & 0xFFFF_FFFF | UInt64(newValue) << 32 }
+    var position: UInt32 {
+        get { UInt32(truncatingIfNeeded: blocksAndPosition >> 32) }
+        set { blocksAndPosition = blocksAndPosition & 0xFFFF_FFFF | UInt64(newValue) << 32 }
     }
     @inline(__always)
     var session: UInt32 {
-        get { UInt32(truncatingIfNeeded: sessionRequestRing) }
-        set { sessionRequestRing = sessionRequestRing & ~0xFFFF_FFFF | UInt64(newValue) }
+        get { UInt32(truncatingIfNeeded: owner) }
+        set { owner = owner & ~0xFFFF_FFFF | UInt64(newValue) }
+    }
+    /// The table of regions has fewer than 2^16.
+    @inline(__always)
+    var region: UInt32 {
+        get { UInt32(truncatingIfNeeded: owner >> 32) & 0xFFFF }
+        set { owner = owner & ~(0xFFFF << 32) | UInt64(UInt16(clamping: newValue)) << 32 }
     }
     @inline(__always)
-    var request: UInt16 {
-        get { UInt16(truncatingIfNeeded: sessionRequestRing >> 32) }
-        set { sessionRequestRing = sessionRequestRing & ~(0xFFFF << 32) | UInt64(newValue) << 32 }
+    var ring: UInt8 {
+        get { UInt8(truncatingIfNeeded: owner >> 48) }
+        set { owner = owner & ~(0xFF << 48) | UInt64(newValue) << 48 }
     }
     @inline(__always)
-    var ring: UInt16 {
-        get { UInt16(truncatingIfNeeded: sessionRequestRing >> 48) }
-        set { sessionRequestRing = sessionRequestRing & ~(0xFFFF << 48) | UInt64(newValue) << 48 }
+    var request: UInt8 {
+        get { UInt8(truncatingIfNeeded: owner >> 56) }
+        set { owner = owner & ~(0xFF << 56) | UInt64(newValue) << 56 }
     }
+    /// Whether it is a part of a larger request.
+    var isPart: Bool { UInt32(request) < RequestRecords.capacity }
+    /// Bytes of a block as a power of two.
+    var blockShift: UInt64 { UInt64(flags >> Self.shiftOfFlags) + 9 }
     @inline(__always)
     var firstPage: UInt32 {
         get { UInt32(truncatingIfNeeded: pagesAndOpcode) }
@@ -131,30 +160,41 @@ struct CommandSlot {
         set { pagesAndOpcode = pagesAndOpcode & ~(0xFF << 56) | UInt64(newValue) << 56 }
     }
 
-    /// Writes words 0-6 and then, last, the STAGED state.
+    /// Writes words 0-6 and then, last, the STAGED state. `sequence` is where a state word has it.
     @inline(__always)
-    func stage(at slot: UnsafeMutableRawPointer, key: UInt32, sequence: UInt64) {
-        unsafe nv_store64(slot, lba)
-        unsafe nv_store64(slot + 8, blocksAndRegion)
-        unsafe nv_store64(slot + 16, offset)
-        unsafe nv_store64(slot + 24, token)
-        unsafe nv_store64(slot + 32, sessionRequestRing)
-        unsafe nv_store64(slot + 40, pagesAndOpcode)
-        var crc = Checksum.step(UInt64(key), lba)
-        crc = Checksum.step(crc, blocksAndRegion)
-        crc = Checksum.step(crc, offset)
-        crc = Checksum.step(crc, token)
-        crc = Checksum.step(crc, sessionRequestRing)
-        crc = Checksum.step(crc, pagesAndOpcode)
+    func stage(
+        at slot: UnsafeMutableRawPointer, key: UInt32, sequence: UInt64, ordinal: UInt32
+    ) {
+        let crc = unsafe store(at: slot, key: key)
         let word6 = UInt64(namespaceID) | crc << 32
         unsafe nv_store64(slot + 48, word6)
         // The state after the content, for whoever maps this area later.
         nv_dma_wmb()
+        CrashPoint.hit(.slotFilled)
         unsafe Self.setState(
-            at: slot, word6: word6, key: key, low: SlotState.staged | sequence << 8)
+            at: slot, word6: word6, key: key,
+            low: SlotState.staged | sequence | UInt64(ordinal &<< 8))
+        CrashPoint.hit(.slotStaged)
     }
 
-    /// Replaces the state word; `low` is its low half.
+    /// Writes words 0-5; their checksum.
+    @inline(__always)
+    func store(at base: UnsafeMutableRawPointer, key: UInt32) -> UInt64 {
+        unsafe nv_store64(base, lba)
+        unsafe nv_store64(base + 8, blocksAndPosition)
+        unsafe nv_store64(base + 16, offset)
+        unsafe nv_store64(base + 24, token)
+        unsafe nv_store64(base + 32, owner)
+        unsafe nv_store64(base + 40, pagesAndOpcode)
+        var crc = Checksum.step(UInt64(key), lba)
+        crc = Checksum.step(crc, blocksAndPosition)
+        crc = Checksum.step(crc, offset)
+        crc = Checksum.step(crc, token)
+        crc = Checksum.step(crc, owner)
+        return Checksum.step(crc, pagesAndOpcode)
+    }
+
+    /// Replaces the state word; `low` is its low half. A FREE slot's `word6` is 0.
     @inline(__always)
     static func setState(
         at slot: UnsafeMutableRawPointer, word6: UInt64, key: UInt32, low: UInt64
@@ -167,26 +207,27 @@ struct CommandSlot {
     @inline(__always)
     init(at slot: UnsafeMutableRawPointer) {
         unsafe lba = nv_load64(slot)
-        unsafe blocksAndRegion = nv_load64(slot + 8)
+        unsafe blocksAndPosition = nv_load64(slot + 8)
         unsafe offset = nv_load64(slot + 16)
         unsafe token = nv_load64(slot + 24)
-        unsafe sessionRequestRing = nv_load64(slot + 32)
+        unsafe owner = nv_load64(slot + 32)
         unsafe pagesAndOpcode = nv_load64(slot + 40)
         unsafe namespaceID = nv_load32(slot + 48)
     }
 
     /// Whether both checksums of a slot hold: what an adopter asks before it believes one.
     static func isIntact(at slot: UnsafeMutableRawPointer, key: UInt32) -> Bool {
+        let word7 = unsafe nv_load64(slot + 56)
+        let low = word7 & 0xFFFF_FFFF
+        guard low & SlotState.mask != SlotState.free else {
+            return low <= SlotState.commandMask
+                && nv_crc32c_64(nv_crc32c_64(key, 0), low) == UInt32(word7 >> 32)
+        }
         var crc = key
         for word in 0..<6 { crc = nv_crc32c_64(crc, unsafe nv_load64(slot + word * 8)) }
         let word6 = unsafe nv_load64(slot + 48)
-        let word7 = unsafe nv_load64(slot + 56)
-        let final = nv_crc32c_64(nv_crc32c_64(key, word6), word7 & 0xFFFF_FFFF)
-        let low = word7 & 0xFF
-        // A free slot vouches for its state only: its other words are those of the last command.
-        return final == UInt32(word7 >> 32)
-            && (low == SlotState.free || crc == UInt32(word6 >> 32))
-            && low <= SlotState.completing
+        return nv_crc32c_64(nv_crc32c_64(key, word6), low) == UInt32(word7 >> 32)
+            && crc == UInt32(word6 >> 32) && low & SlotState.mask <= SlotState.completing
     }
 }
 

@@ -18,7 +18,7 @@ public enum CrashPoint: UInt8, CaseIterable, Sendable {
     case requestDequeued = 2
     /// A request of many commands has its record, and no command.
     case recordSealed = 3
-    /// The record says that a part is issued, and its slot is not staged.
+    /// The slot of a part is staged, and its record does not say that the part is issued.
     case childIssued = 4
     /// A client's bytes are copied to bounce pages that no slot owns yet.
     case bounceFilled = 5

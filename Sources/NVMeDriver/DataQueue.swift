@@ -45,11 +45,11 @@ struct DataQueue: ~Copyable {
     static let reapCapacity = 64
 
     let engine: UnsafeMutablePointer<Engine>
-    private let rings: UnsafeMutablePointer<RingPort>
+    let rings: UnsafeMutablePointer<RingPort>
     private let completions: UnsafeMutablePointer<IOCompletion>
-    private let segments: UnsafeMutablePointer<DataSegment>
+    let segments: UnsafeMutablePointer<DataSegment>
     /// A bit for each ring that is open.
-    private(set) var open: UInt64 = 0
+    var open: UInt64 = 0
     /// A bit for each ring with completions that are not published.
     private var touched: UInt64 = 0
     /// A bit for each ring whose fault the control thread was told.
@@ -71,7 +71,9 @@ struct DataQueue: ~Copyable {
     /// Where the queue pair itself is counted.
     var statistics: StatisticsBlock
     /// Where those count who have no block.
-    private let unread = StatisticsBlock.allocated()
+    let unread = StatisticsBlock.allocated()
+    /// Where those write their positions whom no successor takes over.
+    private let unlogged: UnsafeMutableRawPointer
     /// Nothing is taken from any ring.
     var isFrozen = false
     /// Commands that were submitted before this tick and are not answered are overdue.
@@ -83,6 +85,9 @@ struct DataQueue: ~Copyable {
         timeoutTicks = Tick.count(milliseconds: timeoutMilliseconds)
         statistics = unread
         unsafe rings = .allocate(capacity: Self.ringCapacity)
+        unsafe unlogged = .allocate(byteCount: TwinPositions.byteCount, alignment: 64)
+        unsafe unlogged.initializeMemory(
+            as: UInt8.self, repeating: 0, count: TwinPositions.byteCount)
         unsafe segments = .allocate(capacity: Engine.maxSegments)
         unsafe segments.initialize(
             repeating: DataSegment(region: 0, offset: 0, byteCount: 0),
@@ -95,6 +100,7 @@ struct DataQueue: ~Copyable {
         unsafe forEachRing { unsafe $0.deinitialize(count: 1) }
         unsafe rings.deallocate()
         unsafe completions.deallocate()
+        unsafe unlogged.deallocate()
         unsafe segments.deallocate()
         unread.deallocate()
     }
@@ -257,7 +263,7 @@ struct DataQueue: ~Copyable {
     @inline(never)
     mutating func wake() { unsafe forEachRing { unsafe $0.pointee.withdraw() } }
 
-    private func forEachRing(_ body: (UnsafeMutablePointer<RingPort>) -> Void) {
+    func forEachRing(_ body: (UnsafeMutablePointer<RingPort>) -> Void) {
         var left = open
         while left != 0 {
             unsafe body(rings + left.trailingZeroBitCount)
@@ -289,20 +295,30 @@ struct DataQueue: ~Copyable {
 
     // MARK: Rings
 
-    /// Opens a ring; nil when all are in use.
-    mutating func add(
-        base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
-        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
-        positions: RingPositions = RingPositions(), statistics: StatisticsBlock? = nil
-    ) -> Int? {
+    /// The place that a new ring would get; nil when all are in use.
+    var nextFree: Int? {
         let index = (~open).trailingZeroBitCount
-        guard index < Self.ringCapacity else { return nil }
+        return index < Self.ringCapacity ? index : nil
+    }
+
+    /// Opens a ring at a free place, or at the next one; nil when there is none. `log` is where a
+    /// successor reads its positions.
+    mutating func add(
+        at place: Int? = nil, base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32,
+        regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
+        log: TwinPositions? = nil, positions: RingPositions = RingPositions(),
+        statistics: StatisticsBlock? = nil
+    ) -> Int? {
+        guard let index = place ?? nextFree, index >= 0, index < Self.ringCapacity,
+            open & 1 << UInt64(index) == 0
+        else { return nil }
+        unsafe engine.pointee.completionTails[index + 1] = positions.completionTail
         unsafe (rings + index).initialize(
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
                 regions: regions, rules: rules, wakeFD: wakeFD, gate: gate,
-                segments: segments, positions: positions,
-                statistics: statistics ?? unread))
+                segments: segments, log: log ?? TwinPositions(base: unlogged, key: 0),
+                positions: positions, statistics: statistics ?? unread))
         open |= 1 << UInt64(index)
         return index
     }

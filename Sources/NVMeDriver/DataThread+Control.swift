@@ -97,30 +97,88 @@ extension DataThread {
 
     // MARK: Rings
 
-    /// Opens a ring on this queue and returns its index; nil when the queue serves as many as it
-    /// can. What is given must outlive the ring.
+    /// The place that the next ring gets on this queue; nil when it serves as many as it can. What
+    /// a successor needs of the ring is written down under this place before it is opened.
+    public var nextRingPlace: Int? { unsafe exclusive { unsafe $0.pointee.nextFree } }
+
+    /// Opens a ring on this queue, at a place that `nextRingPlace` gave, and returns its index; nil
+    /// when the queue serves as many as it can. What is given must outlive the ring.
     public func open(
         _ memory: borrowing RingMemory, session: UInt32, regions: SessionRegions,
         rules: RingRules, gate: IOGate, kick: CInt, wakeFD: CInt, isHeld: Bool,
-        statistics: StatisticsBlock
+        statistics: StatisticsBlock, at place: Int? = nil
     ) throws(DriverError) -> Int? {
         let base = unsafe memory.mapping.base
         let shape = memory.shape
-        let index = unsafe exclusive { queue in
+        let index = unsafe exclusive { queue -> Int? in
+            guard let place = unsafe place ?? queue.pointee.nextFree else { return nil }
+            let log = controller.state.ringPositions(queue: queueNumber, index: place)
             let index = unsafe queue.pointee.add(
-                base: base, shape: shape, session: session, regions: regions, rules: rules,
-                wakeFD: wakeFD, gate: gate, statistics: statistics)
+                at: place, base: base, shape: shape, session: session, regions: regions,
+                rules: rules, wakeFD: wakeFD, gate: gate, log: log, statistics: statistics)
             if let index { unsafe queue.pointee.ring(index)?.pointee.isHeld = isHeld }
             return index
         }
         guard let index else { return nil }
+        try watch(index, kick: kick)
+        wake()
+        return index
+    }
+
+    private func watch(_ index: Int, kick: CInt) throws(DriverError) {
         let result = nv_epoll_add_edge(epoll.raw, kick, UInt64(index + 2))
         guard result == 0 else {
             unsafe exclusive { unsafe $0.pointee.remove(index) }
             throw .system(SystemCallError("epoll_ctl", errno: -result))
         }
+    }
+
+    // MARK: Rings of a predecessor
+
+    /// Opens the ring of a predecessor, at the place where its record is. Only for a thread that
+    /// was made with `isAdopting`, before `recover`.
+    ///
+    /// Throws `notAdoptable` when its positions cannot be believed.
+    public func adopt(
+        _ memory: borrowing RingMemory, at place: Int, session: UInt32, regions: SessionRegions,
+        rules: RingRules, gate: IOGate, kick: CInt, wakeFD: CInt, isHeld: Bool,
+        statistics: StatisticsBlock
+    ) throws(DriverError) {
+        let base = unsafe memory.mapping.base
+        let shape = memory.shape
+        guard let known = controller.state.knownPositions(queue: queueNumber, index: place),
+            let log = controller.state.ringPositions(queue: queueNumber, index: place)
+        else {
+            throw .notAdoptable("the positions of ring \(place) of queue \(queueNumber)")
+        }
+        let isAdopted = unsafe exclusive { queue in
+            let isAdopted = unsafe queue.pointee.adopt(
+                at: place, base: base, shape: shape, session: session, regions: regions,
+                rules: rules, wakeFD: wakeFD, gate: gate, log: log, known: known,
+                statistics: statistics)
+            if isAdopted { unsafe queue.pointee.ring(place)?.pointee.isHeld = isHeld }
+            return isAdopted
+        }
+        guard isAdopted else {
+            throw .notAdoptable(
+                "what is in flight contradicts the positions of ring \(place) of queue "
+                    + "\(queueNumber)")
+        }
+        try watch(place, kick: kick)
+    }
+
+    /// Posts what a predecessor had taken from the device and perhaps not published, wakes every
+    /// client, and lets the thread run. Once, after the rings of the predecessor were opened.
+    ///
+    /// Throws `notAdoptable`: nothing was posted then, and the thread stands still.
+    public func recover() throws(DriverError) {
+        // Requests without a ring have another queue.
+        guard unsafe exclusive({ unsafe $0.pointee.recover { _ in } }) else {
+            throw .notAdoptable("completions of queue \(queueNumber) do not add up")
+        }
+        try controller.writePendingDoorbells(index)
+        leave()
         wake()
-        return index
     }
 
     /// Closes a ring; nothing of it may be with the device.

@@ -66,7 +66,7 @@ public final class DataThread: @unchecked Sendable {
     static let exclusiveMilliseconds = 5_000
 
     let index: Int
-    private let controller: NVMeController
+    let controller: NVMeController
     let queue: UnsafeMutablePointer<DataQueue>
     private let control: Mapping
     let epoll: OwnedFD
@@ -87,9 +87,13 @@ public final class DataThread: @unchecked Sendable {
     /// Starts the thread of an I/O queue of a controller that is up. `stop` must be called before
     /// the controller is. `whenStuck` ends the process: a thread that hangs in the kernel still has
     /// the queue.
+    ///
+    /// With `isAdopting` the queue is a predecessor's, and nothing of it is touched before
+    /// `recover`: open its rings before that.
     public init(
         controller: NVMeController, queue index: Int, policy: SpinPolicy,
-        timeoutMilliseconds: UInt32, whenStuck: @escaping @Sendable (_ queue: Int) -> Never
+        timeoutMilliseconds: UInt32, isAdopting: Bool = false,
+        whenStuck: @escaping @Sendable (_ queue: Int) -> Never
     ) throws(DriverError) {
         self.controller = controller
         self.whenStuck = whenStuck
@@ -109,6 +113,11 @@ public final class DataThread: @unchecked Sendable {
         unsafe queue.initialize(
             to: DataQueue(
                 engine: controller.engine(index), timeoutMilliseconds: timeoutMilliseconds))
+        if isAdopting {
+            // As if `exclusive` had begun: the thread stands still from its first round on.
+            depth = 1
+            unsafe nv_store_seq32(word(Word.want), 1)
+        }
         try start()
     }
 

@@ -61,10 +61,7 @@ extension Engine {
                 maxBlocks = min(maxBlocks, UInt32(Self.maxBounceByteCount >> UInt64(shift)))
             }
         }
-        guard
-            requests.insert(
-                command, blockShift: shift, maxBlocks: maxBlocks, tick: queue.tick) != nil
-        else {
+        guard requests.insert(command, maxBlocks: maxBlocks, tick: queue.tick) != nil else {
             return .full
         }
         countSubmitted()
@@ -108,20 +105,13 @@ extension Engine {
             return issueSegments(of: index, record, slot)
         }
         var command = record.command
-        command.lba = record.command.lba &+ UInt64(record.issued)
-        command.blockCount = min(
-            record.command.blockCount - record.issued, record.maxBlocksPerCommand)
-        command.request = UInt16(truncatingIfNeeded: index)
-        // The request's pages are the record's; a child owns only what it bounces through.
-        command.firstPage = 0
-        command.pageCount = 0
+        Self.makePart(&command, of: index, record)
         guard Self.movesData(command.opcode) else {
-            requests.willIssue(index, blocks: command.blockCount)
-            pushRange(slot, command)
-            return true
+            return issueRange(of: index, record, command, slot)
         }
-        let shift = UInt64(record.blockShift)
-        command.offset = record.command.offset &+ UInt64(record.issued) << shift
+        command.blockCount = record.nextBlockCount
+        let shift = record.blockShift
+        command.offset = record.command.offset &+ record.issued << shift
         let address: UInt64
         if command.flags & CommandSlot.flagBounced != 0 {
             guard let pages = takeBouncePages(&command, shift) else { return false }
@@ -129,16 +119,94 @@ extension Engine {
             if command.opcode != IOOperation.read {
                 copy(command, shift, toClient: false)
                 noteMemoryFaults()
+                CrashPoint.hit(.bounceFilled)
             }
         } else {
             address = regions.deviceAddress(
                 region: command.region, offset: command.offset,
                 byteCount: UInt64(command.blockCount) << shift, session: command.session)
         }
-        requests.willIssue(index, blocks: command.blockCount)
         pushData(
             slot, command, address: address, byteCount: UInt64(command.blockCount) << shift)
+        requests.didIssue(index, blocks: command.blockCount)
         return true
+    }
+
+    /// What all parts of a request have in common.
+    static func makePart(
+        _ command: inout CommandSlot, of index: UInt32, _ record: RequestRecords.Record
+    ) {
+        command.lba = record.command.lba &+ record.issued
+        command.request = UInt8(truncatingIfNeeded: index)
+        command.position = UInt32(truncatingIfNeeded: record.issued)
+        // The request's pages are the record's; a part owns only what it bounces through.
+        command.firstPage = 0
+        command.pageCount = 0
+    }
+
+    /// Issues the next part of a request without data.
+    private mutating func issueRange(
+        of index: UInt32, _ record: RequestRecords.Record, _ part: CommandSlot, _ slot: UInt32
+    ) -> Bool {
+        var command = part
+        command.offset = record.issued
+        command.blockCount = record.nextBlockCount
+        var place = requests.place(index)
+        if record.hasRanges {
+            guard let range = requests.range(index, place) else { return false }
+            command.lba = range.lba
+            if range.blockCount <= UInt64(command.blockCount) {
+                command.blockCount = UInt32(truncatingIfNeeded: range.blockCount)
+                place = ListPlace(index: place.index &+ 1)
+            } else {
+                place.offset &+= UInt64(command.blockCount)
+            }
+        }
+        pushRange(slot, command)
+        requests.didIssue(index, blocks: command.blockCount)
+        requests.setPlace(index, place)
+        return true
+    }
+
+    /// Takes one Write Zeroes, Deallocate or Verify of several ranges, or of one that is too long
+    /// for an `IORequest`; the request's own `lba` and `blockCount` are not used. The list is
+    /// private memory of the caller, and copied.
+    ///
+    /// `invalid`: there are none or more than `maxSegments`, one is empty, or all together have
+    /// 2^63 blocks or more.
+    public mutating func submit(
+        _ request: IORequest, ranges: UnsafePointer<BlockSpan>, count: Int
+    ) -> SubmitResult {
+        guard Self.isRange(request.operation), request.maxBlocksPerCommand > 0, count > 0,
+            count <= Self.maxSegments
+        else { return .invalid }
+        var total: UInt64 = 0
+        for index in 0..<count {
+            let range = unsafe ranges[index]
+            let (sum, overflow) = total.addingReportingOverflow(range.blockCount)
+            guard range.blockCount > 0, !overflow, sum < 1 << 63,
+                range.lba <= .max - range.blockCount
+            else { return .invalid }
+            total = sum
+        }
+        var request = request
+        if count == 1, total <= UInt64(UInt32.max) {
+            request.lba = unsafe ranges.pointee.lba
+            request.blockCount = UInt32(truncatingIfNeeded: total)
+            return submit(request)
+        }
+        var command = CommandSlot(value: request)
+        command.lba = total
+        command.blockCount = 0
+        command.flags |= CommandSlot.flagRanges
+        guard
+            unsafe requests.insert(
+                command, list: UnsafeRawPointer(ranges), count: UInt32(count),
+                maxBlocks: request.maxBlocksPerCommand, tick: queue.tick) != nil
+        else { return .full }
+        countSubmitted()
+        pump()
+        return .accepted
     }
 
     /// Takes bounce pages for a command; for fewer of its blocks when there are not enough pages in
@@ -179,7 +247,7 @@ extension Engine {
     }
 
     /// A command of a larger request was answered. True when the request is complete, and
-    /// `completion` filled.
+    /// `completion` filled. The answer of a probe is nobody's.
     @inline(never)
     mutating func childEnded(
         _ answer: QueuePair.Answer, _ completion: UnsafeMutablePointer<IOCompletion>
@@ -187,28 +255,48 @@ extension Engine {
         let command = unsafe CommandSlot(at: queue.slots + Int(answer.slot) * 64)
         let status = answer.status
         let index = UInt32(command.request) & (RequestRecords.capacity - 1)
-        if command.flags & CommandSlot.flagBounced != 0 { endBounce(command, status, index) }
+        // The data is the client's before the slot says COMPLETING: who finds it so does not copy
+        // again, and the pages may be somebody else's by then.
+        if command.isPart, command.flags & CommandSlot.flagBounced != 0 {
+            deliverBounce(command, status, index)
+        }
+        queue.setCompleting(answer, position: 0)
+        releaseOwnPages(command)
+        guard command.isPart else { return false }
         requests.childEnded(index, status: status)
         let record = requests.load(index)
-        let isIssued = record.issued >= record.command.blockCount || record.status != 0
-        guard isIssued, record.children == 0 else { return false }
-        requests.markDone(index)
-        unsafe Self.fill(completion, record.command, record.status)
-        unsafe completion.pointee.age = queue.tick &- requests.tick(index)
-        if record.status != 0 { countFailed() }
+        guard record.isIssued, record.children == 0 else { return false }
+        unsafe finish(index, record, completion)
         return true
     }
 
-    private mutating func endBounce(_ command: CommandSlot, _ status: UInt16, _ index: UInt32) {
-        if command.opcode == IOOperation.read, status == 0 {
-            if command.flags & CommandSlot.flagSegmented != 0 {
-                scatter(command, index)
-            } else {
-                copy(command, UInt64(requests.load(index).blockShift), toClient: true)
-            }
-            noteMemoryFaults()
+    /// Ends a request of several commands; where its completion goes is part of the record.
+    mutating func finish(
+        _ index: UInt32, _ record: RequestRecords.Record,
+        _ completion: UnsafeMutablePointer<IOCompletion>
+    ) {
+        requests.markDone(index, position: takePosition(record.command.ring))
+        unsafe Self.fill(completion, record.command, record.status)
+        unsafe completion.pointee.age = queue.tick &- requests.tick(index)
+        if record.status != 0 { countFailed() }
+    }
+
+    private mutating func deliverBounce(
+        _ command: CommandSlot, _ status: UInt16, _ index: UInt32
+    ) {
+        guard command.opcode == IOOperation.read, status == 0 else { return }
+        if command.flags & CommandSlot.flagSegmented != 0 {
+            scatter(command, index)
+        } else {
+            copy(command, command.blockShift, toClient: true)
         }
-        // `retire`, which follows, goes on with requests that wait for pages.
+        noteMemoryFaults()
+        CrashPoint.hit(.bounceDelivered)
+    }
+
+    /// `retire`, which follows, goes on with requests that wait for pages.
+    private mutating func releaseOwnPages(_ command: CommandSlot) {
+        guard command.pageCount > 0 else { return }
         bouncePages.release(Int(command.firstPage) - firstBouncePage, Int(command.pageCount))
     }
 
@@ -224,20 +312,25 @@ extension Engine {
     /// Write Zeroes, Verify, and Deallocate of one range (NVM Command Set 1.0, 3.2.3: the range
     /// list in PRP1).
     private mutating func pushRange(_ slot: UInt32, _ command: CommandSlot) {
+        let entry = rangeEntry(slot, command)
+        queue.push(
+            slot, command, prp1: entry.prp1, prp2: 0, dword10And11: entry.dword10And11,
+            dword12And13: entry.dword12And13)
+    }
+
+    /// What the queue entry of such a command has.
+    func rangeEntry(
+        _ slot: UInt32, _ command: CommandSlot
+    ) -> (prp1: UInt64, dword10And11: UInt64, dword12And13: UInt64) {
         guard command.opcode == IOOperation.deallocate else {
-            queue.push(
-                slot, command, prp1: 0, prp2: 0, dword10And11: command.lba,
-                dword12And13: Self.dword12(command))
-            return
+            return (0, command.lba, Self.dword12(command))
         }
         let range = unsafe queue.list(slot)
         unsafe nv_store32(range, 0)
         unsafe nv_store32(range + 4, command.blockCount)
         unsafe nv_store64(range + 8, command.lba)
         // NR is zero-based: one range. AD is bit 2 of dword 11.
-        queue.push(
-            slot, command, prp1: queue.listIOVA(slot), prp2: 0, dword10And11: 4 << 32,
-            dword12And13: 0)
+        return (queue.listIOVA(slot), 4 << 32, 0)
     }
 
     // MARK: Pages of inline transfers

@@ -29,11 +29,11 @@ public struct DataSegment: Sendable, Equatable {
     }
 }
 
-/// A position in a segment list.
-struct SegmentPlace {
+/// A position in a list of segments or ranges.
+struct ListPlace {
     var index: UInt32 = 0
-    /// Bytes of the segment that lie before it; below the segment's length.
-    var offset: UInt32 = 0
+    /// Bytes of the segment, or blocks of the range, that lie before it; below its length.
+    var offset: UInt64 = 0
 }
 
 /// The segment list of a request record, in the state area.
@@ -48,27 +48,27 @@ struct SegmentList {
     }
 
     /// The rest of the segment at a place, at most `limit` bytes of it; nil behind the last one.
-    func rest(_ place: SegmentPlace, atMost limit: UInt64) -> DataSegment? {
+    func rest(_ place: ListPlace, atMost limit: UInt64) -> DataSegment? {
         guard place.index < count else { return nil }
         let entry = unsafe base + Int(place.index) &* 16
-        let left = unsafe nv_load32(entry + 12) &- place.offset
+        let left = UInt64(unsafe nv_load32(entry + 12)) &- place.offset
         return DataSegment(
             region: unsafe nv_load32(entry + 8),
-            offset: unsafe nv_load64(entry) &+ UInt64(place.offset),
-            byteCount: UInt32(truncatingIfNeeded: min(UInt64(left), limit)))
+            offset: unsafe nv_load64(entry) &+ place.offset,
+            byteCount: UInt32(truncatingIfNeeded: min(left, limit)))
     }
 
     /// The place `byteCount` bytes further, where `byteCount` is at most what `rest` gave.
-    func after(_ place: SegmentPlace, _ byteCount: UInt32) -> SegmentPlace {
-        let length = unsafe nv_load32(base + Int(place.index) &* 16 + 12)
-        let offset = place.offset &+ byteCount
+    func after(_ place: ListPlace, _ byteCount: UInt32) -> ListPlace {
+        let length = UInt64(unsafe nv_load32(base + Int(place.index) &* 16 + 12))
+        let offset = place.offset &+ UInt64(byteCount)
         return offset < length
-            ? SegmentPlace(index: place.index, offset: offset)
-            : SegmentPlace(index: place.index &+ 1, offset: 0)
+            ? ListPlace(index: place.index, offset: offset)
+            : ListPlace(index: place.index &+ 1, offset: 0)
     }
 
     /// The place any number of bytes further.
-    func skip(_ place: SegmentPlace, _ byteCount: UInt64) -> SegmentPlace {
+    func skip(_ place: ListPlace, _ byteCount: UInt64) -> ListPlace {
         var place = place
         var left = byteCount
         // Bounded by the number of segments, each of 1 byte or more.
@@ -144,7 +144,7 @@ extension Engine {
         command.flags |= CommandSlot.flagSegmented
         guard
             unsafe requests.insert(
-                command, segments: segments, count: UInt32(count), blockShift: request.blockShift,
+                command, list: UnsafeRawPointer(segments), count: UInt32(count),
                 maxBlocks: maxBlocks, tick: queue.tick) != nil
         else { return .full }
         countSubmitted()
@@ -180,18 +180,13 @@ extension Engine {
         let list = requests.segments(index)
         let place = requests.place(index)
         var command = record.command
-        command.lba = record.command.lba &+ UInt64(record.issued)
-        command.request = UInt16(truncatingIfNeeded: index)
-        // The request's pages are the record's; a child owns only what it bounces through.
-        command.firstPage = 0
-        command.pageCount = 0
+        Self.makePart(&command, of: index, record)
         if let first = list.rest(place, atMost: .max) {
             command.region = first.region
             command.offset = first.offset
         }
-        let shift = UInt64(record.blockShift)
-        let limit = min(
-            record.command.blockCount &- record.issued, record.maxBlocksPerCommand)
+        let shift = record.blockShift
+        let limit = record.nextBlockCount
         let direct = directBlocks(list, place, limit, shift, command.session)
         guard direct > 0 else {
             return issueBounced(index, command, list, place, limit: limit, shift: shift, slot)
@@ -211,17 +206,17 @@ extension Engine {
             end = list.after(end, segment.byteCount)
             left = left &- UInt64(segment.byteCount)
         }
-        requests.willIssue(index, blocks: direct)
-        requests.setPlace(index, end)
         queue.push(
             slot, command, prp1: pages.first, prp2: pages.second, dword10And11: command.lba,
             dword12And13: Self.dword12(command))
+        requests.didIssue(index, blocks: direct)
+        requests.setPlace(index, end)
         return true
     }
 
     /// How many whole blocks from a place on one command can have without a copy, at most `limit`.
     private func directBlocks(
-        _ list: SegmentList, _ start: SegmentPlace, _ limit: UInt32, _ shift: UInt64,
+        _ list: SegmentList, _ start: ListPlace, _ limit: UInt32, _ shift: UInt64,
         _ session: UInt32
     ) -> UInt32 {
         let wanted = UInt64(limit) << shift
@@ -245,7 +240,7 @@ extension Engine {
 
     /// Issues a command for the blocks from a place on that cannot go without a copy.
     private mutating func issueBounced(
-        _ index: UInt32, _ command: CommandSlot, _ list: SegmentList, _ place: SegmentPlace,
+        _ index: UInt32, _ command: CommandSlot, _ list: SegmentList, _ place: ListPlace,
         limit: UInt32, shift: UInt64, _ slot: UInt32
     ) -> Bool {
         var command = command
@@ -264,20 +259,21 @@ extension Engine {
         if command.opcode != IOOperation.read {
             copy(list, place, byteCount, page: command.firstPage, command.session, toClient: false)
             noteMemoryFaults()
+            CrashPoint.hit(.bounceFilled)
         }
-        requests.willIssue(index, blocks: command.blockCount)
-        requests.setPlace(index, list.skip(place, byteCount))
         pushData(slot, command, address: address, byteCount: byteCount)
+        requests.didIssue(index, blocks: command.blockCount)
+        requests.setPlace(index, list.skip(place, byteCount))
         return true
     }
 
     /// The data of a bounced Read of a segment list has come: scatters it.
     func scatter(_ command: CommandSlot, _ index: UInt32) {
         let record = requests.load(index)
-        let shift = UInt64(record.blockShift)
+        let shift = record.blockShift
         let list = requests.segments(index)
         let place = list.skip(
-            SegmentPlace(), (command.lba &- record.command.lba) &<< shift)
+            ListPlace(), (command.lba &- record.command.lba) &<< shift)
         copy(
             list, place, UInt64(command.blockCount) << shift, page: command.firstPage,
             command.session, toClient: true)
@@ -285,7 +281,7 @@ extension Engine {
 
     /// Copies between bounce pages and the segments from a place on.
     private func copy(
-        _ list: SegmentList, _ place: SegmentPlace, _ byteCount: UInt64, page: UInt32,
+        _ list: SegmentList, _ place: ListPlace, _ byteCount: UInt64, page: UInt32,
         _ session: UInt32, toClient: Bool
     ) {
         var place = place

@@ -24,6 +24,9 @@ public struct Engine: ~Copyable {
     let regions: RegionView
     var requests: RequestRecords
     var bouncePages: PageAllocator
+    /// For each ring, by its number: where its next completion goes. Number 0 is that of requests
+    /// without a ring, whose positions mean nothing.
+    var completionTails: InlineArray<256, UInt32> = InlineArray(repeating: 0)
     /// Where this engine's share of the bounce pages starts; page numbers are those of the whole
     /// pool everywhere else.
     let firstBouncePage: Int
@@ -146,14 +149,16 @@ public struct Engine: ~Copyable {
         while count < capacity, let answer = queue.next() {
             let slot = unsafe queue.slots + Int(answer.slot) &* 64
             let who = unsafe nv_load64(slot + 32)
-            if UInt16(truncatingIfNeeded: who >> 32) == CommandSlot.noRequest {
+            if UInt8(truncatingIfNeeded: who >> 56) == CommandSlot.noRequest {
+                let ring = UInt8(truncatingIfNeeded: who >> 48)
+                queue.setCompleting(answer, position: takePosition(ring))
                 let out = unsafe UnsafeMutableRawPointer(completions + count)
                 unsafe nv_store64(out, nv_load64(slot + 24))
                 unsafe nv_store64(
                     out + 8, who & 0xFFFF_FFFF | UInt64(answer.result) << 32)
                 unsafe nv_store64(out + 16, nv_load64(slot + 40))
                 unsafe nv_store32(
-                    out + 24, UInt32(answer.status) | UInt32(truncatingIfNeeded: who >> 48) << 16)
+                    out + 24, UInt32(answer.status) | UInt32(ring) << 16)
                 unsafe nv_store32(out + 28, queue.age(answer.slot))
                 if answer.status != 0 { failed = failed &+ 1 }
                 count = count &+ 1
@@ -165,6 +170,14 @@ public struct Engine: ~Copyable {
         return count
     }
 
+    /// Where the next completion of a ring goes; it is taken.
+    @inline(__always)
+    mutating func takePosition(_ ring: UInt8) -> UInt32 {
+        let position = completionTails[Int(ring)]
+        completionTails[Int(ring)] = position &+ 1
+        return position
+    }
+
     static func fill(
         _ completion: UnsafeMutablePointer<IOCompletion>, _ command: CommandSlot, _ status: UInt16
     ) {
@@ -173,7 +186,7 @@ public struct Engine: ~Copyable {
         unsafe completion.pointee.firstPage = command.firstPage
         unsafe completion.pointee.pageCount = command.pageCount
         unsafe completion.pointee.status = status
-        unsafe completion.pointee.ring = command.ring
+        unsafe completion.pointee.ring = UInt16(command.ring)
         unsafe completion.pointee.result = 0
         unsafe completion.pointee.operation = command.opcode
         unsafe completion.pointee.flags = command.flags

@@ -75,7 +75,7 @@ extension Engine {
             if command.request == CommandSlot.noRequest {
                 unsafe Self.fill(&completion, command, status)
                 ended.append(completion)
-            } else if command.flags & CommandSlot.flagBounced != 0 {
+            } else if command.pageCount > 0 {
                 bounced.append(command)
             }
         }
@@ -96,13 +96,13 @@ extension Engine {
 
 extension QueuePair {
     /// Whether ids are held for Aborts.
-    var isHolding: Bool { heldCount > 0 }
+    var isHolding: Bool { heldCount > (isProbe(slotCount) ? 1 : 0) }
 
     /// Every command that the device has not answered.
     func forEachStaged(_ body: (CommandSlot) -> Void) {
         for index in 0..<slotCount {
             let slot = unsafe slots + Int(index) * 64
-            guard unsafe nv_load64(slot + 56) & 0xFF == SlotState.staged else { continue }
+            guard unsafe nv_load64(slot + 56) & SlotState.mask == SlotState.staged else { continue }
             body(unsafe CommandSlot(at: slot))
         }
     }

@@ -8,8 +8,12 @@
 // repeated by a successor. (DESIGN, section 5.)
 //
 // One command id in flight is one slot, and there are two slots fewer than entries: a full queue
-// cannot happen, the completion queue cannot overflow, and an entry and an id are always left for a
-// successor's probe.
+// cannot happen, the completion queue cannot overflow, and an entry and an id, those of the slot
+// behind the last one, are always left for a successor's probe.
+//
+// Commands are counted: the ordinal of a command is how many were pushed before it, modulo 2^32,
+// and its place in the queue follows from that. So a successor knows which commands the tail that
+// was published covers, however often the queue has gone round.
 
 internal import CMemory
 
@@ -57,30 +61,34 @@ struct QueuePair: ~Copyable {
     static let slotBits: UInt32 = 10
     static let slotMask: UInt32 = 1023
     static let maxEntries: UInt32 = 1024
+    /// What `holds` says of the probe's slot while the probe is out.
+    static let probeHold: UInt8 = 0xFF
 
     // What submission and completion touch, first.
-    private let submission: UnsafeMutableRawPointer
-    private let completion: UnsafeMutableRawPointer
+    let submission: UnsafeMutableRawPointer
+    let completion: UnsafeMutableRawPointer
     let slots: UnsafeMutableRawPointer
-    private let indexLine: UnsafeMutableRawPointer
-    private let freeSlots: UnsafeMutablePointer<UInt16>
-    private let reaped: UnsafeMutablePointer<UInt16>
-    private let ticks: UnsafeMutablePointer<UInt32>
-    /// For each slot: twice the Aborts that name it, and 1 when it was to be freed meanwhile.
-    private let holds: UnsafeMutablePointer<UInt8>
-    private(set) var heldCount: UInt32 = 0
-    private let mask: UInt32
-    private var tail: UInt32 = 0
-    private var committedTail: UInt32 = 0
+    let indexLine: UnsafeMutableRawPointer
+    let freeSlots: UnsafeMutablePointer<UInt16>
+    let reaped: UnsafeMutablePointer<UInt16>
+    let ticks: UnsafeMutablePointer<UInt32>
+    /// For each slot: twice the Aborts that name it, and 1 when it was to be freed meanwhile; for
+    /// the probe's: `probeHold` while it is out.
+    let holds: UnsafeMutablePointer<UInt8>
+    var heldCount: UInt32 = 0
+    let mask: UInt32
+    /// Ordinals: of the next command, and of the first that the device was not told of.
+    var tail: UInt32 = 0
+    var committedTail: UInt32 = 0
     private var deviceHead: UInt32 = 0
-    private var head: UInt32 = 0
-    private var committedHead: UInt32 = 0
-    private var phase: UInt64 = 1
-    private(set) var freeCount: UInt32
-    private(set) var reapedCount: UInt32 = 0
+    var head: UInt32 = 0
+    var committedHead: UInt32 = 0
+    var phase: UInt64 = 1
+    var freeCount: UInt32 = 0
+    var reapedCount: UInt32 = 0
     let slotCount: UInt32
     let slotKey: UInt32
-    private let indexKey: UInt32
+    let indexKey: UInt32
     let queueID: UInt16
     /// The owner's clock in ticks of 256 ns; each command is stamped with it.
     var tick: UInt32 = 0
@@ -88,10 +96,12 @@ struct QueuePair: ~Copyable {
     private let prpLists: UnsafeMutableRawPointer
     private let prpListsIOVA: UInt64
     private let prpListByteCount: UInt64
+    /// Commands of a predecessor whose entries were written again, and not rung.
+    var unseenCount: UInt32 = 0
     private let submissionDoorbell: UnsafeMutableRawPointer
     private let completionDoorbell: UnsafeMutableRawPointer
-    private let shadow: ShadowDoorbells
-    private let hasShadow: Bool
+    let shadow: ShadowDoorbells
+    let hasShadow: Bool
     private let doorbellsAreMapped: Bool
     let submissionDoorbellOffset: Int
     let completionDoorbellOffset: Int
@@ -110,11 +120,27 @@ struct QueuePair: ~Copyable {
         queueID: UInt16, entries: UInt32, epoch: UInt32, memory: QueueMemory,
         doorbellsAreMapped: Bool
     ) {
+        self.init(
+            at: memory, queueID: queueID, entries: entries, epoch: epoch,
+            doorbellsAreMapped: doorbellsAreMapped)
+        for index in 0...slotCount { markFree(index, word: SlotState.sequenceMask) }
+        // The lowest slot is used first: at low depth the same few cache lines serve.
+        for index in 0..<slotCount { pushFree(slotCount - 1 - index) }
+        publishTail()
+        publishHead()
+        publishDoorbell()
+        publishOpen(true)
+    }
+
+    /// Nothing but the places of things: the indexes, and which slots are free, are still missing.
+    init(
+        at memory: QueueMemory, queueID: UInt16, entries: UInt32, epoch: UInt32,
+        doorbellsAreMapped: Bool
+    ) {
         precondition(entries >= 4 && entries <= Self.maxEntries && entries & (entries - 1) == 0)
         self.queueID = queueID
         mask = entries - 1
         slotCount = entries - 2
-        freeCount = entries - 2
         slotKey = Checksum.key(Checksum.slotKind, queue: UInt32(queueID), epoch: epoch)
         indexKey = Checksum.key(Checksum.indexKind, queue: UInt32(queueID), epoch: epoch)
         unsafe submission = memory.submission
@@ -141,16 +167,7 @@ struct QueuePair: ~Copyable {
             to: UInt16.self, capacity: count)
         unsafe reaped = (memory.scratch + 6 * count).bindMemory(to: UInt16.self, capacity: count)
         unsafe holds = (memory.scratch + 8 * count).bindMemory(to: UInt8.self, capacity: count)
-        for index in 0..<slotCount {
-            // The lowest slot is used first: at low depth the same few cache lines serve.
-            unsafe freeSlots[Int(slotCount - 1 - index)] = UInt16(index)
-            let slot = unsafe slots + Int(index) * StateLayout.recordByteCount
-            unsafe CommandSlot.setState(
-                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index, low: SlotState.free)
-        }
-        publishTail()
-        publishHead()
-        publishDoorbell()
+        for index in 0..<count { unsafe holds[index] = 0 }
     }
 
     // MARK: Down
@@ -158,6 +175,9 @@ struct QueuePair: ~Copyable {
     /// The device address of a slot's PRP list pages.
     @inline(__always)
     func listIOVA(_ slot: UInt32) -> UInt64 { prpListsIOVA &+ UInt64(slot) &* prpListByteCount }
+
+    /// Bytes of a slot's PRP list pages.
+    var listByteCount: UInt64 { prpListByteCount }
 
     /// A slot's PRP list pages.
     @inline(__always)
@@ -183,15 +203,34 @@ struct QueuePair: ~Copyable {
         dword10And11: UInt64, dword12And13: UInt64
     ) {
         freeCount = freeCount &- 1
+        stage(
+            slotIndex, command, prp1: prp1, prp2: prp2, dword10And11: dword10And11,
+            dword12And13: dword12And13)
+    }
+
+    @inline(__always)
+    mutating func stage(
+        _ slotIndex: UInt32, _ command: CommandSlot, prp1: UInt64, prp2: UInt64,
+        dword10And11: UInt64, dword12And13: UInt64
+    ) {
         let slot = unsafe slots + Int(slotIndex) &* 64
-        let sequence = (unsafe nv_load64(slot + 56) >> 8) & 0x3F
-        unsafe command.stage(at: slot, key: slotKey &+ slotIndex, sequence: sequence)
+        let sequence = unsafe nv_load64(slot + 56) & SlotState.sequenceMask
+        unsafe command.stage(
+            at: slot, key: slotKey &+ slotIndex, sequence: sequence, ordinal: tail)
         unsafe ticks[Int(slotIndex)] = tick
-        let commandID = UInt64(slotIndex) | sequence << UInt64(Self.slotBits)
-        let entry = unsafe submission + Int(tail) &* 64
-        unsafe nv_store64(
-            entry,
-            UInt64(command.opcode) | commandID << 16 | UInt64(command.namespaceID) << 32)
+        let commandID = UInt64(slotIndex) | sequence << SlotState.sequenceToCommandID
+        writeEntry(
+            UInt64(command.opcode) | commandID << 16 | UInt64(command.namespaceID) << 32,
+            prp1: prp1, prp2: prp2, dword10And11: dword10And11, dword12And13: dword12And13)
+    }
+
+    /// Writes the next entry of the submission queue; `head` is dwords 0 and 1.
+    @inline(__always)
+    mutating func writeEntry(
+        _ head: UInt64, prp1: UInt64, prp2: UInt64, dword10And11: UInt64, dword12And13: UInt64
+    ) {
+        let entry = unsafe submission + Int(tail & mask) &* 64
+        unsafe nv_store64(entry, head)
         unsafe nv_store64(entry + 8, 0)
         unsafe nv_store64(entry + 16, 0)
         unsafe nv_store64(entry + 24, prp1)
@@ -199,7 +238,8 @@ struct QueuePair: ~Copyable {
         unsafe nv_store64(entry + 40, dword10And11)
         unsafe nv_store64(entry + 48, dword12And13)
         unsafe nv_store64(entry + 56, 0)
-        tail = (tail &+ 1) & mask
+        tail = tail &+ 1
+        CrashPoint.hit(.entryWritten)
     }
 
     /// Replaces dwords 14 and 15 of the entry that `push` wrote last.
@@ -215,17 +255,21 @@ struct QueuePair: ~Copyable {
         // device.
         nv_dma_wmb()
         publishTail()
+        CrashPoint.hit(.tailPublished)
         nv_io_wmb()
         if hasShadow {
             unsafe writeShadow(
                 shadow.submissionTail, shadow.submissionEventIndex, submissionDoorbell,
-                old: committedTail, new: tail, pending: Self.submissionDoorbellPending)
+                old: committedTail & mask, new: tail & mask,
+                pending: Self.submissionDoorbellPending)
         } else {
             unsafe writeDoorbell(
-                submissionDoorbell, tail, pending: Self.submissionDoorbellPending)
+                submissionDoorbell, tail & mask, pending: Self.submissionDoorbellPending)
         }
         committedTail = tail
+        CrashPoint.hit(.doorbellRung)
         publishDoorbell()
+        CrashPoint.hit(.doorbellLogged)
     }
 
     @inline(__always)
@@ -265,12 +309,14 @@ struct QueuePair: ~Copyable {
     /// A completion entry, checked.
     struct Answer {
         var slot: UInt32
+        /// State and sequence of the slot.
+        fileprivate var command: UInt64
         var status: UInt16
         var result: UInt32
     }
 
-    /// The next answer of the device, its slot now COMPLETING; nil when there is none or the device
-    /// is at fault.
+    /// The next answer of the device; nil when there is none or the device is at fault.
+    /// `setCompleting` must follow before anything else is asked of the queue.
     @inline(__always)
     mutating func next() -> Answer? {
         let entry = unsafe completion + Int(head) &* 16
@@ -281,11 +327,14 @@ struct QueuePair: ~Copyable {
         let result = unsafe nv_load32(entry)
         let commandID = UInt32(truncatingIfNeeded: (word >> 32) & 0xFFFF)
         let index = commandID & Self.slotMask
-        guard index < slotCount else { return refuse(.inventedCommandID, word) }
+        guard index < slotCount || isProbe(index) else {
+            return refuse(.inventedCommandID, word)
+        }
         let slot = unsafe slots + Int(index) &* 64
-        let state = unsafe nv_load64(slot + 56)
-        let staged = SlotState.staged | UInt64(commandID >> Self.slotBits) << 8
-        guard state & 0xFFFF == staged else { return refuse(.staleCommandID, word) }
+        let state = unsafe nv_load64(slot + 56) & SlotState.commandMask
+        guard state == SlotState.staged | UInt64(commandID >> 8) & SlotState.sequenceMask else {
+            return refuse(.staleCommandID, word)
+        }
         guard UInt16(truncatingIfNeeded: word >> 16) == queueID else {
             return refuse(.wrongQueueID, word)
         }
@@ -294,16 +343,32 @@ struct QueuePair: ~Copyable {
         let newHead = UInt32(truncatingIfNeeded: word & 0xFFFF)
         guard newHead <= mask else { return refuse(.badHeadPointer, word) }
         deviceHead = newHead
-        let status = (word >> 49) & 0x7FFF
-        unsafe CommandSlot.setState(
-            at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index,
-            low: SlotState.completing | (staged & 0xFF00) | status << 16)
+        CrashPoint.hit(.completionSeen)
         unsafe reaped[Int(reapedCount)] = UInt16(truncatingIfNeeded: index)
         reapedCount = reapedCount &+ 1
         head = (head &+ 1) & mask
         if head == 0 { phase ^= 1 }
         return Answer(
-            slot: index, status: UInt16(truncatingIfNeeded: status), result: result)
+            slot: index, command: state, status: UInt16(truncatingIfNeeded: word >> 49),
+            result: result)
+    }
+
+    /// Writes down that an answer was taken, and where in its ring the completion goes.
+    @inline(__always)
+    func setCompleting(_ answer: Answer, position: UInt32) {
+        let slot = unsafe slots + Int(answer.slot) &* 64
+        let low = UInt64((position & SlotState.positionMask) << 8) | UInt64(answer.status) << 17
+        unsafe CommandSlot.setState(
+            at: slot, word6: nv_load64(slot + 48), key: slotKey &+ answer.slot,
+            low: low | (answer.command ^ (SlotState.staged ^ SlotState.completing)))
+        CrashPoint.hit(.slotCompleting)
+    }
+
+    /// Whether a slot that commands do not get is the one of a probe that is out.
+    @inline(never)
+    func isProbe(_ index: UInt32) -> Bool {
+        guard index == slotCount else { return false }
+        return unsafe holds[Int(index)] == Self.probeHold
     }
 
     private mutating func refuse(_ fault: QueueFault, _ word: UInt64) -> Answer? {
@@ -318,14 +383,12 @@ struct QueuePair: ~Copyable {
     mutating func retire() {
         guard reapedCount > 0 else { return }
         publishHead()
+        CrashPoint.hit(.headPublished)
         var index: UInt32 = 0
         while index < reapedCount {
             let slotIndex = UInt32(unsafe reaped[Int(index)])
-            let slot = unsafe slots + Int(slotIndex) &* 64
-            let sequence = ((unsafe nv_load64(slot + 56) >> 8) &+ 1) & 0x3F
-            unsafe CommandSlot.setState(
-                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ slotIndex,
-                low: SlotState.free | sequence << 8)
+            unsafe markFree(slotIndex, word: nv_load64(slots + Int(slotIndex) &* 64 + 56))
+            CrashPoint.hit(.slotFreed)
             if heldCount == 0 || !deferFreeing(slotIndex) { pushFree(slotIndex) }
             index = index &+ 1
         }
@@ -340,10 +403,20 @@ struct QueuePair: ~Copyable {
                 completionDoorbell, head, pending: Self.completionDoorbellPending)
         }
         committedHead = head
+        CrashPoint.hit(.completionDoorbellRung)
+    }
+
+    /// A slot FREE for the command after the one whose state word is given.
+    @inline(__always)
+    private func markFree(_ slotIndex: UInt32, word: UInt64) {
+        let slot = unsafe slots + Int(slotIndex) &* 64
+        let sequence = (word &+ SlotState.sequenceOne) & SlotState.sequenceMask
+        unsafe CommandSlot.setState(
+            at: slot, word6: 0, key: slotKey &+ slotIndex, low: SlotState.free | sequence)
     }
 
     @inline(__always)
-    private mutating func pushFree(_ slotIndex: UInt32) {
+    mutating func pushFree(_ slotIndex: UInt32) {
         unsafe freeSlots[Int(freeCount)] = UInt16(truncatingIfNeeded: slotIndex)
         freeCount = freeCount &+ 1
     }
@@ -370,10 +443,15 @@ struct QueuePair: ~Copyable {
         heldCount &-= 1
     }
 
-    /// Whether a slot is held; it is then given back by `letGo`.
+    /// Whether a slot is held; it is then given back by `letGo`. The probe's is given to nobody.
     @inline(never)
     private mutating func deferFreeing(_ slotIndex: UInt32) -> Bool {
         guard unsafe holds[Int(slotIndex)] != 0 else { return false }
+        guard slotIndex < slotCount else {
+            unsafe holds[Int(slotIndex)] = 0
+            heldCount &-= 1
+            return true
+        }
         unsafe holds[Int(slotIndex)] |= 1
         return true
     }
@@ -388,14 +466,14 @@ struct QueuePair: ~Copyable {
     // MARK: The index line
 
     @inline(__always)
-    private func publishTail() {
+    func publishTail() {
         #if !NVMED_WITHOUT_LOG
             unsafe nv_store64(indexLine, SealedWord.seal(tail, key: indexKey))
         #endif
     }
 
     @inline(__always)
-    private func publishHead() {
+    func publishHead() {
         #if !NVMED_WITHOUT_LOG
             let value = head | UInt32(truncatingIfNeeded: phase) << 31
             unsafe nv_store64(indexLine + 8, SealedWord.seal(value, key: indexKey &+ 1))
@@ -409,6 +487,12 @@ struct QueuePair: ~Copyable {
         #endif
     }
 
+    /// Whether the queue takes commands, or is being taken off the controller.
+    func publishOpen(_ isOpen: Bool) {
+        unsafe nv_store64(
+            indexLine + 24, SealedWord.seal(isOpen ? 1 : 0, key: indexKey &+ 3))
+    }
+
     // MARK: Cold
 
     /// Commands in flight, those answered and not yet retired included.
@@ -416,22 +500,40 @@ struct QueuePair: ~Copyable {
 
     /// The queue's positions, for `inspect`.
     var positions: (tail: UInt32, deviceHead: UInt32, head: UInt32, phase: UInt32) {
-        (tail, deviceHead, head, UInt32(phase))
+        (tail & mask, deviceHead, head, UInt32(phase))
     }
 
     /// The tail that the device was told last, for a doorbell by message.
-    var committedPositions: (tail: UInt32, head: UInt32) { (committedTail, committedHead) }
+    var committedPositions: (tail: UInt32, head: UInt32) {
+        (committedTail & mask, committedHead)
+    }
+
+    /// After how many more commands the ordinal of one that is still in flight is written anew: an
+    /// adopter sees 24 bits of it, and must never take an old command for a new one.
+    static let ordinalAge: UInt32 = 1 << 22
 
     /// The commands in flight whose stamp is older than `tick`, oldest irrelevant: calls `body`
-    /// with slot and command id.
+    /// with slot and command id. To be called several times while the queue takes 2^23 commands.
     func forEachOlder(than limit: UInt32, _ body: (UInt32, UInt16) -> Void) {
         for index in 0..<slotCount {
-            let state = unsafe nv_load64(slots + Int(index) * 64 + 56)
-            guard state & 0xFF == SlotState.staged,
+            let slot = unsafe slots + Int(index) * 64
+            let state = unsafe nv_load64(slot + 56)
+            guard state & SlotState.mask == SlotState.staged,
                 unsafe ticks[Int(index)] &- limit > UInt32.max / 2
             else { continue }
+            unsafe refreshOrdinal(slot, index, state)
             body(index, commandID(index, state))
         }
+    }
+
+    private func refreshOrdinal(
+        _ slot: UnsafeMutableRawPointer, _ index: UInt32, _ state: UInt64
+    ) {
+        let ordinal = UInt32(truncatingIfNeeded: state >> 8) & SlotState.ordinalMask
+        guard (tail &- ordinal) & SlotState.ordinalMask > Self.ordinalAge else { return }
+        unsafe CommandSlot.setState(
+            at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index,
+            low: state & SlotState.commandMask | UInt64((tail &- Self.ordinalAge) &<< 8))
     }
 
     /// The commands of one request that the device has not answered: calls `body` with the command
@@ -440,28 +542,29 @@ struct QueuePair: ~Copyable {
         for index in 0..<slotCount {
             let slot = unsafe slots + Int(index) * 64
             let state = unsafe nv_load64(slot + 56)
-            guard state & 0xFF == SlotState.staged else { continue }
+            guard state & SlotState.mask == SlotState.staged else { continue }
             let command = unsafe CommandSlot(at: slot)
             guard command.session == session, command.token == token else { continue }
             body(commandID(index, state))
         }
     }
 
-    private func commandID(_ index: UInt32, _ state: UInt64) -> UInt16 {
+    func commandID(_ index: UInt32, _ state: UInt64) -> UInt16 {
         UInt16(truncatingIfNeeded: index)
-            | UInt16(truncatingIfNeeded: (state >> 8) & 0x3F) << UInt16(Self.slotBits)
+            | UInt16(
+                truncatingIfNeeded: (state & SlotState.sequenceMask)
+                    << SlotState.sequenceToCommandID)
     }
 
-    /// Has no free slot any more.
-    mutating func close() { freeCount = 0 }
+    /// Has no free slot any more, and is not adopted by anybody.
+    mutating func close() {
+        publishOpen(false)
+        freeCount = 0
+    }
 
     /// Marks every slot free without giving any out: the queue is gone.
     mutating func forgetAll() {
-        for index in 0..<slotCount {
-            let slot = unsafe slots + Int(index) * StateLayout.recordByteCount
-            unsafe CommandSlot.setState(
-                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index, low: SlotState.free)
-        }
+        for index in 0...slotCount { markFree(index, word: SlotState.sequenceMask) }
         freeCount = 0
         reapedCount = 0
     }
@@ -470,7 +573,7 @@ struct QueuePair: ~Copyable {
     func forEachInFlight(_ body: (UInt32, CommandSlot) -> Void) {
         for index in 0..<slotCount {
             let slot = unsafe slots + Int(index) * 64
-            guard unsafe nv_load64(slot + 56) & 0xFF != SlotState.free else { continue }
+            guard unsafe nv_load64(slot + 56) & SlotState.mask != SlotState.free else { continue }
             body(index, unsafe CommandSlot(at: slot))
         }
     }

@@ -1,26 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 // Request records: requests that became several commands. In the state area, like the slots.
 //
-// One cache line of eight 64-bit words:
+// Sixteen 64-bit words. The first eight are written once for each request:
 //
-//   0  first LBA
-//   1  block count (32) | region (16) | ring (16)
-//   2  offset in the region, bytes; with a segment list: segments (32) | CRC-32C of the list (32)
+//   0  first LBA; with a list of ranges: blocks of all of them
+//   1  block count (32) | position (32): which entry of its ring it was
+//   2  offset in the region, bytes; with a list: its entries (32) | CRC-32C of it (32)
 //   3  token
-//   4  session (32) | namespace id (32)
+//   4  session (32) | region (16) | ring (8) | `noRequest` (8)
 //   5  first owned pool page (32) | owned pages (16) | opcode (8) | flags (8)
-//   6  blocks issued (32) | first error status (16) | block shift (8) | state (8)
-//   7  most blocks of a command (32) | CRC-32C of words 0-6, keyed (32)
+//   6  namespace id (32) | most blocks of a command (32)
+//   7  0 (32) | CRC-32C of words 0-6, keyed (32)
 //
-// Word 6 changes with every command issued; the children in flight are counted in private memory
-// and recounted from the slots by a successor.
+// The others change, and are a `TwinRecord` of two words, so that who dies while writing leaves the
+// old ones or the new ones:
 //
-// The segment list of a record lies elsewhere in the state area. It is written before the record
-// and does not change while the record is in use; how far its commands have gone follows from the
-// blocks issued.
+//   0  blocks issued
+//   1  state (8) | 0 (8) | completion position modulo 512 (16) | first error status (16) | 0 (16)
+//
+// The commands of a request (its parts) in flight are counted in private memory, and recounted from
+// the slots by a successor. A part's slot is staged before the record says that it was issued; the
+// successor takes the further of the two.
+//
+// A list lies elsewhere in the state area: segments, or ranges {LBA, blocks}, 16 bytes each. It is
+// written before the record and does not change while the record is in use; how far its commands
+// have gone follows from the blocks issued.
 
 internal import CMemory
 internal import Linux
+
+/// Blocks of a namespace: an entry of a list of ranges.
+public struct BlockSpan: Sendable, Equatable {
+    /// The first block.
+    public var lba: UInt64
+    /// How many, 1 or more.
+    public var blockCount: UInt64
+
+    /// Some blocks.
+    public init(lba: UInt64, blockCount: UInt64) {
+        self.lba = lba
+        self.blockCount = blockCount
+    }
+}
 
 /// The records of one queue, and the order in which their commands are issued.
 @safe
@@ -29,44 +50,52 @@ struct RequestRecords: ~Copyable {
     static let stateFree: UInt64 = 0
     static let stateActive: UInt64 = 1
     static let stateDone: UInt64 = 2
+    private static let byteCount = StateLayout.requestByteCount
+    /// Where the words that change are, and their selector.
+    private static let progressOffset = 64
+    private static let selectorOffset = 96
 
     private let records: UnsafeMutableRawPointer
     private let lists: UnsafeMutableRawPointer
     private let key: UInt32
+    private let progressKey: UInt32
     private let listKey: UInt32
     /// Private: commands in flight of each record.
-    private var children: InlineArray<64, UInt32> = InlineArray(repeating: 0)
+    var children: InlineArray<64, UInt32> = InlineArray(repeating: 0)
     /// Private: when each was accepted.
     private var ticks: InlineArray<64, UInt32> = InlineArray(repeating: 0)
-    /// Private: where in its segment list the next command of each starts.
-    private var places: InlineArray<64, SegmentPlace> = InlineArray(repeating: SegmentPlace())
-    private(set) var activeCount: UInt32 = 0
-    private(set) var doneCount: UInt32 = 0
+    /// Private: where in its list the next command of each starts.
+    private var places: InlineArray<64, ListPlace> = InlineArray(repeating: ListPlace())
+    var activeCount: UInt32 = 0
+    var doneCount: UInt32 = 0
     /// Where the turn is.
     private var turn: UInt32 = 0
 
-    /// Records and their lists, in the state area.
+    /// Records and their lists, in the state area; all free.
     init(
         records: UnsafeMutableRawPointer, lists: UnsafeMutableRawPointer, queue: UInt32,
+        epoch: UInt32
+    ) {
+        unsafe self.init(at: records, lists: lists, queue: queue, epoch: epoch)
+        forgetAll()
+    }
+
+    /// The same as a predecessor left them: nothing is counted yet.
+    init(
+        at records: UnsafeMutableRawPointer, lists: UnsafeMutableRawPointer, queue: UInt32,
         epoch: UInt32
     ) {
         unsafe self.records = records
         unsafe self.lists = lists
         key = Checksum.key(Checksum.requestKind, queue: queue, epoch: epoch)
+        progressKey = Checksum.key(Checksum.progressKind, queue: queue, epoch: epoch)
         listKey = Checksum.key(Checksum.segmentsKind, queue: queue, epoch: epoch)
-        for index in 0..<Self.capacity {
-            let record = unsafe records + Int(index) * 64
-            unsafe nv_store64(record + 48, Self.stateFree)
-            unsafe seal(record, index)
-        }
     }
 
     /// All records free: the queue that their commands went to is gone.
     mutating func forgetAll() {
         for index in 0..<Self.capacity {
-            let record = unsafe records + Int(index) * 64
-            unsafe nv_store64(record + 48, Self.stateFree)
-            unsafe seal(record, index)
+            setProgress(index, Progress())
             children[Int(index)] = 0
         }
         activeCount = 0
@@ -77,106 +106,134 @@ struct RequestRecords: ~Copyable {
     @inline(__always)
     var hasWork: Bool { activeCount &+ doneCount > 0 }
 
+    private func base(_ index: UInt32) -> UnsafeMutableRawPointer {
+        unsafe records + Int(index & (Self.capacity - 1)) * Self.byteCount
+    }
+
+    private func list(_ index: UInt32) -> UnsafeMutableRawPointer {
+        unsafe lists + Int(index & (Self.capacity - 1)) * StateLayout.segmentListByteCount
+    }
+
+    // MARK: What changes
+
+    /// The words of a record that change.
+    struct Progress {
+        var issued: UInt64 = 0
+        var state: UInt64 = stateFree
+        var position: UInt32 = 0
+        var status: UInt16 = 0
+
+        init() {}
+
+        init(_ issued: UInt64, _ word: UInt64) {
+            self.issued = issued
+            state = word & 0xFF
+            position = UInt32(truncatingIfNeeded: word >> 16) & SlotState.positionMask
+            status = UInt16(truncatingIfNeeded: word >> 32)
+        }
+
+        var word: UInt64 {
+            state | UInt64(position & SlotState.positionMask) << 16 | UInt64(status) << 32
+        }
+    }
+
+    func progress(_ index: UInt32) -> Progress {
+        let record = unsafe base(index)
+        let sequence = unsafe nv_load32(record + Self.selectorOffset)
+        let copy = unsafe record + Self.progressOffset + Int(sequence & 1) * 16
+        return unsafe Progress(nv_load64(copy), nv_load64(copy + 8))
+    }
+
+    private func setProgress(_ index: UInt32, _ progress: Progress) {
+        let record = unsafe base(index)
+        // 0 is what a record has that was never written.
+        let sequence = max(unsafe nv_load32(record + Self.selectorOffset) &+ 1, 1)
+        let copy = unsafe record + Self.progressOffset + Int(sequence & 1) * 16
+        unsafe nv_store64(copy, progress.issued)
+        unsafe nv_store64(copy + 8, progress.word)
+        nv_dma_wmb()
+        CrashPoint.hit(.twinFilled)
+        unsafe nv_store64(record + Self.selectorOffset, progressSeal(index, sequence))
+        CrashPoint.hit(.twinSealed)
+    }
+
+    private func progressSeal(_ index: UInt32, _ sequence: UInt32) -> UInt64 {
+        let copy = unsafe base(index) + Self.progressOffset + Int(sequence & 1) * 16
+        var crc = nv_crc32c_64(progressKey &+ index, UInt64(sequence))
+        crc = nv_crc32c_64(crc, unsafe nv_load64(copy))
+        crc = nv_crc32c_64(crc, unsafe nv_load64(copy + 8))
+        return UInt64(sequence) | UInt64(crc) << 32
+    }
+
+    private func isInUse(_ index: UInt32) -> Bool { progress(index).state != Self.stateFree }
+
+    // MARK: A record
+
     /// A copy of a record.
     struct Record {
         var command = CommandSlot()
-        var issued: UInt32 = 0
-        var status: UInt16 = 0
-        var blockShift: UInt8 = 0
-        var state: UInt64 = 0
+        var progress = Progress()
         var maxBlocksPerCommand: UInt32 = 0
         var children: UInt32 = 0
+
+        var issued: UInt64 { progress.issued }
+        var status: UInt16 { progress.status }
+        var state: UInt64 { progress.state }
+        var blockShift: UInt64 { command.blockShift }
+        var hasRanges: Bool { command.flags & CommandSlot.flagRanges != 0 }
+        var isSegmented: Bool { command.flags & CommandSlot.flagSegmented != 0 }
+        /// Blocks of the whole request.
+        var total: UInt64 { hasRanges ? command.lba : UInt64(command.blockCount) }
+        /// Blocks that may be issued still, at most as many as one command takes.
+        var nextBlockCount: UInt32 {
+            UInt32(truncatingIfNeeded: min(total &- issued, UInt64(maxBlocksPerCommand)))
+        }
+        /// Whether no command of it will be issued any more.
+        var isIssued: Bool { issued >= total || status != 0 }
     }
 
-    /// Writes a record with its segment list down; nil when all are in use. `count` is 1 to
-    /// `Engine.maxSegments`, and the segments were checked.
+    func load(_ index: UInt32) -> Record {
+        let record = unsafe base(index)
+        var copy = Record()
+        unsafe copy.command = CommandSlot(at: record)
+        copy.maxBlocksPerCommand = unsafe nv_load32(record + 52)
+        copy.progress = progress(index)
+        copy.children = children[Int(index & (Self.capacity - 1))]
+        return copy
+    }
+
+    /// Writes a record with its list down; nil when all are in use. `count` is 1 to
+    /// `Engine.maxSegments`, an entry 16 bytes, and the entries were checked.
     mutating func insert(
-        _ command: CommandSlot, segments: UnsafePointer<DataSegment>, count: UInt32,
-        blockShift: UInt8, maxBlocks: UInt32, tick: UInt32
+        _ command: CommandSlot, list source: UnsafeRawPointer, count: UInt32, maxBlocks: UInt32,
+        tick: UInt32
     ) -> UInt32? {
-        for index in 0..<Self.capacity {
-            guard unsafe nv_load8(records + Int(index) * 64 + 55) == Self.stateFree else {
-                continue
-            }
-            let source = unsafe UnsafeRawPointer(segments)
-            let list = unsafe lists + Int(index) * StateLayout.segmentListByteCount
+        for index in 0..<Self.capacity where !isInUse(index) {
+            let list = unsafe list(index)
             for word in 0..<(Int(count) * 2) {
                 unsafe nv_store64(list + word * 8, nv_load64(source + word * 8))
             }
-            places[Int(index)] = SegmentPlace()
+            places[Int(index)] = ListPlace()
             var command = command
-            command.offset =
-                UInt64(count) | UInt64(unsafe Self.crc(list, count, listKey &+ index)) << 32
+            command.offset = UInt64(count) | UInt64(listChecksum(index, count)) << 32
             // The first free record is this one.
-            return insert(command, blockShift: blockShift, maxBlocks: maxBlocks, tick: tick)
+            return insert(command, maxBlocks: maxBlocks, tick: tick)
         }
         return nil
     }
 
-    private static func crc(
-        _ list: UnsafeMutableRawPointer, _ count: UInt32, _ key: UInt32
-    ) -> UInt32 {
-        var crc = key
-        for word in 0..<(Int(count) * 2) {
-            crc = nv_crc32c_64(crc, unsafe nv_load64(list + word * 8))
-        }
-        return crc
-    }
-
-    /// The segment list of a record that has one.
-    func segments(_ index: UInt32) -> SegmentList {
-        let number = Int(index & (Self.capacity - 1))
-        let count = min(unsafe nv_load32(records + number * 64 + 16), UInt32(Engine.maxSegments))
-        return unsafe SegmentList(
-            base: lists + number * StateLayout.segmentListByteCount, count: count)
-    }
-
-    /// Where the next command of a record with a segment list starts.
-    func place(_ index: UInt32) -> SegmentPlace { places[Int(index & (Self.capacity - 1))] }
-
-    /// Sets where the next command starts; together with `willIssue`.
-    mutating func setPlace(_ index: UInt32, _ place: SegmentPlace) {
-        places[Int(index & (Self.capacity - 1))] = place
-    }
-
-    /// Whether the checksums of a record, and of its segment list if it has one, hold: what an
-    /// adopter asks before it believes them.
-    func isIntact(_ index: UInt32) -> Bool {
-        let number = index & (Self.capacity - 1)
-        let record = unsafe records + Int(number) * 64
-        guard unsafe nv_load32(record + 60) == checksum(record, number) else { return false }
-        let isActive = unsafe nv_load8(record + 55) == Self.stateActive
-        guard isActive, unsafe nv_load8(record + 47) & CommandSlot.flagSegmented != 0 else {
-            return true
-        }
-        let count = unsafe nv_load32(record + 16)
-        guard count >= 1, count <= UInt32(Engine.maxSegments) else { return false }
-        let list = unsafe lists + Int(number) * StateLayout.segmentListByteCount
-        return unsafe Self.crc(list, count, listKey &+ number) == nv_load32(record + 20)
-    }
-
     /// Writes a record down; nil when all are in use.
-    mutating func insert(
-        _ command: CommandSlot, blockShift: UInt8, maxBlocks: UInt32, tick: UInt32
-    ) -> UInt32? {
-        for index in 0..<Self.capacity {
-            let record = unsafe records + Int(index) * 64
-            guard unsafe nv_load64(record + 48) >> 56 == Self.stateFree else { continue }
-            unsafe nv_store64(record, command.lba)
-            unsafe nv_store64(
-                record + 8,
-                UInt64(command.blockCount) | UInt64(command.region & 0xFFFF) << 32
-                    | UInt64(command.ring) << 48)
-            unsafe nv_store64(record + 16, command.offset)
-            unsafe nv_store64(record + 24, command.token)
-            unsafe nv_store64(
-                record + 32, UInt64(command.session) | UInt64(command.namespaceID) << 32)
-            let pages = UInt64(command.firstPage) | UInt64(command.pageCount) << 32
-            unsafe nv_store64(
-                record + 40, pages | UInt64(command.opcode) << 48 | UInt64(command.flags) << 56)
-            unsafe nv_store64(record + 48, Self.stateActive << 56 | UInt64(blockShift) << 48)
-            unsafe nv_store32(record + 56, maxBlocks)
-            unsafe seal(record, index)
+    mutating func insert(_ command: CommandSlot, maxBlocks: UInt32, tick: UInt32) -> UInt32? {
+        for index in 0..<Self.capacity where !isInUse(index) {
+            let record = unsafe base(index)
+            let crc = unsafe command.store(at: record, key: key &+ index)
+            let word = UInt64(command.namespaceID) | UInt64(maxBlocks) << 32
+            unsafe nv_store64(record + 48, word)
+            unsafe nv_store64(record + 56, Checksum.step(crc, word) << 32)
+            var progress = Progress()
+            progress.state = Self.stateActive
+            setProgress(index, progress)
+            CrashPoint.hit(.recordSealed)
             children[Int(index)] = 0
             ticks[Int(index)] = tick
             activeCount &+= 1
@@ -185,48 +242,82 @@ struct RequestRecords: ~Copyable {
         return nil
     }
 
+    private func listChecksum(_ index: UInt32, _ count: UInt32) -> UInt32 {
+        let list = unsafe list(index)
+        var crc = listKey &+ index
+        for word in 0..<(Int(count) * 2) {
+            crc = nv_crc32c_64(crc, unsafe nv_load64(list + word * 8))
+        }
+        return crc
+    }
+
+    /// Entries of the list of a record that has one.
+    func listCount(_ index: UInt32) -> UInt32 {
+        min(unsafe nv_load32(base(index) + 16), UInt32(Engine.maxSegments))
+    }
+
+    /// The segment list of a record that has one.
+    func segments(_ index: UInt32) -> SegmentList {
+        unsafe SegmentList(base: list(index), count: listCount(index))
+    }
+
+    /// The range at a place of a record's list, without what lies before the place; nil behind the
+    /// last one.
+    func range(_ index: UInt32, _ place: ListPlace) -> BlockSpan? {
+        guard place.index < listCount(index) else { return nil }
+        let entry = unsafe list(index) + Int(place.index) * 16
+        return unsafe BlockSpan(
+            lba: nv_load64(entry) &+ place.offset,
+            blockCount: nv_load64(entry + 8) &- place.offset)
+    }
+
+    /// Where the next command of a record with a list starts.
+    func place(_ index: UInt32) -> ListPlace { places[Int(index & (Self.capacity - 1))] }
+
+    /// Sets where the next command starts; together with `didIssue`.
+    mutating func setPlace(_ index: UInt32, _ place: ListPlace) {
+        places[Int(index & (Self.capacity - 1))] = place
+    }
+
     /// When a record was accepted.
     func tick(_ index: UInt32) -> UInt32 { ticks[Int(index & (Self.capacity - 1))] }
 
-    func load(_ index: UInt32) -> Record {
-        let record = unsafe records + Int(index & (Self.capacity - 1)) * 64
-        var copy = Record()
-        copy.command.lba = unsafe nv_load64(record)
-        copy.command.blockCount = unsafe nv_load32(record + 8)
-        copy.command.region = UInt32(unsafe nv_load16(record + 12))
-        copy.command.ring = unsafe nv_load16(record + 14)
-        copy.command.offset = unsafe nv_load64(record + 16)
-        copy.command.token = unsafe nv_load64(record + 24)
-        copy.command.session = unsafe nv_load32(record + 32)
-        copy.command.namespaceID = unsafe nv_load32(record + 36)
-        copy.command.firstPage = unsafe nv_load32(record + 40)
-        copy.command.pageCount = unsafe nv_load16(record + 44)
-        copy.command.opcode = unsafe nv_load8(record + 46)
-        copy.command.flags = unsafe nv_load8(record + 47)
-        copy.issued = unsafe nv_load32(record + 48)
-        copy.status = unsafe nv_load16(record + 52)
-        copy.blockShift = unsafe nv_load8(record + 54)
-        copy.state = UInt64(unsafe nv_load8(record + 55))
-        copy.maxBlocksPerCommand = unsafe nv_load32(record + 56)
-        copy.children = children[Int(index & (Self.capacity - 1))]
-        return copy
+    mutating func setTick(_ index: UInt32, _ tick: UInt32) {
+        ticks[Int(index & (Self.capacity - 1))] = tick
     }
 
-    /// Writes down that one more command of `blocks` blocks goes out. Before its slot is staged.
-    mutating func willIssue(_ index: UInt32, blocks: UInt32) {
-        let record = unsafe records + Int(index) * 64
-        unsafe nv_store32(record + 48, nv_load32(record + 48) &+ blocks)
-        unsafe seal(record, index)
-        children[Int(index)] &+= 1
+    // MARK: Steps
+
+    /// Writes down that one more command of `blocks` blocks is in its slot.
+    mutating func didIssue(_ index: UInt32, blocks: UInt32) {
+        CrashPoint.hit(.childIssued)
+        var progress = progress(index)
+        progress.issued &+= UInt64(blocks)
+        setProgress(index, progress)
+        children[Int(index & (Self.capacity - 1))] &+= 1
+    }
+
+    /// The commands in flight go at least so far: what an adopter found in the slots.
+    mutating func raiseIssued(_ index: UInt32, to issued: UInt64) {
+        var progress = progress(index)
+        guard issued > progress.issued else { return }
+        progress.issued = issued
+        setProgress(index, progress)
     }
 
     /// One command of the request ended. The first error stays, and stops the issuing of more.
     mutating func childEnded(_ index: UInt32, status: UInt16) {
-        children[Int(index)] &-= 1
-        let record = unsafe records + Int(index) * 64
-        guard status != 0, unsafe nv_load16(record + 52) == 0 else { return }
-        unsafe nv_store16(record + 52, status)
-        unsafe seal(record, index)
+        children[Int(index & (Self.capacity - 1))] &-= 1
+        setStatus(index, status)
+        CrashPoint.hit(.childCounted)
+    }
+
+    /// Notes an error; the first one stays.
+    mutating func setStatus(_ index: UInt32, _ status: UInt16) {
+        var progress = progress(index)
+        guard status != 0, progress.status == 0 else { return }
+        progress.status = status
+        setProgress(index, progress)
     }
 
     /// Issues no more commands of a request; it ends with `status` when those in flight have.
@@ -234,18 +325,19 @@ struct RequestRecords: ~Copyable {
         for index in 0..<Self.capacity {
             let record = load(index)
             guard record.state == Self.stateActive, record.command.session == session,
-                record.command.token == token, record.children > 0, record.status == 0
+                record.command.token == token, record.children > 0
             else { continue }
-            let address = unsafe records + Int(index) * 64
-            unsafe nv_store16(address + 52, status)
-            unsafe seal(address, index)
+            setStatus(index, status)
         }
     }
 
-    mutating func markDone(_ index: UInt32) {
-        let record = unsafe records + Int(index) * 64
-        unsafe nv_store8(record + 55, UInt8(Self.stateDone))
-        unsafe seal(record, index)
+    /// The request has ended; `position` is where in its ring the completion goes.
+    mutating func markDone(_ index: UInt32, position: UInt32) {
+        var progress = progress(index)
+        progress.state = Self.stateDone
+        progress.position = position
+        setProgress(index, progress)
+        CrashPoint.hit(.recordDone)
         activeCount &-= 1
         doneCount &+= 1
     }
@@ -253,11 +345,9 @@ struct RequestRecords: ~Copyable {
     /// Frees the records whose completions were delivered.
     mutating func retire() {
         guard doneCount > 0 else { return }
-        for index in 0..<Self.capacity {
-            let record = unsafe records + Int(index) * 64
-            guard unsafe nv_load8(record + 55) == Self.stateDone else { continue }
-            unsafe nv_store8(record + 55, UInt8(Self.stateFree))
-            unsafe seal(record, index)
+        for index in 0..<Self.capacity where progress(index).state == Self.stateDone {
+            setProgress(index, Progress())
+            CrashPoint.hit(.recordFreed)
         }
         doneCount = 0
     }
@@ -265,27 +355,39 @@ struct RequestRecords: ~Copyable {
     /// The next record in turn that has commands left to issue and room for one more, or nil.
     /// `passedOver` has the bits of records that cannot go on now.
     mutating func nextToIssue(passedOver: UInt64) -> UInt32? {
+        guard activeCount > 0 else { return nil }
         for step in 0..<Self.capacity {
             let index = (turn &+ step) & (Self.capacity &- 1)
-            let record = load(index)
-            guard record.state == Self.stateActive, record.status == 0,
-                record.issued < record.command.blockCount,
-                passedOver & 1 &<< UInt64(index) == 0,
-                record.children < Engine.maxChildrenInFlight
+            guard progress(index).state == Self.stateActive, passedOver & 1 &<< UInt64(index) == 0
             else { continue }
+            let record = load(index)
+            guard !record.isIssued, record.children < Engine.maxChildrenInFlight else { continue }
             turn = index &+ 1
             return index
         }
         return nil
     }
 
-    private func seal(_ record: UnsafeMutableRawPointer, _ index: UInt32) {
-        unsafe nv_store32(record + 60, checksum(record, index))
-    }
+    // MARK: Trust
 
-    private func checksum(_ record: UnsafeMutableRawPointer, _ index: UInt32) -> UInt32 {
+    /// Whether the checksums of a record, and of its list if it has one, hold: what an adopter asks
+    /// before it believes them.
+    func isIntact(_ index: UInt32) -> Bool {
+        let record = unsafe base(index)
+        let selector = unsafe nv_load64(record + Self.selectorOffset)
+        guard selector != 0,
+            progressSeal(index, UInt32(truncatingIfNeeded: selector)) == selector
+        else { return false }
+        guard isInUse(index) else { return true }
         var crc = key &+ index
         for word in 0..<7 { crc = nv_crc32c_64(crc, unsafe nv_load64(record + word * 8)) }
-        return nv_crc32c_64(crc, UInt64(unsafe nv_load32(record + 56)))
+        guard unsafe nv_load64(record + 56) == UInt64(crc) << 32 else { return false }
+        let flags = unsafe nv_load8(record + 47)
+        guard flags & (CommandSlot.flagSegmented | CommandSlot.flagRanges) != 0 else {
+            return true
+        }
+        let count = unsafe nv_load32(record + 16)
+        guard count >= 1, count <= UInt32(Engine.maxSegments) else { return false }
+        return unsafe nv_load32(record + 20) == listChecksum(index, count)
     }
 }

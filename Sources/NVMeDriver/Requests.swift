@@ -29,16 +29,17 @@ public struct IORequest: Sendable {
     public var lba: UInt64
     /// How many blocks; 0 for Flush.
     public var blockCount: UInt32
-    /// Where the data is: an index of the region table.
-    public var region: UInt32
+    /// Which entry of its ring it was, modulo 2^32; without a ring 0.
+    var position: UInt32
     /// Bytes from the start of the region.
     public var offset: UInt64
     /// What the asker calls it; given back with the completion.
     public var token: UInt64
     /// Who asks; given back with the completion and logged with the command.
     public var session: UInt32
-    /// The namespace.
-    public var namespaceID: UInt32
+    var shortRegion: UInt16
+    var shortRing: UInt8
+    private let record: UInt8
     /// The first pool page this request owns.
     public var firstPage: UInt32
     /// How many pool pages this request owns; they stay logged with its commands and come back with
@@ -47,26 +48,54 @@ public struct IORequest: Sendable {
     /// An opcode of `IOOperation`.
     public var operation: UInt8
     var flags: UInt8
+    /// The namespace.
+    public var namespaceID: UInt32
     /// The most blocks one command may have.
     public var maxBlocksPerCommand: UInt32
-    /// Bytes of a block as a power of two.
-    public var blockShift: UInt8
+    private var shift: UInt8
+
+    /// Bytes of a block as a power of two, 9…16.
+    @inline(__always)
+    public var blockShift: UInt8 {
+        get { shift }
+        set {
+            shift = newValue
+            flags =
+                flags & ((1 << CommandSlot.shiftOfFlags) - 1)
+                | (newValue &- 9) << CommandSlot.shiftOfFlags
+        }
+    }
+
+    /// Where the data is: an index of the region table.
+    @inline(__always)
+    public var region: UInt32 {
+        get { UInt32(shortRegion) }
+        // The table has fewer: this one is refused as one that does not exist.
+        set { shortRegion = UInt16(clamping: newValue) }
+    }
+
     /// The ring that it came through: its index in the data queue and 1; 0: none.
-    public var ring: UInt16
+    @inline(__always)
+    public var ring: UInt16 {
+        get { UInt16(shortRing) }
+        set { shortRing = UInt8(clamping: newValue) }
+    }
 
     /// A request without data.
     public init(operation: UInt8, namespaceID: UInt32, session: UInt32, token: UInt64) {
         self.operation = operation
         flags = 0
-        blockShift = 9
-        ring = 0
+        shift = 9
+        shortRing = 0
+        record = CommandSlot.noRequest
         self.namespaceID = namespaceID
         self.session = session
         self.token = token
         lba = 0
         blockCount = 0
+        position = 0
         maxBlocksPerCommand = 1
-        region = 0
+        shortRegion = 0
         offset = 0
         firstPage = 0
         pageCount = 0

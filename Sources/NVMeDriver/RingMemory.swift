@@ -50,16 +50,8 @@ public struct RingMemory: ~Copyable {
     public init(shape: RingShape, ringID: UInt32) throws(SystemCallError) {
         let fd = try MemFD.create(
             name: "nvmed-ring", byteCount: shape.byteCount, seals: [.shrink, .grow, .seal])
-        let mapping = try Mapping(fd, byteCount: shape.byteCount)
-        mapping.excludeFromCoreDumps()
+        try self.init(fd, shape: shape)
         let base = unsafe mapping.base
-        let guardNumber = unsafe nv_guard_add(base, shape.byteCount, 4096)
-        // With all guards in use the mapping goes unguarded nowhere: there is no ring then.
-        try checked("guard a ring", guardNumber)
-        self.shape = shape
-        self.fd = fd
-        self.mapping = mapping
-        self.guardNumber = guardNumber
         unsafe nv_store64(base, NV_RING_MAGIC)
         unsafe Self.put(base, NV_RING_OFFSET_VERSION, UInt32(NV_RING_VERSION))
         unsafe Self.put(base, NV_RING_OFFSET_HEADER_BYTES, UInt32(NV_RING_HEADER_BYTES))
@@ -69,6 +61,28 @@ public struct RingMemory: ~Copyable {
         unsafe Self.put(base, NV_RING_OFFSET_COMPLETION_OFFSET, UInt32(shape.completionOffset))
         unsafe nv_store64(base + Int(NV_RING_OFFSET_BYTES), UInt64(shape.byteCount))
         unsafe Self.put(base, NV_RING_OFFSET_RING_ID, ringID)
+    }
+
+    /// The memory that a predecessor made: its header and entries stay as they are. Throws EINVAL
+    /// when it is not of that shape, or not sealed.
+    public init(adopting fd: consuming OwnedFD, shape: RingShape) throws(SystemCallError) {
+        let seals = try MemFD.seals(of: fd)
+        guard seals.isSuperset(of: [.shrink, .grow, .seal]),
+            try MemFD.byteCount(of: fd) == shape.byteCount
+        else { throw SystemCallError("adopt a ring's memory", errno: Errno.invalid) }
+        try self.init(fd, shape: shape)
+    }
+
+    private init(_ fd: consuming OwnedFD, shape: RingShape) throws(SystemCallError) {
+        let mapping = try Mapping(fd, byteCount: shape.byteCount)
+        mapping.excludeFromCoreDumps()
+        let guardNumber = unsafe nv_guard_add(mapping.base, shape.byteCount, 4096)
+        // With all guards in use the mapping goes unguarded nowhere: there is no ring then.
+        try checked("guard a ring", guardNumber)
+        self.shape = shape
+        self.fd = fd
+        self.mapping = mapping
+        self.guardNumber = guardNumber
     }
 
     deinit { nv_guard_remove(guardNumber) }

@@ -62,12 +62,14 @@ extension RingPort {
         guard entry.flags & ~flags == 0, entry.head & 0xFFFF_0000 == 0, entry.reserved == 0,
             isIndirect || entry.segmentCount == 0
         else { return faulty(.reserved) }
-        guard rules.blockCount > 0 else { return answer(entry, RingCode.deviceRemoved) }
+        guard rules.blockCount > 0 else {
+            return unsafe answer(entry, RingCode.deviceRemoved, engine)
+        }
         if entry.operation == IOOperation.flush { return unsafe takeFlush(entry, engine) }
-        if let code = refusal(entry) { return answer(entry, code) }
+        if let code = refusal(entry) { return unsafe answer(entry, code, engine) }
         guard Engine.movesData(entry.operation) else { return unsafe takeRange(entry, engine) }
         guard entry.blockCount <= rules.maxRequestBlocks else {
-            return answer(entry, RingCode.invalidArgument)
+            return unsafe answer(entry, RingCode.invalidArgument, engine)
         }
         guard !isIndirect else { return unsafe takeIndirect(entry, engine) }
         var request = request(entry)
@@ -106,6 +108,7 @@ extension RingPort {
             operation: entry.operation, namespaceID: rules.namespaceID, session: session,
             token: entry.tag)
         request.ring = number
+        request.position = entry.position
         request.blockShift = rules.blockShift
         request.lba = entry.lba
         request.blockCount = entry.blockCount
@@ -119,7 +122,7 @@ extension RingPort {
         guard entry.blockCount == 0, entry.lba == 0, entry.place == 0, entry.offset == 0 else {
             return faulty(.reserved)
         }
-        guard rules.hasVolatileWriteCache else { return answer(entry, 0) }
+        guard rules.hasVolatileWriteCache else { return unsafe answer(entry, 0, engine) }
         var request = request(entry)
         return unsafe submit(&request, engine)
     }
@@ -156,9 +159,14 @@ extension RingPort {
         return false
     }
 
-    /// Completes an entry that the device does not see.
-    mutating func answer(_ entry: Entry, _ code: UInt16) -> Bool {
+    /// Completes an entry that the device does not see. No slot remembers it, so that what was
+    /// taken and completed is written down at once.
+    mutating func answer(
+        _ entry: Entry, _ code: UInt16, _ engine: UnsafeMutablePointer<Engine>
+    ) -> Bool {
+        _ = unsafe engine.pointee.takePosition(UInt8(truncatingIfNeeded: number))
         write(tag: entry.tag, status: 0, code: code, result: 0)
+        log.write(head: entry.position &+ 1, tail: completionTail)
         statistics.submitted(operation: entry.operation, byteCount: 0)
         statistics.completed(operation: entry.operation, age: 0, failed: code != 0)
         return true

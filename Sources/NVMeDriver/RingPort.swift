@@ -140,6 +140,8 @@ struct RingPositions {
     var completionTail: UInt32 = 0
     /// Completions that the client is known to have taken.
     var completionHead: UInt32 = 0
+    /// Requests with the engine.
+    var inFlight: UInt32 = 0
 }
 
 /// One open ring.
@@ -153,15 +155,17 @@ struct RingPort: ~Copyable {
     private let completionEntries: UInt32
     /// Entries taken.
     private(set) var submissionHead: UInt32
+    /// Where a successor reads what was taken and completed.
+    var log: TwinPositions
     /// The highest `submission_tail` that was believed.
     private var knownTail: UInt32
     /// Completions published, and those written since.
-    private(set) var completionTail: UInt32
-    private var publishedTail: UInt32
+    var completionTail: UInt32
+    var publishedTail: UInt32
     /// The highest `completion_head` that was believed.
     private var acknowledged: UInt32
     /// Requests with the engine.
-    private(set) var inFlight: UInt32 = 0
+    var inFlight: UInt32
     let session: UInt32
     /// Its index in the data queue and 1: what commands carry.
     let number: UInt16
@@ -192,9 +196,12 @@ struct RingPort: ~Copyable {
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
         regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
         segments: UnsafeMutablePointer<DataSegment>,
-        positions: RingPositions = RingPositions(), statistics: StatisticsBlock = .nowhere
+        log: TwinPositions, positions: RingPositions = RingPositions(),
+        statistics: StatisticsBlock = .nowhere
     ) {
         self.statistics = statistics
+        self.log = log
+        inFlight = positions.inFlight
         unsafe self.segments = segments
         self.gate = gate
         isLimited = gate.isLimited
@@ -270,11 +277,13 @@ struct RingPort: ~Copyable {
             if isLimited, !mayTake(nowNanoseconds) { break }
             let index = (submissionHead &+ taken) & (submissionEntries &- 1)
             let entry = unsafe submissions + Int(index) &* 64
+            request.position = submissionHead &+ taken
             guard unsafe takeOne(entry, &request, engine) else { break }
             taken = taken &+ 1
             if isLimited { charge(nowNanoseconds) }
         }
         submissionHead = submissionHead &+ taken
+        CrashPoint.hit(.ringTaken)
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_SUBMISSION_HEAD), submissionHead)
         return taken
     }
@@ -313,7 +322,7 @@ struct RingPort: ~Copyable {
             return unsafe takeOther(
                 Entry(
                     head: head, lba: lba, tag: tag, place: place, offset: offset,
-                    reserved: reserved), engine)
+                    reserved: reserved, position: request.position), engine)
         }
         let region = regions.driverRegion(
             UInt32(truncatingIfNeeded: place), isWritten: isRead)
@@ -355,6 +364,7 @@ struct RingPort: ~Copyable {
         unsafe nv_store64(
             entry + 8, UInt64(status) | UInt64(code) << 16 | UInt64(result) << 32)
         completionTail = completionTail &+ 1
+        CrashPoint.hit(.ringEntryPosted)
     }
 
     /// Makes what was written visible, and wakes the client when it sleeps.
@@ -362,7 +372,11 @@ struct RingPort: ~Copyable {
     mutating func publish() {
         guard publishedTail != completionTail else { return }
         publishedTail = completionTail
+        // Both at once: what was taken up to here is in a slot, in a record, or completed.
+        log.write(head: submissionHead, tail: completionTail)
+        CrashPoint.hit(.ringPositionsLogged)
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_COMPLETION_TAIL), completionTail)
+        CrashPoint.hit(.ringTailPublished)
         // The tail is visible before `need_wake` is read; the client writes `need_wake` and then
         // looks at the tail, so that one of the two sees the other.
         nv_full_fence()
@@ -379,6 +393,7 @@ struct RingPort: ~Copyable {
         statistics.add(.wakes)
         // When the socket is full, the client has wakes to read.
         _ = nv_send_wake(wakeFD)
+        CrashPoint.hit(.ringWoken)
     }
 
     // MARK: Sleep
@@ -441,6 +456,7 @@ extension RingPort {
         var place: UInt64
         var offset: UInt64
         var reserved: UInt64
+        var position: UInt32
 
         var operation: UInt8 { UInt8(truncatingIfNeeded: head) }
         var flags: UInt8 { UInt8(truncatingIfNeeded: head >> 8) }

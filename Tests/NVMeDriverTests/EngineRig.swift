@@ -88,7 +88,8 @@ final class EngineRig {
             memory: QueueMemory(
                 submission: submission, completion: completion, prpLists: lists,
                 prpListsIOVA: Self.listsIOVA, prpListByteCount: listByteCount,
-                slots: state + layout.slotsOffset(1, epoch: 1), indexLine: state + layout.queueIndexOffset(1),
+                slots: state + layout.slotsOffset(1, epoch: 1),
+                indexLine: state + layout.queueIndexOffset(1),
                 scratch: try memory(QueueMemory.scratchByteCount(entries: entries)),
                 submissionDoorbell: doorbells, completionDoorbell: doorbells + 4,
                 submissionDoorbellOffset: 0x1008, completionDoorbellOffset: 0x100C, shadow: nil),
@@ -223,7 +224,9 @@ final class EngineRig {
 
     /// The state byte of every slot, from the state area.
     var slotStates: [UInt8] {
-        (0..<Int(entries - 2)).map { unsafe nv_load8(state + layout.slotsOffset(1, epoch: 1) + $0 * 64 + 56) }
+        (0..<Int(entries - 2)).map {
+            unsafe nv_load8(state + layout.slotsOffset(1, epoch: 1) + $0 * 64 + 56) & 3
+        }
     }
 
     func slotIsIntact(_ index: Int) -> Bool {
