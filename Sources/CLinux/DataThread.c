@@ -88,7 +88,7 @@ int nv_epoll_remove(int epoll, int fd) {
     return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, &event) < 0 ? -errno : 0;
 }
 
-int nv_epoll_wait(int epoll, int64_t timeout_ns) {
+int nv_epoll_wait(int epoll, int64_t timeout_ns, uint64_t *seen) {
     struct epoll_event events[16];
     struct timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
     int count = epoll_pwait2(epoll, events, 16, timeout_ns < 0 ? NULL : &timeout, NULL);
@@ -96,6 +96,8 @@ int nv_epoll_wait(int epoll, int64_t timeout_ns) {
         int64_t milliseconds = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000;
         count = epoll_wait(epoll, events, 16, milliseconds > INT32_MAX ? INT32_MAX : (int)milliseconds);
     }
+    *seen = 0;
+    for (int i = 0; i < count; i++) *seen |= 1ull << (events[i].data.u64 < 63 ? events[i].data.u64 : 63);
     return count < 0 ? -errno : count;
 }
 

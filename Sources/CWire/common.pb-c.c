@@ -727,6 +727,51 @@ void   nvmed__v1__inspect_reply__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__inspect_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__address_range__init
+                     (Nvmed__V1__AddressRange         *message)
+{
+  static const Nvmed__V1__AddressRange init_value = NVMED__V1__ADDRESS_RANGE__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__address_range__get_packed_size
+                     (const Nvmed__V1__AddressRange *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__address_range__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__address_range__pack
+                     (const Nvmed__V1__AddressRange *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__address_range__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__address_range__pack_to_buffer
+                     (const Nvmed__V1__AddressRange *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__address_range__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__AddressRange *
+       nvmed__v1__address_range__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__AddressRange *)
+     protobuf_c_message_unpack (&nvmed__v1__address_range__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__address_range__free_unpacked
+                     (Nvmed__V1__AddressRange *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__address_range__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 static const ProtobufCFieldDescriptor nvmed__v1__error__field_descriptors[6] =
 {
   {
@@ -2509,6 +2554,57 @@ const ProtobufCMessageDescriptor nvmed__v1__inspect_reply__descriptor =
   nvmed__v1__inspect_reply__field_indices_by_name,
   1,  nvmed__v1__inspect_reply__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__inspect_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__address_range__field_descriptors[2] =
+{
+  {
+    "first",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__AddressRange, has_first),
+    offsetof(Nvmed__V1__AddressRange, first),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "last",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__AddressRange, has_last),
+    offsetof(Nvmed__V1__AddressRange, last),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__address_range__field_indices_by_name[] = {
+  0,   /* field[0] = first */
+  1,   /* field[1] = last */
+};
+static const ProtobufCIntRange nvmed__v1__address_range__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__address_range__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.AddressRange",
+  "AddressRange",
+  "Nvmed__V1__AddressRange",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__AddressRange),
+  2,
+  nvmed__v1__address_range__field_descriptors,
+  nvmed__v1__address_range__field_indices_by_name,
+  1,  nvmed__v1__address_range__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__address_range__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue nvmed__v1__error_code__enum_values_by_number[27] =

@@ -277,7 +277,97 @@ void   nvmed__v1__memory_translated__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__memory_translated__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descriptors[11] =
+void   nvmed__v1__find_guest_memory__init
+                     (Nvmed__V1__FindGuestMemory         *message)
+{
+  static const Nvmed__V1__FindGuestMemory init_value = NVMED__V1__FIND_GUEST_MEMORY__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__find_guest_memory__get_packed_size
+                     (const Nvmed__V1__FindGuestMemory *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__find_guest_memory__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__find_guest_memory__pack
+                     (const Nvmed__V1__FindGuestMemory *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__find_guest_memory__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__find_guest_memory__pack_to_buffer
+                     (const Nvmed__V1__FindGuestMemory *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__find_guest_memory__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__FindGuestMemory *
+       nvmed__v1__find_guest_memory__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__FindGuestMemory *)
+     protobuf_c_message_unpack (&nvmed__v1__find_guest_memory__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__find_guest_memory__free_unpacked
+                     (Nvmed__V1__FindGuestMemory *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__find_guest_memory__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__guest_memory_found__init
+                     (Nvmed__V1__GuestMemoryFound         *message)
+{
+  static const Nvmed__V1__GuestMemoryFound init_value = NVMED__V1__GUEST_MEMORY_FOUND__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__guest_memory_found__get_packed_size
+                     (const Nvmed__V1__GuestMemoryFound *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__guest_memory_found__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__guest_memory_found__pack
+                     (const Nvmed__V1__GuestMemoryFound *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__guest_memory_found__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__guest_memory_found__pack_to_buffer
+                     (const Nvmed__V1__GuestMemoryFound *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__guest_memory_found__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__GuestMemoryFound *
+       nvmed__v1__guest_memory_found__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__GuestMemoryFound *)
+     protobuf_c_message_unpack (&nvmed__v1__guest_memory_found__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__guest_memory_found__free_unpacked
+                     (Nvmed__V1__GuestMemoryFound *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__guest_memory_found__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descriptors[13] =
 {
   {
     "version",
@@ -376,6 +466,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descript
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "find_guest_memory",
+    23,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__OpenerEnvelope, body_case),
+    offsetof(Nvmed__V1__OpenerEnvelope, find_guest_memory),
+    &nvmed__v1__find_guest_memory__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -411,14 +513,28 @@ static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descript
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "guest_memory_found",
+    63,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__OpenerEnvelope, body_case),
+    offsetof(Nvmed__V1__OpenerEnvelope, guest_memory_found),
+    &nvmed__v1__guest_memory_found__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__opener_envelope__field_indices_by_name[] = {
   2,   /* field[2] = deadline_ns */
-  9,   /* field[9] = device_opened */
-  8,   /* field[8] = done */
+  10,   /* field[10] = device_opened */
+  9,   /* field[9] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
-  10,   /* field[10] = memory_translated */
+  8,   /* field[8] = find_guest_memory */
+  12,   /* field[12] = guest_memory_found */
+  11,   /* field[11] = memory_translated */
   5,   /* field[5] = open_device */
   1,   /* field[1] = request_id */
   6,   /* field[6] = set_interrupt_affinity */
@@ -429,8 +545,8 @@ static const ProtobufCIntRange nvmed__v1__opener_envelope__number_ranges[3 + 1] 
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 8 },
-  { 0, 11 }
+  { 60, 9 },
+  { 0, 13 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__opener_envelope__descriptor =
 {
@@ -440,7 +556,7 @@ const ProtobufCMessageDescriptor nvmed__v1__opener_envelope__descriptor =
   "Nvmed__V1__OpenerEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__OpenerEnvelope),
-  11,
+  13,
   nvmed__v1__opener_envelope__field_descriptors,
   nvmed__v1__opener_envelope__field_indices_by_name,
   3,  nvmed__v1__opener_envelope__number_ranges,
@@ -700,6 +816,95 @@ const ProtobufCMessageDescriptor nvmed__v1__memory_translated__descriptor =
   nvmed__v1__memory_translated__field_indices_by_name,
   1,  nvmed__v1__memory_translated__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__memory_translated__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__find_guest_memory__field_descriptors[1] =
+{
+  {
+    "device",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__FindGuestMemory, has_device),
+    offsetof(Nvmed__V1__FindGuestMemory, device),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__find_guest_memory__field_indices_by_name[] = {
+  0,   /* field[0] = device */
+};
+static const ProtobufCIntRange nvmed__v1__find_guest_memory__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__find_guest_memory__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.FindGuestMemory",
+  "FindGuestMemory",
+  "Nvmed__V1__FindGuestMemory",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__FindGuestMemory),
+  1,
+  nvmed__v1__find_guest_memory__field_descriptors,
+  nvmed__v1__find_guest_memory__field_indices_by_name,
+  1,  nvmed__v1__find_guest_memory__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__find_guest_memory__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__guest_memory_found__field_descriptors[2] =
+{
+  {
+    "device_number",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__GuestMemoryFound, has_device_number),
+    offsetof(Nvmed__V1__GuestMemoryFound, device_number),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ranges",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__GuestMemoryFound, n_ranges),
+    offsetof(Nvmed__V1__GuestMemoryFound, ranges),
+    &nvmed__v1__address_range__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__guest_memory_found__field_indices_by_name[] = {
+  0,   /* field[0] = device_number */
+  1,   /* field[1] = ranges */
+};
+static const ProtobufCIntRange nvmed__v1__guest_memory_found__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__guest_memory_found__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.GuestMemoryFound",
+  "GuestMemoryFound",
+  "Nvmed__V1__GuestMemoryFound",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__GuestMemoryFound),
+  2,
+  nvmed__v1__guest_memory_found__field_descriptors,
+  nvmed__v1__guest_memory_found__field_indices_by_name,
+  1,  nvmed__v1__guest_memory_found__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__guest_memory_found__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue nvmed__v1__vfio_interface__enum_values_by_number[4] =

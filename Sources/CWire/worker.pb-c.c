@@ -97,6 +97,51 @@ void   nvmed__v1__device_config__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__device_config__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__guest_memory__init
+                     (Nvmed__V1__GuestMemory         *message)
+{
+  static const Nvmed__V1__GuestMemory init_value = NVMED__V1__GUEST_MEMORY__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__guest_memory__get_packed_size
+                     (const Nvmed__V1__GuestMemory *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__guest_memory__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__guest_memory__pack
+                     (const Nvmed__V1__GuestMemory *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__guest_memory__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__guest_memory__pack_to_buffer
+                     (const Nvmed__V1__GuestMemory *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__guest_memory__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__GuestMemory *
+       nvmed__v1__guest_memory__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__GuestMemory *)
+     protobuf_c_message_unpack (&nvmed__v1__guest_memory__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__guest_memory__free_unpacked
+                     (Nvmed__V1__GuestMemory *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__guest_memory__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__load_driver__init
                      (Nvmed__V1__LoadDriver         *message)
 {
@@ -1048,7 +1093,7 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   (ProtobufCMessageInit) nvmed__v1__worker_envelope__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[16] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[17] =
 {
   {
     "name",
@@ -1242,12 +1287,25 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptor
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "guest_memory",
+    17,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceConfig, guest_memory),
+    &nvmed__v1__guest_memory__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   2,   /* field[2] = address */
   8,   /* field[8] = admin_timeout_ms */
   10,   /* field[10] = always_reset */
   15,   /* field[15] = data_affinity */
+  16,   /* field[16] = guest_memory */
   11,   /* field[11] = interrupt_affinity */
   7,   /* field[7] = io_timeout_ms */
   9,   /* field[9] = iommu */
@@ -1264,7 +1322,7 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__device_config__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 16 }
+  { 0, 17 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
 {
@@ -1274,11 +1332,62 @@ const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
   "Nvmed__V1__DeviceConfig",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceConfig),
-  16,
+  17,
   nvmed__v1__device_config__field_descriptors,
   nvmed__v1__device_config__field_indices_by_name,
   1,  nvmed__v1__device_config__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__device_config__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__guest_memory__field_descriptors[2] =
+{
+  {
+    "path",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__GuestMemory, has_path),
+    offsetof(Nvmed__V1__GuestMemory, path),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ranges",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__GuestMemory, n_ranges),
+    offsetof(Nvmed__V1__GuestMemory, ranges),
+    &nvmed__v1__address_range__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__guest_memory__field_indices_by_name[] = {
+  0,   /* field[0] = path */
+  1,   /* field[1] = ranges */
+};
+static const ProtobufCIntRange nvmed__v1__guest_memory__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__guest_memory__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.GuestMemory",
+  "GuestMemory",
+  "Nvmed__V1__GuestMemory",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__GuestMemory),
+  2,
+  nvmed__v1__guest_memory__field_descriptors,
+  nvmed__v1__guest_memory__field_indices_by_name,
+  1,  nvmed__v1__guest_memory__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__guest_memory__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__load_driver__field_descriptors[1] =

@@ -207,6 +207,12 @@ final class Opener {
                         reply: .translated(
                             pageByteCount: PhysicalMemory.pageByteCount,
                             addresses: try actions.translate(file.fd, byteCount))))
+            case .findGuestMemory:
+                return .success(
+                    OpenerAnswer(
+                        reply: .guestMemory(
+                            try OpenerPolicy.guestMemory(
+                                of: device, number: Files.characterDevice))))
             }
         } catch { return .failure(error) }
     }
@@ -222,7 +228,7 @@ final class Opener {
                     + (reset ? " after a reset" : ""))
         case .setInterruptAffinity:
             log.info("device \(device.name): its interrupts have their processors")
-        case .translateMemory: break
+        case .translateMemory, .findGuestMemory: break
         }
     }
 }

@@ -28,6 +28,8 @@ struct OpenableDevice: Sendable, Equatable {
     var alwaysResets: Bool
     /// The processors that interrupts go to; empty: the kernel's choice.
     var interruptAffinity: [UInt32]
+    /// The guest memory that its clients may register; nil: none.
+    var guestMemory: ConfiguredGuestMemory?
 }
 
 /// The decisions, without any effect.
@@ -74,7 +76,24 @@ enum OpenerPolicy {
         return OpenableDevice(
             name: name, address: address, mode: mode(device.iommu),
             alwaysResets: device.alwaysResets ?? false,
-            interruptAffinity: device.interruptAffinity)
+            interruptAffinity: device.interruptAffinity, guestMemory: device.guestMemory)
+    }
+
+    /// The guest memory of a device: the configured ranges of the configured node, for a device
+    /// that uses physical addresses. `number` finds the number of a node.
+    static func guestMemory(
+        of device: OpenableDevice, number: (_ path: String) -> UInt64?
+    ) throws(VFIOError) -> GuestMemoryFound {
+        guard let memory = device.guestMemory else {
+            throw .unsupported("no guest memory is configured (GuestMemory=)")
+        }
+        guard device.mode == .noiommu else {
+            throw .unsupported("guest memory is for IOMMU=noiommu only")
+        }
+        guard let number = number(memory.path) else {
+            throw .unsupported("GuestMemory=: \(memory.path) is no character device")
+        }
+        return GuestMemoryFound(deviceNumber: number, ranges: memory.ranges)
     }
 
     private static func mode(_ configured: ConfiguredIOMMU?) -> IOMMUMode {

@@ -98,6 +98,25 @@ public enum ConfigValue {
         return time
     }
 
+    /// A device node and ranges of physical addresses, each of whole pages of 4 KiB:
+    /// `/dev/mshv_vtl_low 0x0-0xbfffffff 0x100000000-0x23fffffff`; at most 64 ranges.
+    public static func guestMemory(_ text: String) -> ConfiguredGuestMemory? {
+        let words = text.words
+        guard let path = words.first, path.hasPrefix("/"), (2...65).contains(words.count)
+        else { return nil }
+        var ranges: [ClosedRange<UInt64>] = []
+        for word in words.dropFirst() {
+            let ends = word.split(separator: "-", omittingEmptySubsequences: false)
+            guard ends.count == 2, let first = number(String(ends[0])),
+                let last = number(String(ends[1])), first & 4095 == 0, last & 4095 == 4095,
+                // No machine has more.
+                first < last, last < 1 << 46
+            else { return nil }
+            ranges.append(first...last)
+        }
+        return ConfiguredGuestMemory(path: path, ranges: ranges)
+    }
+
     private static func product(_ a: UInt64, _ b: UInt64) -> UInt64? {
         let (value, overflow) = a.multipliedReportingOverflow(by: b)
         return overflow ? nil : value

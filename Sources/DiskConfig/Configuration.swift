@@ -47,6 +47,8 @@ public struct ConfiguredDevice: Sendable, Hashable {
     /// `DataAffinity=`: the processors that the data threads stay on, in turn; empty: the kernel's
     /// choice.
     public var dataAffinity: [UInt32] = []
+    /// `GuestMemory=`: the memory of the guest in VTL2 that clients may register.
+    public var guestMemory: ConfiguredGuestMemory?
     /// `Size=`: bytes of a null device.
     public var byteCount: UInt64?
     /// `BlockSize=`: bytes of a logical block of a null device.
@@ -57,6 +59,20 @@ public struct ConfiguredDevice: Sendable, Hashable {
         self.name = name
         self.location = location
         self.transport = transport
+    }
+}
+
+/// `GuestMemory=`: a device node whose offsets are physical addresses, and what of it is memory.
+public struct ConfiguredGuestMemory: Sendable, Hashable {
+    /// The absolute path of the node.
+    public var path: String
+    /// The physical addresses, the first and the last of each range: 1 to 64 ranges of whole pages.
+    public var ranges: [ClosedRange<UInt64>]
+
+    /// Names guest memory.
+    public init(path: String, ranges: [ClosedRange<UInt64>]) {
+        self.path = path
+        self.ranges = ranges
     }
 }
 

@@ -208,7 +208,7 @@ struct ConfigurationReader {
             known: [
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
                 "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio", "IOMMU", "nvme_always_flr",
-                "InterruptAffinity", "Spin", "DataAffinity", "Size", "BlockSize",
+                "InterruptAffinity", "Spin", "DataAffinity", "GuestMemory", "Size", "BlockSize",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -235,6 +235,10 @@ struct ConfigurationReader {
         device.dataAffinity =
             keys.value("DataAffinity", "a list of processors like 2,3", ConfigValue.processors)
             ?? []
+        device.guestMemory = keys.value(
+            "GuestMemory",
+            "a device node and, after blanks, ranges of whole pages, like "
+                + "/dev/mshv_vtl_low 0x0-0xbfffffff", ConfigValue.guestMemory)
         device.byteCount = keys.byteCount("Size", (1 << 20)...(1 << 60))
         device.blockByteCount = keys.value(
             "BlockSize", "512, 1K, 2K, 4K, 8K, 16K, 32K or 64K", ConfigValue.blockByteCount)
@@ -253,7 +257,7 @@ struct ConfigurationReader {
     private static func checkTransportKeys(_ transport: DeviceTransport, _ keys: inout KeyReader) {
         var isPCI = false
         if case .pci = transport { isPCI = true }
-        for key in ["nvme_vfio", "IOMMU", "nvme_always_flr", "InterruptAffinity"]
+        for key in ["nvme_vfio", "IOMMU", "nvme_always_flr", "InterruptAffinity", "GuestMemory"]
         where !isPCI && keys.has(key) {
             keys.fail(key, "it goes with Transport=pci only; remove it")
         }
@@ -375,6 +379,7 @@ struct ConfigurationReader {
             let supervisor = configuration.supervisor
             configuration.devices[index].iommu =
                 configuration.devices[index].iommu ?? supervisor.iommu
+            checkGuestMemory(configuration.devices[index])
             configuration.devices[index].alwaysResets =
                 configuration.devices[index].alwaysResets ?? supervisor.alwaysResets
         }
@@ -391,6 +396,15 @@ struct ConfigurationReader {
         }
         configuration.problems = problems
         return configuration
+    }
+
+    /// With an IOMMU nobody's physical addresses mean anything to the device.
+    private mutating func checkGuestMemory(_ device: ConfiguredDevice) {
+        guard device.guestMemory != nil, device.iommu != .noiommu else { return }
+        problems.append(
+            ConfigProblem(
+                .warning, device.location, key: "GuestMemory",
+                "without IOMMU=noiommu no guest memory can be registered; remove it"))
     }
 
     /// Two disks of one namespace: exclusive opens of the two exclude each other only at the

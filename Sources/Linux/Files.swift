@@ -6,6 +6,17 @@ internal import Glibc
 
 /// Reading of small files. Nothing here blocks on a FIFO or reads without a bound.
 public enum Files {
+    /// O_PATH, which Swift does not import.
+    private static let openPath: CInt = 0x20_0000
+
+    /// The number of a character device (st_rdev), which is not opened for use; nil: the path names
+    /// none.
+    public static func characterDevice(_ path: String) -> UInt64? {
+        guard let fd = try? OwnedFD.open(path, flags: openPath) else { return nil }
+        let number = nv_character_device(fd.raw)
+        return number > 0 ? UInt64(number) : nil
+    }
+
     /// The names in a directory, sorted, without those that begin with a dot; at most `limit + 1`.
     public static func list(
         _ directory: String, limit: Int

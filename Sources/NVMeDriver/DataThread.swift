@@ -65,6 +65,10 @@ public final class DataThread: @unchecked Sendable {
     /// steps, so that only a thread that hangs in the kernel takes longer.
     static let exclusiveMilliseconds = 5_000
 
+    /// What epoll knows the interrupt as, and its bit among what was seen.
+    private static let interruptData: UInt64 = 1
+    private static let interruptSeen: UInt64 = 1 << interruptData
+
     let index: Int
     let controller: NVMeController
     let queue: UnsafeMutablePointer<DataQueue>
@@ -81,6 +85,8 @@ public final class DataThread: @unchecked Sendable {
     // The data thread's own.
     private var gap: UInt64 = 0
     private(set) var sleeps: UInt64 = 0
+    /// Sleeps that an interrupt ended.
+    private var interrupts: UInt64 = 0
     /// Rounds that found nothing, but for the last few.
     private var spins: UInt64 = 0
 
@@ -107,7 +113,8 @@ public final class DataThread: @unchecked Sendable {
             interrupt = OwnedFD(
                 adopting: try checked("dup", nv_dup_cloexec(controller.interrupt(index))))
             try checked("epoll_ctl", nv_epoll_add_edge(epoll.raw, wakeUp.fd.raw, 0))
-            try checked("epoll_ctl", nv_epoll_add_edge(epoll.raw, interrupt.raw, 1))
+            try checked(
+                "epoll_ctl", nv_epoll_add_edge(epoll.raw, interrupt.raw, Self.interruptData))
         } catch { throw .system(error) }
         unsafe queue = .allocate(capacity: 1)
         unsafe queue.initialize(
@@ -211,6 +218,9 @@ public final class DataThread: @unchecked Sendable {
         statistics.set(.rounds, rounds)
         statistics.set(.sleeps, sleeps)
         statistics.set(.spins, spins)
+        statistics.set(.interrupts, interrupts)
+        // A ring's own memory can go away too; nothing else would look.
+        unsafe queue.pointee.engine.pointee.noteMemoryFaults()
         statistics.set(
             .doorbells, unsafe queue.pointee.engine.pointee.doorbellCounts.register)
     }
@@ -261,7 +271,9 @@ public final class DataThread: @unchecked Sendable {
                 let left = Int64(truncatingIfNeeded: next &- nv_monotonic_ns())
                 timeout = timeout < 0 ? max(left, 0) : min(timeout, max(left, 0))
             }
-            _ = nv_epoll_wait(epoll.raw, timeout)
+            var seen: UInt64 = 0
+            _ = unsafe nv_epoll_wait(epoll.raw, timeout, &seen)
+            if seen & Self.interruptSeen != 0 { interrupts = interrupts &+ 1 }
         }
         unsafe nv_store_seq32(word(Word.mode), Mode.running)
         if unsafe nv_load_seq32(word(Word.want)) == 0 { unsafe queue.pointee.wake() }

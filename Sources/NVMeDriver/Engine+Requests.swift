@@ -259,6 +259,7 @@ extension Engine {
         // again, and the pages may be somebody else's by then.
         if command.isPart, command.flags & CommandSlot.flagBounced != 0 {
             deliverBounce(command, status, index)
+            bouncedRecords |= 1 &<< UInt64(index)
         }
         queue.setCompleting(answer, position: 0)
         releaseOwnPages(command)
@@ -277,6 +278,8 @@ extension Engine {
     ) {
         requests.markDone(index, position: takePosition(record.command.ring))
         unsafe Self.fill(completion, record.command, record.status)
+        if bouncedRecords & 1 &<< UInt64(index) != 0 { unsafe completion.pointee.isBounced = true }
+        bouncedRecords &= ~(1 &<< UInt64(index))
         unsafe completion.pointee.age = queue.tick &- requests.tick(index)
         if record.status != 0 { countFailed() }
     }

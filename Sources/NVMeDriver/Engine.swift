@@ -32,6 +32,9 @@ public struct Engine: ~Copyable {
     let firstBouncePage: Int
     /// Faults of the process that were known at the last look.
     var seenFaults: UInt64 = 0
+    /// A bit for each request record of which a command went through bounce pages: only for the
+    /// statistics.
+    var bouncedRecords: UInt64 = 0
     /// 1 or 0 in turn: who gets an odd slot (see `pumpHalf`).
     var pumpTurn: UInt32 = 0
     /// Requests accepted since the engine was made.

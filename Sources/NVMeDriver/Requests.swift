@@ -141,6 +141,15 @@ public struct IOCompletion: Sendable {
     /// How long it was under way, in ticks of 256 ns of the owner's clock.
     public var age: UInt32
 
+    /// The device could not get at the data where it lies in registered memory, so that all or part
+    /// of it was copied.
+    public var isBounced: Bool {
+        get { flags & CommandSlot.flagBounced != 0 }
+        set {
+            flags = newValue ? flags | CommandSlot.flagBounced : flags & ~CommandSlot.flagBounced
+        }
+    }
+
     /// An empty completion, to fill arrays with.
     public init() {
         token = 0

@@ -190,8 +190,9 @@ extension RingPort {
         let fault = unsafe copySegments(
             source, count: Int(count), isWritten: entry.operation == IOOperation.read,
             byteCount: UInt64(entry.blockCount) &<< UInt64(rules.blockShift))
-        guard fault == .none else { return faulty(fault) }
+        // First of all: a page that is gone reads as a list that does not add up.
         guard unsafe !engine.pointee.hasFaulted(region: list) else { return faulty(.memory) }
+        guard fault == .none else { return faulty(fault) }
         var request = request(entry)
         request.maxBlocksPerCommand = rules.maxTransferBlocks
         switch unsafe engine.pointee.submit(request, segments: segments, count: Int(count)) {

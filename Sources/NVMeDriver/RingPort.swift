@@ -355,6 +355,7 @@ struct RingPort: ~Copyable {
         unsafe statistics.completed(
             operation: completion.pointee.operation, age: completion.pointee.age,
             failed: status != 0)
+        if unsafe completion.pointee.isBounced { statistics.add(.bounced) }
     }
 
     @inline(__always)

@@ -6,7 +6,7 @@ internal import NVMeSpec
 /// Executes one command line and answers in one line.
 struct ControlCommands {
     static let vocabulary =
-        "fault RULE | clear | faults | stats | namespace add OPTIONS | namespace remove NSID | "
+        "fault RULE | clear | release | faults | stats | namespace add OPTIONS | namespace remove NSID | "
         + "namespace resize NSID SIZE | disconnect | help"
 
     let device: ServedDevice
@@ -30,6 +30,8 @@ struct ControlCommands {
         case ("clear", 1):
             controller.faults.clear()
             return "ok"
+        case ("release", 1):
+            return "ok \(controller.releaseHeld())"
         case ("faults", 1):
             let rules = controller.faults.rules.map { "\($0.text) acted \($0.acted)" }
             return (["ok"] + rules).joined(separator: "\n")

@@ -41,6 +41,16 @@ extension Controller {
                 status: status.rawValue, dword0: dword0, entry: entry.opcode))
     }
 
+    /// Lets the delayed commands end now; how many there are.
+    func releaseHeld() -> Int {
+        var count = 0
+        for index in held.indices where held[index].dueNanoseconds != nil {
+            held[index].dueNanoseconds = 0
+            count += 1
+        }
+        return count
+    }
+
     /// Applies a rule to a completion. False when it has been posted here.
     func falsify(
         _ record: inout CompletionEntry, _ entry: SubmissionEntry, _ id: UInt16, _ queue: Int

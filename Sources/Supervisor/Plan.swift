@@ -69,6 +69,7 @@ extension DeviceConfig {
         interruptAffinity = Array(device.interruptAffinity.prefix(WireLimits.processorCount))
         spinNanoseconds = device.spinNanoseconds
         dataAffinity = Array(device.dataAffinity.prefix(WireLimits.processorCount))
+        guestMemory = device.guestMemory.map { GuestMemoryPlace(path: $0.path, ranges: $0.ranges) }
     }
 }
 

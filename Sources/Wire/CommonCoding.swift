@@ -141,6 +141,9 @@ extension NamespaceIdentity {
 }
 
 extension NamespaceInfo {
+    /// An empty reason is one all the same: the namespace is not served.
+    private static let noReason = "it is not served, and no reason was given"
+
     func write(into writer: inout MessageWriter) {
         writer.number(1, nsid)
         writer.number(2, blockByteCount)
@@ -149,7 +152,7 @@ extension NamespaceInfo {
         writer.bytes(5, identity.eui64)
         writer.bytes(6, identity.uuid)
         writer.flag(7, writeProtected)
-        writer.text(8, refusal)
+        writer.text(8, refusal.map { $0.isEmpty ? Self.noReason : $0 })
     }
 
     init(_ c: UnsafePointer<Nvmed__V1__NamespaceInfo>) throws(WireError) {
@@ -160,6 +163,7 @@ extension NamespaceInfo {
                 c.pointee.nguid, c.pointee.eui64, c.pointee.uuid, "namespace"),
             writeProtected: c.pointee.write_protected != 0,
             refusal: c.pointee.refusal == nil ? nil : Field.text(c.pointee.refusal))
+        if refusal?.isEmpty == true { refusal = Self.noReason }
     }
 }
 

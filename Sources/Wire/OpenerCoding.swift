@@ -89,6 +89,10 @@ extension OpenerProtocol {
                 name: try unsafe Field.name(m.has_device, m.device, "translate_memory.device"),
                 byteCount: try unsafe Field.need(
                     m.has_byte_count, m.byte_count, "translate_memory.byte_count"))
+        case NVMED__V1__OPENER_ENVELOPE__BODY_FIND_GUEST_MEMORY:
+            let m = try unsafe Field.need(c.pointee.find_guest_memory, "find_guest_memory").pointee
+            return .findGuestMemory(
+                name: try unsafe Field.name(m.has_device, m.device, "find_guest_memory.device"))
         default: return nil
         }
     }
@@ -114,6 +118,10 @@ extension OpenerProtocol {
                 pageByteCount: unsafe m.page_byte_count,
                 addresses: unsafe Array(
                     UnsafeBufferPointer(start: m.physical_addresses, count: count)))
+        case NVMED__V1__OPENER_ENVELOPE__BODY_GUEST_MEMORY_FOUND:
+            return .guestMemory(
+                try unsafe GuestMemoryFound(
+                    Field.need(c.pointee.guest_memory_found, "guest_memory_found")))
         default: return nil
         }
     }
@@ -144,6 +152,7 @@ extension OpenerProtocol {
                 $0.text(1, name)
                 $0.number(2, byteCount)
             }
+        case .findGuestMemory(let name): w.message(23) { $0.text(1, name) }
         }
     }
 
@@ -158,6 +167,7 @@ extension OpenerProtocol {
                     w.number(2, address)
                 }
             }
+        case .guestMemory(let found): w.message(63) { found.write(into: &$0) }
         }
     }
 }

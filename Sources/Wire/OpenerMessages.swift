@@ -38,12 +38,14 @@ public enum OpenerRequest: Sendable, Hashable {
     case setInterruptAffinity(name: String)
     /// One descriptor travels along: the memory file. Reply: `.translated`.
     case translateMemory(name: String, byteCount: UInt64)
+    /// Reply: `.guestMemory`.
+    case findGuestMemory(name: String)
 
     /// The device it is about.
     public var device: String {
         switch self {
         case .openDevice(let name, _), .setInterruptAffinity(let name),
-            .translateMemory(let name, _):
+            .translateMemory(let name, _), .findGuestMemory(let name):
             name
         }
     }
@@ -57,6 +59,8 @@ public enum OpenerReply: Sendable, Hashable {
     case deviceOpened(DeviceOpened)
     /// The physical address of each page.
     case translated(pageByteCount: UInt64, addresses: [UInt64])
+    /// The guest memory of the device.
+    case guestMemory(GuestMemoryFound)
 }
 
 /// The opener tells nothing unasked.

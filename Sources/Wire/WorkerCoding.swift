@@ -33,6 +33,7 @@ extension DeviceConfig {
         for processor in dataAffinity.prefix(WireLimits.processorCount) {
             writer.number(16, processor)
         }
+        if let guestMemory { writer.message(17) { guestMemory.write(into: &$0) } }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
@@ -96,6 +97,7 @@ extension DeviceConfig {
         alwaysResets = unsafe c.always_reset != 0
         interruptAffinity = try unsafe Self.processors(
             c.interrupt_affinity, c.n_interrupt_affinity, "config.interrupt_affinity")
+        if let place = unsafe c.guest_memory { guestMemory = try unsafe GuestMemoryPlace(place) }
     }
 }
 

@@ -55,6 +55,8 @@ public struct DeviceConfig: Sendable, Hashable {
     public var nullByteCount: UInt64?
     /// Of a null device: bytes of a logical block.
     public var nullBlockByteCount: UInt32?
+    /// Of a device without an IOMMU: the guest memory that clients may register.
+    public var guestMemory: GuestMemoryPlace?
     /// A device with the worker's defaults.
     public init(name: String, transport: Transport) {
         self.name = name

@@ -167,34 +167,10 @@ struct ClientMemoryRules {
     }
 }
 
-/// Why guest memory is not configured.
-enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
-    /// The text is not of the form that is wanted.
-    case malformed(String)
-    /// The node is no character device, or not there.
-    case node(String)
-
-    var description: String {
-        switch self {
-        case .malformed(let part):
-            "\(GuestMemory.variable): '\(part)' is not what is wanted: a device node and, after "
-                + "blanks, ranges such as 0x0-0x7fffffff, which begin and end with pages"
-        case .node(let path): "\(GuestMemory.variable): \(path) is no character device"
-        }
-    }
-}
-
 /// Memory of the guest in VTL2: a device node whose offsets are physical addresses, and the ranges
 /// of it that are memory. Its pages never move, so that a device without an IOMMU uses them as they
 /// are; sessions may share it.
 struct GuestMemory: Equatable {
-    /// The environment variable that configures it: the node and the ranges.
-    static let variable = "NVMED_GUEST_MEMORY"
-    /// O_PATH, which Swift does not import.
-    private static let openPath: CInt = 0x20_0000
-    /// More ranges than machines have.
-    private static let rangeCountMax = 64
-
     /// The number of the device.
     let node: UInt64
     /// Physical addresses, first and last.
@@ -205,30 +181,14 @@ struct GuestMemory: Equatable {
         self.ranges = ranges
     }
 
-    /// Reads "/dev/mshv_vtl_low 0x0-0xbfffffff 0x100000000-0x23fffffff".
-    init(_ text: String) throws(GuestMemoryError) {
-        let words = text.split(separator: " ")
-        guard let path = words.first.map({ String($0) }), path.hasPrefix("/"), words.count > 1,
-            words.count - 1 <= Self.rangeCountMax
-        else { throw .malformed(text) }
-        var ranges: [ClosedRange<UInt64>] = []
-        for word in words.dropFirst() {
-            let ends = word.split(separator: "-", omittingEmptySubsequences: false)
-            guard ends.count == 2, let first = Self.number(ends[0]),
-                let last = Self.number(ends[1]), first & 4095 == 0, last & 4095 == 4095,
-                first < last, last < 1 << 46
-            else { throw .malformed(String(word)) }
-            ranges.append(first...last)
+    /// What a configuration names, where the node can be seen.
+    init(_ place: GuestMemoryPlace) throws(WireError) {
+        guard let node = Files.characterDevice(place.path) else {
+            throw WireError(
+                .deviceFailed, "GuestMemory=: \(place.path) is no character device",
+                field: "register_memory.fd")
         }
-        // Opened without effects: the number is all that is wanted.
-        guard let fd = try? OwnedFD.open(path, flags: Self.openPath) else { throw .node(path) }
-        let node = nv_character_device(fd.raw)
-        guard node > 0 else { throw .node(path) }
-        self.init(node: UInt64(node), ranges: ranges)
-    }
-
-    private static func number(_ text: Substring) -> UInt64? {
-        text.hasPrefix("0x") ? UInt64(text.dropFirst(2), radix: 16) : UInt64(text)
+        self.init(node: node, ranges: place.ranges)
     }
 
     /// Whether bytes (1 or more) lie within one range.

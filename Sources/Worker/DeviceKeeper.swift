@@ -126,6 +126,11 @@ final class DeviceKeeper {
     /// Rises with each worker of the device.
     private let generation: UInt64
 
+    /// The configured guest memory, once somebody asked for it.
+    private var guestMemory: Result<GuestMemory, WireError>?
+    /// When it is looked for again after a failure.
+    private var guestMemoryRetryNanoseconds: UInt64 = 0
+
     /// Takes over what a predecessor left.
     init(
         device: String, log: Log, store: FDStore, stored: consuming StoredDevice, names: [String],
@@ -296,6 +301,29 @@ final class DeviceKeeper {
         stored.userLog = nil
         for name in ["vfio-user", "vfio-user-log"] where storedNames.remove(name) != nil {
             removeStored(name)
+        }
+    }
+
+    /// The guest memory that clients may register; nil: none is configured. Blocks, bounded, the
+    /// first time: the opener knows, because a worker does not see device nodes.
+    func guestMemory(_ config: DeviceConfig) throws(WireError) -> GuestMemory? {
+        guard let place = config.guestMemory else { return nil }
+        let now = MonotonicClock.nowNanoseconds
+        if case .success(let found) = guestMemory { return found }
+        // Clients cause this: they must not make the worker wait again and again.
+        if case .failure(let error) = guestMemory, now < guestMemoryRetryNanoseconds { throw error }
+        do throws(WireError) {
+            let found =
+                Files.exists(Self.openerPath)
+                ? try OpenerClient.findGuestMemory(device, path: Self.openerPath)
+                : try GuestMemory(place)
+            guestMemory = .success(found)
+            return found
+        } catch {
+            log.warning("clients cannot register guest memory: \(error.message)")
+            guestMemory = .failure(error)
+            guestMemoryRetryNanoseconds = now + WorkerLimits.guestMemoryRetryNanoseconds
+            throw error
         }
     }
 

@@ -62,6 +62,7 @@ extension DeviceService {
             var pending = session.pending[completion.token]
         else { return }
         session.partsInFlight -= 1
+        if completion.isBounced { session.statistics?.add(.bounced) }
         if session.hasEnded, session.partsInFlight == 0 { scheduleSettling() }
         pending.parts -= 1
         if pending.status == 0 { pending.status = completion.status }

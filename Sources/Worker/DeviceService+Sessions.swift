@@ -204,10 +204,12 @@ extension DeviceService {
                 .alreadyExists, "region \(regionID) is registered",
                 field: "register_memory.region_id")
         }
-        let rules = ClientMemoryRules(
-            guestMemory: environment.guestMemory,
-            usesPhysicalAddresses: controller.bouncesClientMemory)
-        let stretch = try rules.accept(OfferedMemory(fd), asked)
+        let offered = OfferedMemory(fd)
+        var rules = ClientMemoryRules(usesPhysicalAddresses: controller.bouncesClientMemory)
+        if case .node = offered.kind, rules.usesPhysicalAddresses, let config {
+            rules.guestMemory = try environment.guestMemory(config)
+        }
+        let stretch = try rules.accept(offered, asked)
         try checkMemoryLimits(session, stretch)
         do throws(DriverError) {
             let region = try controller.registerMemory(
@@ -262,6 +264,14 @@ extension DeviceService {
         for session in sessions.compactMap({ $0 }) where !session.hasEnded {
             let gone = session.regions.first {
                 controller.hasFaulted(region: $0.value.driverRegion)
+            }
+            if gone == nil, let ring = session.rings.values.first(where: { $0.memory.hasFaulted }) {
+                end(
+                    session,
+                    WireError(
+                        .invalidArgument, "ring \(ring.id) broke the protocol: \(RingFault.memory)",
+                        device: name, disk: session.opening.disk, field: "ring"))
+                continue
             }
             guard let regionID = gone?.key else { continue }
             end(

@@ -26,8 +26,10 @@ struct DeviceEnvironment {
     var name: String
     /// The log.
     var log: Log
-    /// The guest memory that may be registered; nil: none.
-    var guestMemory: GuestMemory?
+    /// Finds the guest memory that may be registered; nil: none.
+    var guestMemory: @Control (DeviceConfig) throws(WireError) -> GuestMemory? = {
+        _ throws(WireError) in nil
+    }
     /// Connects to a device, for which `prepare` was called.
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
     /// A predecessor's device, which works on, when it came back; nil: it has to be brought up.

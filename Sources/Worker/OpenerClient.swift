@@ -99,27 +99,52 @@ extension OpenerClient {
     nonisolated static func translate(
         _ fd: borrowing OwnedFD, _ byteCount: UInt64, device: String, path: String
     ) throws(VFIOError) -> [UInt64] {
+        do throws(WireError) {
+            let reply = try askNow(
+                .translateMemory(name: device, byteCount: byteCount), fds: [fd.raw], path: path)
+            guard case .translated(_, let addresses) = reply else { throw unexpected }
+            return addresses
+        } catch {
+            throw .unsupported("physical addresses: \(error.message)")
+        }
+    }
+
+    /// Asks for the guest memory of a device. Blocks, bounded: the opener only looks at a file.
+    nonisolated static func findGuestMemory(
+        _ device: String, path: String
+    ) throws(WireError) -> GuestMemory {
+        let reply = try askNow(.findGuestMemory(name: device), fds: [], path: path)
+        guard case .guestMemory(let found) = reply else { throw unexpected }
+        return GuestMemory(node: found.deviceNumber, ranges: found.ranges)
+    }
+
+    private nonisolated static var unexpected: WireError {
+        WireError(.internalError, "the opener answered something else")
+    }
+
+    private nonisolated static func askNow(
+        _ request: OpenerRequest, fds: [CInt], path: String
+    ) throws(WireError) -> OpenerReply {
         do {
             let channel = Channel<OpenerProtocol>(
                 try UnixSocket.connect(path, kind: .sequencedPacket, nonblocking: true),
                 role: .client, buffer: MessageBuffer())
-            try channel.send(
-                request: .translateMemory(name: device, byteCount: byteCount), fds: [fd.raw])
+            try channel.send(request: request, fds: fds)
             let deadline = MonotonicClock.nowNanoseconds + WorkerLimits.translationNanoseconds
             switch try channel.receive(deadlineNanoseconds: deadline) {
             case .message(let message):
                 switch message.envelope.content {
-                case .reply(.translated(_, let addresses)): return addresses
+                case .reply(let reply): return reply
                 case .failure(let error): throw error
                 default: break
                 }
             default: break
             }
-            throw WireError(.internalError, "the opener answered something else")
+            throw unexpected
         } catch let error as WireError {
-            throw .unsupported("physical addresses: \(error.message)")
+            throw error
         } catch {
-            throw .unsupported("physical addresses: the opener cannot be asked: \(error)")
+            throw WireError(.internalError, "the opener cannot be asked: \(error)")
         }
     }
 }

@@ -69,6 +69,8 @@ enum WorkerLimits {
     static let releaseNanoseconds: UInt64 = 500_000_000
     /// How long the opener may take to find physical addresses: it only reads them.
     static let translationNanoseconds: UInt64 = 5_000_000_000
+    /// How long guest memory that was not found is not looked for again.
+    static let guestMemoryRetryNanoseconds: UInt64 = 60_000_000_000
     /// How long the opener may take: opening may wait for a reset of the function.
     static let openerNanoseconds: UInt64 = 30_000_000_000
     /// Starts in `fruitlessWindowNanoseconds` that completed no command before the device is left

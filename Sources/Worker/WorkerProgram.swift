@@ -165,13 +165,7 @@ final class WorkerProcess {
             keep: { controller in keeper.keep(controller) },
             forget: { keeper.forget() },
             watched: { keeper.watched })
-        if let text = Program.environment(GuestMemory.variable) {
-            do throws(GuestMemoryError) {
-                environment.guestMemory = try GuestMemory(text)
-            } catch {
-                log.error("no guest memory can be registered: \(error)", id: .workerFailed)
-            }
-        }
+        environment.guestMemory = { config throws(WireError) in try keeper.guestMemory(config) }
         service = DeviceService(environment: environment, state: found.area)
         let stall = Program.environment("NVMED_CLIENT_STALL_MS").flatMap { UInt64($0) }
         harness = try SupervisorHarness(

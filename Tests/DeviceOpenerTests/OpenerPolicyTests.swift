@@ -69,6 +69,35 @@ struct OpenerPolicyTests {
                     interruptAffinity: [0, 1, 2]))
     }
 
+    @Test("guest memory is the configured node and ranges of a device without an IOMMU")
+    func guestMemory() throws {
+        let device = "[Device]\nTransport=pci\nAddress=0000:01:00.0\n"
+        let memory = "GuestMemory=/dev/zero 0x0-0xbfffffff 4294967296-0x1ffffffff\n"
+        let all = configuration([
+            "good.device": device + memory + "IOMMU=noiommu\n",
+            "none.device": device.replacing("01:", with: "02:") + "IOMMU=noiommu\n",
+            "iommu.device": device.replacing("01:", with: "03:") + memory,
+        ])
+        func find(
+            _ name: String, number: (String) -> UInt64? = { $0 == "/dev/zero" ? 0x0105 : nil }
+        ) throws -> GuestMemoryFound {
+            try OpenerPolicy.guestMemory(
+                of: OpenerPolicy.find(name, in: all), number: number)
+        }
+        #expect(
+            try find("good")
+                == GuestMemoryFound(
+                    deviceNumber: 0x0105, ranges: [0...0xBFFF_FFFF, 1 << 32...0x1_FFFF_FFFF]))
+        #expect(throws: VFIOError.self) { try find("none") }
+        #expect(throws: VFIOError.self) { try find("iommu") }
+        #expect(throws: VFIOError.self) { try find("good") { _ in nil } }
+        #expect(
+            all.problems.map(\.description) == [
+                "/etc/nvmed/iommu.device: warning: GuestMemory=: without IOMMU=noiommu no guest "
+                    + "memory can be registered; remove it"
+            ])
+    }
+
     @Test("what is no PCI device, left to the kernel, unknown or wrong is refused with the reason")
     func notFound() {
         let files = [

@@ -84,6 +84,20 @@ struct ConfigurationTests {
         #expect(disk?.groups == [])
     }
 
+    @Test("guest memory is a node and ranges, in decimal or hexadecimal")
+    func guestMemory() {
+        let configuration = parse(
+            file(
+                "p.device",
+                "[Device]\nTransport=pci\nAddress=0000:01:00.0\nIOMMU=noiommu\n"
+                    + "GuestMemory=/dev/mshv_vtl_low 0-4095  0x100000000-0x23fffffff"))
+        #expect(configuration.problems.isEmpty)
+        #expect(
+            configuration.devices.first?.guestMemory
+                == ConfiguredGuestMemory(
+                    path: "/dev/mshv_vtl_low", ranges: [0...4095, 1 << 32...0x2_3FFF_FFFF]))
+    }
+
     @Test("a null device may have a size and a block size")
     func null() throws {
         let configuration = parse(

@@ -200,6 +200,34 @@ struct MistakeTests {
         #expect(problems(ofDevice: text) == ["/etc/nvmed/nvme1.device:3: error: \(expected)"])
     }
 
+    @Test(
+        "guest memory that cannot be",
+        arguments: [
+            "/dev/zero", "dev/zero 0-0xfff", "/dev/zero 1-0xfff", "/dev/zero 0-0x1000",
+            "/dev/zero 0xfff-0", "/dev/zero 0-", "/dev/zero 0-0xfff-0x1fff", "/dev/zero 0-x",
+            "/dev/zero 0x0-0xffffffffffffffff", "0-0xfff",
+            "/dev/zero" + String(repeating: " 0-0xfff", count: 65),
+        ])
+    func guestMemory(value: String) {
+        let device = "[Device]\nTransport=pci\nAddress=0000:01:00.0\nIOMMU=noiommu\n"
+        let found = problems(ofDevice: "\(device)GuestMemory=\(value)")
+        #expect(found.count == 1)
+        #expect(
+            found.first?.hasPrefix("/etc/nvmed/nvme1.device:5: error: GuestMemory=: '") == true)
+        #expect(
+            found.first?.hasSuffix(
+                "' is not a device node and, after blanks, ranges of whole pages, like "
+                    + "/dev/mshv_vtl_low 0x0-0xbfffffff") == true)
+    }
+
+    @Test("guest memory of what is no PCI device")
+    func guestMemoryElsewhere() {
+        #expect(
+            problems(ofDevice: "[Device]\nTransport=null\nGuestMemory=/dev/zero 0-0xfff").first
+                == "/etc/nvmed/nvme1.device:3: error: GuestMemory=: it goes with Transport=pci "
+                + "only; remove it")
+    }
+
     @Test("a transport that is missing, unknown, or lacks its address")
     func transport() {
         let place = "/etc/nvmed/nvme1.device"

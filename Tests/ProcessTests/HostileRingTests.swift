@@ -413,7 +413,7 @@ extension RawRing {
 
 extension NVMeBackend {
     /// Opens a disk for writing; waits for the end of a session that is just dying.
-    fileprivate func reopenable(_ name: String) throws -> Disk {
+    func reopenable(_ name: String) throws -> Disk {
         let deadline = Deadline.after(milliseconds: 60_000)
         while true {
             do throws(ClientError) {
@@ -428,7 +428,7 @@ extension NVMeBackend {
 }
 
 /// A client in a process of its own, which is killed.
-private enum Victim {
+enum Victim {
     /// Runs it until it says that it is there, kills it and waits for its end.
     static func kill(at step: String, in service: RunningService) throws {
         var ends: [CInt] = [-1, -1]

@@ -93,6 +93,58 @@ extension ProcessTests {
             #expect(closed.queue(2).reads == open.queue(2).reads)
         }
 
+        @Test("copies and interrupts are counted where they happen")
+        func copies() throws {
+            // Given: a device whose first read takes so long that the data thread sleeps
+            let service = try RunningService()
+            let emulator = try #require(service.emulators["a"])
+            let backend = try service.connect()
+            let disk = try backend.openDisk("disk-a")
+            let buffer = try IOBuffer(byteCount: 65536)
+            let region = try disk.registerMemory(buffer)
+            let ring = try disk.openRing(entries: 8)
+            let reader = try StatisticsReader(try backend.openStatistics("a"))
+            #expect(try emulator.command("fault command:delay=100,queue=io,times=1") == "ok")
+            func read(_ data: RingData) throws {
+                #expect(ring.prepareRead(lba: 0, blockCount: 8, data: data, tag: 1))
+                ring.submit()
+                var room = [RingCompletion](repeating: RingCompletion(), count: 8)
+                let end = Deadline.after(milliseconds: 60_000)
+                while unsafe room.withUnsafeMutableBufferPointer({ unsafe ring.reap(into: $0) })
+                    == 0
+                { #expect(try ring.wait(deadlineNanoseconds: end) != .timedOut) }
+            }
+            for (index, segment) in [(4096, 2048), (8193, 2048)].enumerated() {
+                let stored = buffer.storeSegment(
+                    RingSegment(
+                        region: region, offset: UInt64(segment.0), byteCount: UInt32(segment.1)),
+                    listOffset: 0, index: index)
+                #expect(stored)
+            }
+            // When: as it is; at an odd address; a list of which a half is; by message
+            try read(.region(region, offset: 16384))
+            try read(.region(region, offset: 16385))
+            try read(.segments(listRegion: region, offset: 0, count: 2))
+            try read(.region(region, offset: 16384))
+            try disk.read(into: buffer, bufferOffset: 16386, byteOffset: 0, byteCount: 4096)
+            // Then
+            var queue = try reader.snapshot().queue(2)
+            let end = Deadline.after(milliseconds: 60_000)
+            while queue.interrupts == 0, MonotonicClock.nowNanoseconds < end {
+                queue = try reader.snapshot().queue(2)
+            }
+            let blocks = try reader.snapshot().blocks
+            let ringBlock = try #require(blocks.first { $0.subject.kind == .ring })
+            let messages = try #require(blocks.first { $0.subject.kind == .session })
+            #expect(queue.interrupts > 0)
+            #expect(queue.sleeps > 0)
+            #expect(ringBlock.numbers.bounced == 2)
+            #expect(messages.numbers.bounced == 1)
+            let shown = try backend.inspect("device/a/")
+            let values = Set(shown.filter { $0.path.hasSuffix("/bounced") }.map(\.value))
+            #expect(values.isSuperset(of: ["1", "2", "3"]))
+        }
+
         @Test("a device without a worker has none, and says what to do")
         func absent() throws {
             let service = try RunningService(files: [

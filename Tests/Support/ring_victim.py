@@ -6,7 +6,7 @@ Usage: ring_victim.py PROTO_DIRECTORY SUPERVISOR_SOCKET DISK STEP
 
 Goes on until STEP, prints "at STEP", and waits for its end.
 """
-import signal, socket, sys
+import os, signal, socket, sys
 
 from ring_client import WAIT_MS, Connection, Ring, load, shared_memory
 
@@ -68,6 +68,13 @@ def main():
     with open(ring.kick, "wb", buffering=0) as kick:
         kick.write((1).to_bytes(8, "little"))
         reached("kicked")
+        if sys.argv[4] == "waiting":
+            # All of them with the device, and both ways to take things back asked for.
+            while ring.word(640) != ring.tail:
+                os.sched_yield()
+            send(connection, close_ring=session.CloseRing(ring_id=9))
+            send(connection, unregister_memory=session.UnregisterMemory(region_id=5))
+            reached("waiting")
         ring.wait(session_socket)
         ring.head = (ring.head + 1) % 2**32
         ring.words[384 // 4] = ring.head

@@ -125,6 +125,23 @@ struct HostileMessageTests {
         #expect(rejection?.error.field == "write.lba")
     }
 
+    @Test("a namespace that is refused for an empty reason is refused, and stays so")
+    func emptyReason() throws {
+        // namespace_info { nsid 3, blocks of 512, 1000 of them, refusal "" }
+        let message = bytes("08 01 10 07 f2 03 0a 08 03 10 80 04 18 e8 07 42 00")
+        let arena = MessageArena()
+        let first = try decoded(message, as: WorkerProtocol.self, fdCount: 0, arena: arena).envelope
+        let second = try decoded(
+            try encoded(first), as: WorkerProtocol.self, fdCount: 0, arena: arena
+        ).envelope
+        guard case .reply(.namespace(let namespace)) = first.content else {
+            Issue.record("\(first)")
+            return
+        }
+        #expect(namespace.refusal?.isEmpty == false)
+        #expect(second == first)
+    }
+
     @Test("descriptors that nobody announced, or that do not come, are refused")
     func descriptors() throws {
         let register = Envelope<SessionProtocol>(

@@ -53,6 +53,7 @@ struct MessageFuzz {
             try check(Messages.session, &numbers, arena, seed)
             try check(Messages.worker, &numbers, arena, seed)
             try check(Messages.supervisor, &numbers, arena, seed)
+            try check(Messages.opener, &numbers, arena, seed)
             seed &+= 1
         } while ContinuousClock.now < end
     }

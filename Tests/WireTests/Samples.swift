@@ -134,6 +134,8 @@ enum Samples {
         config.iommu = .noiommu
         config.alwaysResets = true
         config.interruptAffinity = [0, 3, 4095]
+        config.guestMemory = GuestMemoryPlace(
+            path: "/dev/mshv_vtl_low", ranges: [0...0xBFFF_FFFF, 1 << 32...(1 << 46) - 1])
         return config
     }
 
@@ -268,6 +270,10 @@ enum Messages {
             .deviceOpened(
                 DeviceOpened(interface: .iommufd, addressSpace: 2, address: "0000:01:00.0"))),
         .reply(.translated(pageByteCount: 2 << 20, addresses: [0, 1 << 21, .max])),
+        .request(.findGuestMemory(name: "nvme0")),
+        .reply(
+            .guestMemory(
+                GuestMemoryFound(deviceNumber: 0x0A7B, ranges: [0...4095, 8192...(.max)]))),
         .failure(Samples.error),
     ]
 

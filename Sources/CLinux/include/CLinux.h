@@ -182,8 +182,9 @@ int nv_futex_wake(void *_Nonnull word);
 int nv_epoll_create(void);
 int nv_epoll_add_edge(int epoll, int fd, uint64_t data);
 int nv_epoll_remove(int epoll, int fd);
-// How many are ready, 0 when timeout_ns passed (< 0 waits for ever), -EINTR.
-int nv_epoll_wait(int epoll, int64_t timeout_ns);
+// How many are ready, 0 when timeout_ns passed (< 0 waits for ever), -EINTR. *seen gets a bit for the data of each that
+// is ready, bit 63 for all from 63 on.
+int nv_epoll_wait(int epoll, int64_t timeout_ns, uint64_t *_Nonnull seen);
 // Lets others run on this processor, if any wait for it.
 void nv_give_way(void);
 // Sends one byte on a socket; -EAGAIN when its peer does not read.

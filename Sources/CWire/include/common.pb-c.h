@@ -31,6 +31,7 @@ typedef struct Nvmed__V1__SessionList Nvmed__V1__SessionList;
 typedef struct Nvmed__V1__CloseSession Nvmed__V1__CloseSession;
 typedef struct Nvmed__V1__Inspect Nvmed__V1__Inspect;
 typedef struct Nvmed__V1__InspectReply Nvmed__V1__InspectReply;
+typedef struct Nvmed__V1__AddressRange Nvmed__V1__AddressRange;
 
 
 /* --- enums --- */
@@ -926,6 +927,28 @@ struct  Nvmed__V1__InspectReply
     , 0,NULL, 0, 0 }
 
 
+/*
+ * A range of physical addresses.
+ */
+struct  Nvmed__V1__AddressRange
+{
+  ProtobufCMessage base;
+  /*
+   * The first.
+   */
+  protobuf_c_boolean has_first;
+  uint64_t first;
+  /*
+   * The last.
+   */
+  protobuf_c_boolean has_last;
+  uint64_t last;
+};
+#define NVMED__V1__ADDRESS_RANGE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__address_range__descriptor) \
+    , 0, 0, 0, 0 }
+
+
 /* Nvmed__V1__Error methods */
 void   nvmed__v1__error__init
                      (Nvmed__V1__Error         *message);
@@ -1230,6 +1253,25 @@ Nvmed__V1__InspectReply *
 void   nvmed__v1__inspect_reply__free_unpacked
                      (Nvmed__V1__InspectReply *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__AddressRange methods */
+void   nvmed__v1__address_range__init
+                     (Nvmed__V1__AddressRange         *message);
+size_t nvmed__v1__address_range__get_packed_size
+                     (const Nvmed__V1__AddressRange   *message);
+size_t nvmed__v1__address_range__pack
+                     (const Nvmed__V1__AddressRange   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__address_range__pack_to_buffer
+                     (const Nvmed__V1__AddressRange   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__AddressRange *
+       nvmed__v1__address_range__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__address_range__free_unpacked
+                     (Nvmed__V1__AddressRange *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Nvmed__V1__Error_Closure)
@@ -1280,6 +1322,9 @@ typedef void (*Nvmed__V1__Inspect_Closure)
 typedef void (*Nvmed__V1__InspectReply_Closure)
                  (const Nvmed__V1__InspectReply *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__AddressRange_Closure)
+                 (const Nvmed__V1__AddressRange *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -1305,6 +1350,7 @@ extern const ProtobufCMessageDescriptor nvmed__v1__session_list__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__close_session__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__inspect__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__inspect_reply__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__address_range__descriptor;
 
 PROTOBUF_C__END_DECLS
 

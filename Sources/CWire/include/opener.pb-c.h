@@ -22,6 +22,8 @@ typedef struct Nvmed__V1__DeviceOpened Nvmed__V1__DeviceOpened;
 typedef struct Nvmed__V1__SetInterruptAffinity Nvmed__V1__SetInterruptAffinity;
 typedef struct Nvmed__V1__TranslateMemory Nvmed__V1__TranslateMemory;
 typedef struct Nvmed__V1__MemoryTranslated Nvmed__V1__MemoryTranslated;
+typedef struct Nvmed__V1__FindGuestMemory Nvmed__V1__FindGuestMemory;
+typedef struct Nvmed__V1__GuestMemoryFound Nvmed__V1__GuestMemoryFound;
 
 
 /* --- enums --- */
@@ -56,9 +58,11 @@ typedef enum {
   NVMED__V1__OPENER_ENVELOPE__BODY_OPEN_DEVICE = 20,
   NVMED__V1__OPENER_ENVELOPE__BODY_SET_INTERRUPT_AFFINITY = 21,
   NVMED__V1__OPENER_ENVELOPE__BODY_TRANSLATE_MEMORY = 22,
+  NVMED__V1__OPENER_ENVELOPE__BODY_FIND_GUEST_MEMORY = 23,
   NVMED__V1__OPENER_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__OPENER_ENVELOPE__BODY_DEVICE_OPENED = 61,
-  NVMED__V1__OPENER_ENVELOPE__BODY_MEMORY_TRANSLATED = 62
+  NVMED__V1__OPENER_ENVELOPE__BODY_MEMORY_TRANSLATED = 62,
+  NVMED__V1__OPENER_ENVELOPE__BODY_GUEST_MEMORY_FOUND = 63
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__OPENER_ENVELOPE__BODY__CASE)
 } Nvmed__V1__OpenerEnvelope__BodyCase;
 
@@ -97,9 +101,11 @@ struct  Nvmed__V1__OpenerEnvelope
     Nvmed__V1__OpenDevice *open_device;
     Nvmed__V1__SetInterruptAffinity *set_interrupt_affinity;
     Nvmed__V1__TranslateMemory *translate_memory;
+    Nvmed__V1__FindGuestMemory *find_guest_memory;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceOpened *device_opened;
     Nvmed__V1__MemoryTranslated *memory_translated;
+    Nvmed__V1__GuestMemoryFound *guest_memory_found;
   };
 };
 #define NVMED__V1__OPENER_ENVELOPE__INIT \
@@ -219,6 +225,46 @@ struct  Nvmed__V1__MemoryTranslated
     , 0, 0, 0,NULL }
 
 
+/*
+ * Asks for the guest memory of a device without an IOMMU (GuestMemory=): a worker does not see device nodes. Reply:
+ * GuestMemoryFound.
+ */
+struct  Nvmed__V1__FindGuestMemory
+{
+  ProtobufCMessage base;
+  /*
+   * The configured name.
+   */
+  protobuf_c_boolean has_device;
+  ProtobufCBinaryData device;
+};
+#define NVMED__V1__FIND_GUEST_MEMORY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__find_guest_memory__descriptor) \
+    , 0, {0,NULL} }
+
+
+/*
+ * The guest memory that clients of the device may register.
+ */
+struct  Nvmed__V1__GuestMemoryFound
+{
+  ProtobufCMessage base;
+  /*
+   * The number of the device node, as stat(2) has it in st_rdev.
+   */
+  protobuf_c_boolean has_device_number;
+  uint64_t device_number;
+  /*
+   * What of it is memory; at most 64 ranges, each of whole pages.
+   */
+  size_t n_ranges;
+  Nvmed__V1__AddressRange **ranges;
+};
+#define NVMED__V1__GUEST_MEMORY_FOUND__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__guest_memory_found__descriptor) \
+    , 0, 0, 0,NULL }
+
+
 /* Nvmed__V1__OpenerEnvelope methods */
 void   nvmed__v1__opener_envelope__init
                      (Nvmed__V1__OpenerEnvelope         *message);
@@ -333,6 +379,44 @@ Nvmed__V1__MemoryTranslated *
 void   nvmed__v1__memory_translated__free_unpacked
                      (Nvmed__V1__MemoryTranslated *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__FindGuestMemory methods */
+void   nvmed__v1__find_guest_memory__init
+                     (Nvmed__V1__FindGuestMemory         *message);
+size_t nvmed__v1__find_guest_memory__get_packed_size
+                     (const Nvmed__V1__FindGuestMemory   *message);
+size_t nvmed__v1__find_guest_memory__pack
+                     (const Nvmed__V1__FindGuestMemory   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__find_guest_memory__pack_to_buffer
+                     (const Nvmed__V1__FindGuestMemory   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__FindGuestMemory *
+       nvmed__v1__find_guest_memory__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__find_guest_memory__free_unpacked
+                     (Nvmed__V1__FindGuestMemory *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__GuestMemoryFound methods */
+void   nvmed__v1__guest_memory_found__init
+                     (Nvmed__V1__GuestMemoryFound         *message);
+size_t nvmed__v1__guest_memory_found__get_packed_size
+                     (const Nvmed__V1__GuestMemoryFound   *message);
+size_t nvmed__v1__guest_memory_found__pack
+                     (const Nvmed__V1__GuestMemoryFound   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__guest_memory_found__pack_to_buffer
+                     (const Nvmed__V1__GuestMemoryFound   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__GuestMemoryFound *
+       nvmed__v1__guest_memory_found__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__guest_memory_found__free_unpacked
+                     (Nvmed__V1__GuestMemoryFound *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Nvmed__V1__OpenerEnvelope_Closure)
@@ -353,6 +437,12 @@ typedef void (*Nvmed__V1__TranslateMemory_Closure)
 typedef void (*Nvmed__V1__MemoryTranslated_Closure)
                  (const Nvmed__V1__MemoryTranslated *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__FindGuestMemory_Closure)
+                 (const Nvmed__V1__FindGuestMemory *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__GuestMemoryFound_Closure)
+                 (const Nvmed__V1__GuestMemoryFound *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -366,6 +456,8 @@ extern const ProtobufCMessageDescriptor nvmed__v1__device_opened__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__set_interrupt_affinity__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__translate_memory__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__memory_translated__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__find_guest_memory__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__guest_memory_found__descriptor;
 
 PROTOBUF_C__END_DECLS
 

@@ -433,7 +433,7 @@ struct  Nvmed__V1__CancelReply
 
 /*
  * Registers memory for I/O: one descriptor travels along, open for reading and writing: a memfd (ordinary or huge
- * pages) sealed with F_SEAL_SHRINK and F_SEAL_GROW, or the device node of guest memory that the worker is configured
+ * pages) sealed with F_SEAL_SHRINK and F_SEAL_GROW, or the device node of guest memory that the device is configured
  * with. The memory must stay whole: the session ends when the worker finds a page of it gone. Reply: Done.
  */
 struct  Nvmed__V1__RegisterMemory

@@ -18,6 +18,7 @@ PROTOBUF_C__BEGIN_DECLS
 
 typedef struct Nvmed__V1__WorkerEnvelope Nvmed__V1__WorkerEnvelope;
 typedef struct Nvmed__V1__DeviceConfig Nvmed__V1__DeviceConfig;
+typedef struct Nvmed__V1__GuestMemory Nvmed__V1__GuestMemory;
 typedef struct Nvmed__V1__LoadDriver Nvmed__V1__LoadDriver;
 typedef struct Nvmed__V1__ControllerInfo Nvmed__V1__ControllerInfo;
 typedef struct Nvmed__V1__DeviceReady Nvmed__V1__DeviceReady;
@@ -258,10 +259,37 @@ struct  Nvmed__V1__DeviceConfig
    */
   size_t n_data_affinity;
   uint32_t *data_affinity;
+  /*
+   * Of a device without an IOMMU: the guest memory that clients may register. Where there is an opener, its
+   * configuration decides. Absent: none.
+   */
+  Nvmed__V1__GuestMemory *guest_memory;
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL, NULL }
+
+
+/*
+ * Memory of the guest in VTL2: a device node whose offsets are physical addresses.
+ */
+struct  Nvmed__V1__GuestMemory
+{
+  ProtobufCMessage base;
+  /*
+   * The path of the node.
+   */
+  protobuf_c_boolean has_path;
+  ProtobufCBinaryData path;
+  /*
+   * What of it is memory; at most 64 ranges, each of whole pages.
+   */
+  size_t n_ranges;
+  Nvmed__V1__AddressRange **ranges;
+};
+#define NVMED__V1__GUEST_MEMORY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__guest_memory__descriptor) \
+    , 0, {0,NULL}, 0,NULL }
 
 
 /*
@@ -653,6 +681,25 @@ Nvmed__V1__DeviceConfig *
 void   nvmed__v1__device_config__free_unpacked
                      (Nvmed__V1__DeviceConfig *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__GuestMemory methods */
+void   nvmed__v1__guest_memory__init
+                     (Nvmed__V1__GuestMemory         *message);
+size_t nvmed__v1__guest_memory__get_packed_size
+                     (const Nvmed__V1__GuestMemory   *message);
+size_t nvmed__v1__guest_memory__pack
+                     (const Nvmed__V1__GuestMemory   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__guest_memory__pack_to_buffer
+                     (const Nvmed__V1__GuestMemory   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__GuestMemory *
+       nvmed__v1__guest_memory__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__guest_memory__free_unpacked
+                     (Nvmed__V1__GuestMemory *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__LoadDriver methods */
 void   nvmed__v1__load_driver__init
                      (Nvmed__V1__LoadDriver         *message);
@@ -908,6 +955,9 @@ typedef void (*Nvmed__V1__WorkerEnvelope_Closure)
 typedef void (*Nvmed__V1__DeviceConfig_Closure)
                  (const Nvmed__V1__DeviceConfig *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__GuestMemory_Closure)
+                 (const Nvmed__V1__GuestMemory *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__LoadDriver_Closure)
                  (const Nvmed__V1__LoadDriver *message,
                   void *closure_data);
@@ -957,6 +1007,7 @@ extern const ProtobufCEnumDescriptor    nvmed__v1__transport__descriptor;
 extern const ProtobufCEnumDescriptor    nvmed__v1__translation_mode__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__guest_memory__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__load_driver__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__controller_info__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor;
