@@ -182,6 +182,7 @@ let package = Package(
                 "DeviceOpener", "nvmed-opener", "DiskConfig", "Wire", "VFIO", "Systemd", "Linux",
                 "TestSupport",
             ]),
+        tests("CrashTests", ["nvmed-bench", "Linux", "TestSupport"]),
         tests("TidyTests", []),
     ],
     swiftLanguageModes: [.v6],
