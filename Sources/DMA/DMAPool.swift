@@ -107,43 +107,50 @@ public struct DMAPool: ~Copyable {
         deviceWritesIOVA = writes
     }
 
-    /// Takes over a predecessor's memory file, of which nothing is changed.
-    ///
-    /// With `isMapped` the device has both zones already at these addresses; otherwise they are
-    /// mapped for it. The addresses must have been reserved. Throws `unsupported` when the file is
-    /// not one of this layout.
+    /// Takes over a predecessor's memory file, of which nothing is changed. The device has it at
+    /// these addresses (`adoptWindows`), or gets it there (`mapWindows`); they must have been
+    /// reserved. Throws `unsupported` when the file is not one of this layout.
     public init(
-        adopting fd: consuming OwnedFD, layout: PoolLayout, readsIOVA: UInt64, writesIOVA: UInt64,
-        device: any DeviceBacking, isMapped: Bool
+        adopting fd: consuming OwnedFD, layout: PoolLayout, readsIOVA: UInt64, writesIOVA: UInt64
     ) throws(VFIOError) {
-        let (readBytes, writeBytes) = (layout.deviceReadsByteCount, layout.deviceWritesByteCount)
+        let byteCount = layout.deviceReadsByteCount + layout.deviceWritesByteCount
         let size = (try? MemFD.byteCount(of: fd)) ?? -1
-        guard size == readBytes + writeBytes else {
-            throw .unsupported(
-                "the pool's file has \(size) bytes, not \(readBytes + writeBytes)")
+        guard size == byteCount else {
+            throw .unsupported("the pool's file has \(size) bytes, not \(byteCount)")
         }
         let bytes = try Self.mapping(fd, size)
         bytes.excludeFromCoreDumps()
-        let windows = unsafe [
-            DMAWindow(
-                iova: readsIOVA, byteCount: UInt64(readBytes), base: bytes.base,
-                access: .deviceReads),
-            DMAWindow(
-                iova: writesIOVA, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
-                access: .deviceReadsAndWrites),
-        ]
-        for (index, window) in windows.enumerated() {
-            if isMapped {
-                try device.adoptWindow(window)
-            } else {
-                try device.map(window, fd: fd, offset: index == 0 ? 0 : UInt64(readBytes))
-            }
-        }
         self.fd = fd
         memory = bytes
-        deviceReadsByteCount = readBytes
+        deviceReadsByteCount = layout.deviceReadsByteCount
         deviceReadsIOVA = readsIOVA
         deviceWritesIOVA = writesIOVA
+    }
+
+    private var windows: [DMAWindow] {
+        unsafe [
+            DMAWindow(
+                iova: deviceReadsIOVA, byteCount: UInt64(deviceReadsByteCount), base: memory.base,
+                access: .deviceReads),
+            DMAWindow(
+                iova: deviceWritesIOVA,
+                byteCount: UInt64(memory.byteCount - deviceReadsByteCount),
+                base: memory.base + deviceReadsByteCount, access: .deviceReadsAndWrites),
+        ]
+    }
+
+    /// Notes that the device has both zones already.
+    public func adoptWindows(_ device: any DeviceBacking) throws(VFIOError) {
+        for window in windows { try device.adoptWindow(window) }
+    }
+
+    /// Makes both zones reachable for the device.
+    public func mapWindows(_ device: any DeviceBacking) throws(VFIOError) {
+        var offset: UInt64 = 0
+        for window in windows {
+            try device.map(window, fd: fd, offset: offset)
+            offset += window.byteCount
+        }
     }
 
     private static func file(_ name: String, _ byteCount: Int) throws(VFIOError) -> OwnedFD {

@@ -33,6 +33,8 @@ struct ControllerRecord: Sendable, Equatable {
     var hasShadowDoorbells: Bool
     /// Asynchronous event requests with the device.
     var eventRequests: UInt32
+    /// Places of the inventory of namespaces that may be in use: those below it.
+    var inventoryCount: UInt32 = 0
 
     var words: [UInt64] {
         [
@@ -43,9 +45,12 @@ struct ControllerRecord: Sendable, Equatable {
             bouncePoolByteCount,
             UInt64(interruptCount) | UInt64(eventRequests & 0xFFFF) << 32
                 | (hasShadowDoorbells ? 1 : 0) << 48,
+            UInt64(inventoryCount),
         ]
     }
+}
 
+extension ControllerRecord {
     init?(_ words: [UInt64]) {
         guard words.count == StateLayout.controllerWords, words[0] & 0xFFFF_FFFF != 0 else {
             return nil
@@ -66,6 +71,7 @@ struct ControllerRecord: Sendable, Equatable {
         interruptCount = UInt32(truncatingIfNeeded: words[10])
         eventRequests = UInt32(truncatingIfNeeded: words[10] >> 32 & 0xFFFF)
         hasShadowDoorbells = words[10] >> 48 & 1 != 0
+        inventoryCount = UInt32(truncatingIfNeeded: words[11])
     }
 }
 
@@ -92,13 +98,20 @@ extension StateArea {
             key: Checksum.controllerKind)
     }
 
-    /// Events that the controller has told and nobody has acted upon: a set of bits.
+    /// Events that the controller has told and nobody has acted upon: bits of `PendingEvents`. All
+    /// of them when nobody can tell.
     var pendingEvents: UInt64 {
-        get { eventsRecord.words?.first ?? 0 }
+        get {
+            switch eventsRecord.read() {
+            case .empty: 0
+            case .words(let words): words[0]
+            case .damaged: PendingEvents.all
+            }
+        }
         nonmutating set { eventsRecord.write([newValue]) }
     }
 
-    private var eventsRecord: TwinRecord {
+    var eventsRecord: TwinRecord {
         unsafe TwinRecord(
             base: address(StateLayout.eventsOffset), wordCount: 1, key: Checksum.eventsKind)
     }
@@ -153,6 +166,12 @@ extension StateArea {
         case 3: return (id, .refused(String(decoding: blob.first, as: UTF8.self)))
         default: return nil
         }
+    }
+
+    /// Whether nothing is said of a namespace at a place.
+    func isNamespaceFree(_ index: Int) -> Bool {
+        guard index >= 0, index < StateLayout.inventoryCapacity else { return true }
+        return unsafe nv_load64(address(layout.namespaceOffset(index))) == 0
     }
 
     /// Forgets the namespace at a place.

@@ -152,10 +152,10 @@ public enum CrashPoint: UInt8, CaseIterable, Sendable {
 
     // MARK: reset: a controller that cannot be adopted
 
-    /// What was in flight is on the salvage list, and the list does not count it.
-    case resetSalvaged = 88
-    /// The list counts it, and the epoch is the old one.
-    case resetCounted = 89
+    /// It is known that the controller cannot be adopted, and the epoch is the old one.
+    case resetBegun = 88
+    /// What the controller had answered when it was disabled is on record.
+    case resetScanned = 89
     /// The epoch is the new one, and the controller runs.
     case resetEpochRaised = 90
     /// The controller is disabled.
@@ -164,13 +164,9 @@ public enum CrashPoint: UInt8, CaseIterable, Sendable {
     case resetEnabled = 92
     /// The queues are there, and nothing was submitted again.
     case resetQueuesReady = 93
-    /// An entry of the list is staged again, and still on the list.
-    case resetEntryStaged = 94
-    /// The entry is off the list, and its doorbell is not written.
-    case resetEntryCleared = 95
-    /// An entry ended as outcomeUnknown, and is still on the list.
-    case resetEntryEnded = 96
-    /// The list is empty.
+    /// Something of the old epoch is in the new queue, and only the old epoch counts.
+    case resetEntryMoved = 94
+    /// The new epoch counts, and its commands are not rung.
     case resetDone = 97
 
     // MARK: abort: the ladder

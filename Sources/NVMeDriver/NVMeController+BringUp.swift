@@ -30,9 +30,14 @@ extension NVMeController {
     ) throws(DriverError) {
         let begin = MonotonicClock.nowNanoseconds
         do throws(DriverError) {
+            state.clearController()
             state.beginEpoch()
+            state.pendingEvents = 0
             state.clearRegions()
+            clearInventory()
             try resetAndCheck()
+            forgetMemory()
+            try checkOwnInterrupts()
             let queues = min(options.queueCount, 64)
             try makePool(queues)
             try makeAdminQueue()
@@ -46,6 +51,7 @@ extension NVMeController {
             for index in 0..<granted { try makeIOQueue(index) }
             try refreshNamespaces()
             try postEventRequests()
+            try writeRecord()
         } catch {
             disable()
             throw error
@@ -55,10 +61,28 @@ extension NVMeController {
 
     // MARK: Registers
 
-    private func resetAndCheck() throws(DriverError) {
+    func resetAndCheck() throws(DriverError) {
         do throws(VFIOError) {
             try device.enableMemorySpace()
         } catch { throw .device(error) }
+        try readCapabilities()
+        do throws(DriverError) {
+            try stopController()
+        } catch {
+            // What does not obey CC.EN may obey a reset of the function, where there is one.
+            guard case .notReady = error, resetFunction() else { throw error }
+            try stopController()
+        }
+        // After the reset: a controller that somebody left running must not go on with old
+        // addresses.
+        do throws(VFIOError) {
+            try device.forgetMappings()
+            try device.enableBusMaster()
+        } catch { throw .device(error) }
+    }
+
+    /// CAP and VS, checked.
+    func readCapabilities() throws(DriverError) {
         capabilities = ControllerCapabilities(rawValue: try read64(RegisterOffset.cap, "CAP"))
         guard capabilities.mpsmin == 0 else {
             throw .unusable(
@@ -83,19 +107,6 @@ extension NVMeController {
         }
         version = SpecificationVersion(rawValue: try read32(RegisterOffset.vs, "VS"))
         try checkDoorbellsFit()
-        do throws(DriverError) {
-            try stopController()
-        } catch {
-            // What does not obey CC.EN may obey a reset of the function, where there is one.
-            guard case .notReady = error, resetFunction() else { throw error }
-            try stopController()
-        }
-        // After the reset: a controller that somebody left running must not go on with old
-        // addresses.
-        do throws(VFIOError) {
-            try device.forgetMappings()
-            try device.enableBusMaster()
-        } catch { throw .device(error) }
     }
 
     /// A doorbell stride that puts the last queue's doorbells behind the end of any BAR is
@@ -121,7 +132,7 @@ extension NVMeController {
         try waitReady(false, during: "reset")
     }
 
-    private func enable() throws(DriverError) {
+    func enable() throws(DriverError) {
         var configuration = ControllerConfiguration(enabled: true, mps: 0)
         // 110b: all I/O command sets the controller has. Only the NVM command set's namespaces are
         // used.
@@ -132,7 +143,7 @@ extension NVMeController {
 
     /// Waits for CSTS.RDY, no longer than CAP.TO or, where the controller has it, CRTO.CRWMT
     /// (3.1.4.21).
-    private func waitReady(_ ready: Bool, during: String) throws(DriverError) {
+    func waitReady(_ ready: Bool, during: String) throws(DriverError) {
         var bound = max(capabilities.timeoutMilliseconds, Self.leastReadyMilliseconds)
         if ready, capabilities.supportsReadyWithMedia {
             let timeouts = ControllerReadyTimeouts(
@@ -164,15 +175,25 @@ extension NVMeController {
 
     // MARK: Memory and queues
 
-    private func makePool(_ queues: Int) throws(DriverError) {
+    /// How much memory the controller gets for what is asked of it.
+    func makePlan(_ queues: Int) -> ControllerMemoryPlan {
         let allowed = capabilities.maximumQueueEntryCount
         let largest = UInt32(1) << UInt32(31 - allowed.leadingZeroBitCount)
-        let plan = ControllerMemoryPlan(
+        return ControllerMemoryPlan(
             queueCount: queues, entries: min(UInt32(options.queueDepth), largest), options: options)
+    }
+
+    func makePool(_ queues: Int) throws(DriverError) {
+        let plan = makePlan(queues)
         do throws(VFIOError) {
             pool = try DMAPool(
                 layout: plan.layout, name: "nvmed-pool", device: device, space: &space)
         } catch { throw .device(error) }
+        usePool(plan)
+    }
+
+    /// What is where in the pool from now on.
+    func usePool(_ plan: ControllerMemoryPlan) {
         self.plan = plan
         if let base = unsafe pool?.deviceWritesAddress(plan.bounce),
             let iova = pool?.deviceWritesIOVA
@@ -183,24 +204,27 @@ extension NVMeController {
         }
     }
 
-    private func makeAdminQueue() throws(DriverError) {
+    func makeAdminQueue() throws(DriverError) {
         try connectInterrupts()
         let (queue, submission, completion) = try queueParts(0)
         let entries = ControllerMemoryPlan.adminEntries
         let attributes = AdminQueueAttributes(
             submissionEntryCount: UInt16(entries), completionEntryCount: UInt16(entries))
+        logQueue(0)
         try write(RegisterOffset.aqa, 4, UInt64(attributes.rawValue))
         try write(RegisterOffset.asq, 8, submission)
         try write(RegisterOffset.acq, 8, completion)
         let pair = QueuePair(
             queueID: 0, entries: entries, epoch: state.epoch, memory: queue.memory,
             doorbellsAreMapped: queue.doorbellsAreMapped)
-        admin = AdminQueue(queue: pair, interrupt: EventFD(adopting: try duplicateInterrupt(0)))
+        admin = AdminQueue(
+            queue: pair, interrupt: EventFD(adopting: try duplicateInterrupt(0)),
+            log: state.eventsRecord, generation: state.generation)
     }
 
     /// One eventfd for each vector that will be used: the admin queue has vector 0 and shares it
     /// when there are few.
-    private func connectInterrupts() throws(DriverError) {
+    func connectInterrupts() throws(DriverError) {
         guard device.vectorCount > 0 else {
             throw .unusable(field: "MSI-X vectors", value: 0, rule: "at least one is needed")
         }
@@ -217,14 +241,14 @@ extension NVMeController {
         } catch { throw .device(error) }
     }
 
-    private func duplicateInterrupt(_ index: Int) throws(DriverError) -> OwnedFD {
+    func duplicateInterrupt(_ index: Int) throws(DriverError) -> OwnedFD {
         let raw = nv_dup_cloexec(interrupts[index])
         guard raw >= 0 else { throw .system(SystemCallError("dup", errno: -raw)) }
         return OwnedFD(adopting: raw)
     }
 
     /// The memory of a queue pair and the device's addresses of its two queues.
-    private func queueParts(
+    func queueParts(
         _ queueID: Int
     ) throws(DriverError) -> (parts: QueueParts, submission: UInt64, completion: UInt64) {
         guard let part = plan?.queues[queueID], let readsIOVA = pool?.deviceReadsIOVA,
@@ -247,30 +271,10 @@ extension NVMeController {
             submissionDoorbellOffset: doorbells.submissionOffset,
             completionDoorbellOffset: doorbells.completionOffset,
             shadow: hasShadowDoorbells && queueID > 0 ? shadowDoorbells(queueID) : nil)
-        logQueue(queueID, part, readsIOVA, writesIOVA)
         return (
             QueueParts(memory: memory, doorbellsAreMapped: doorbells.areMapped),
             readsIOVA + UInt64(part.submission.offset), writesIOVA + UInt64(part.completion.offset)
         )
-    }
-
-    /// The queue's record in the state area: {queue id, entries, vector, SQ address, CQ address}.
-    private func logQueue(
-        _ queueID: Int, _ part: ControllerMemoryPlan.Queue, _ reads: UInt64, _ writes: UInt64
-    ) {
-        let record = unsafe state.address(state.layout.queueRecordOffset(queueID))
-        let words = [
-            UInt64(queueID) | UInt64(part.entries) << 16
-                | UInt64(vector(ofQueue: queueID)) << 48,
-            reads + UInt64(part.submission.offset), writes + UInt64(part.completion.offset),
-            reads + UInt64(part.lists.offset), part.listByteCount,
-        ]
-        var crc = Checksum.key(Checksum.queueKind, queue: UInt32(queueID), epoch: state.epoch)
-        for (index, word) in words.enumerated() {
-            unsafe nv_store64(record + index * 8, word)
-            crc = nv_crc32c_64(crc, word)
-        }
-        unsafe nv_store64(record + 56, UInt64(crc))
     }
 
     private func doorbellAddresses(_ queueID: Int) throws(DriverError) -> DoorbellAddresses {
@@ -317,8 +321,20 @@ extension NVMeController {
 
     // MARK: Identify and features
 
-    private func identifyController() throws(DriverError) {
+    func identifyController() throws(DriverError) {
         let bytes = try executeForPage(.identify(cns: .controller), "Identify Controller")
+        try takeIdentify(bytes)
+        state.setControllerPage(0, bytes)
+        if let limits = commandSetPage() {
+            takeCommandSetLimits(limits)
+            state.setControllerPage(1, limits)
+        } else {
+            state.setControllerPage(1, [])
+        }
+    }
+
+    /// What the controller says of itself; nothing in it is trusted.
+    func takeIdentify(_ bytes: [UInt8]) throws(DriverError) {
         identify = try parse { () throws(PageError) in try IdentifyController(parsing: bytes) }
         try checkEntrySizes()
         guard identify.nn > 0 else {
@@ -331,12 +347,11 @@ extension NVMeController {
         let mdts = identify.maximumTransferByteCount(capabilities: capabilities)
         limits.maxTransferByteCount = min(
             mdts ?? .max, UInt64(options.maxTransferByteCount))
-        takeCommandSetLimits()
     }
 
     /// With CC.CSS 110b a combination of command sets is in effect, the first one after a reset
     /// (Base Specification 2.0, 5.17.2.21 and 5.27.1.21): one with the NVM command set is needed.
-    private func chooseCommandSets() throws(DriverError) {
+    func chooseCommandSets() throws(DriverError) {
         guard !capabilities.supportsNVMCommandSet else { return }
         let bytes: [UInt8]
         do throws(DriverError) {
@@ -375,19 +390,20 @@ extension NVMeController {
     }
 
     /// CNS 06h is optional: a controller without it has no separate limits.
-    private func takeCommandSetLimits() {
-        guard version >= .v2_0 else { return }
-        guard
-            let bytes = try? executeForPage(
-                .identify(cns: .commandSetController), "Identify I/O Command Set Controller"),
-            let page = try? IdentifyNVMController(parsing: bytes)
-        else { return }
+    private func commandSetPage() -> [UInt8]? {
+        guard version >= .v2_0 else { return nil }
+        return try? executeForPage(
+            .identify(cns: .commandSetController), "Identify I/O Command Set Controller")
+    }
+
+    func takeCommandSetLimits(_ bytes: [UInt8]) {
+        guard let page = try? IdentifyNVMController(parsing: bytes) else { return }
         limits.maxWriteZeroesByteCount = page.writeZeroesByteCount(capabilities: capabilities)
         limits.maxVerifyByteCount = page.verifyByteCount(capabilities: capabilities)
         limits.maxDeallocateBlocks = page.dmrsl
     }
 
-    private func parse<Result>(
+    func parse<Result>(
         _ body: () throws(PageError) -> Result
     ) throws(DriverError) -> Result {
         do throws(PageError) {
@@ -395,7 +411,7 @@ extension NVMeController {
         } catch { throw .page(error) }
     }
 
-    private func configureFeatures() throws(DriverError) {
+    func configureFeatures() throws(DriverError) {
         var wanted: AsynchronousEventConfiguration = .allSmart
         if identify.oaes & 0x100 != 0 { wanted.insert(.namespaceAttribute) }
         _ = try execute(
@@ -403,7 +419,7 @@ extension NVMeController {
             "Set Features (Asynchronous Event Configuration)")
     }
 
-    private func negotiateQueues(_ wanted: Int) throws(DriverError) -> Int {
+    func negotiateQueues(_ wanted: Int) throws(DriverError) -> Int {
         let counts = QueueCounts(
             submissionQueues: UInt32(wanted), completionQueues: UInt32(wanted))
         let answer = QueueCounts(
@@ -420,7 +436,7 @@ extension NVMeController {
 
     /// Shadow doorbells where the controller has them (OACS bit 8) and one page holds all that are
     /// used.
-    private func configureShadowDoorbells(_ queues: Int) throws(DriverError) {
+    func configureShadowDoorbells(_ queues: Int) throws(DriverError) {
         let stride = Doorbell.strideByteCount(dstrd: capabilities.dstrd)
         guard identify.optionalAdminCommands.contains(.doorbellBufferConfig),
             UInt64(2 * (queues + 1)) * stride <= 4096, let plan, let base = pool?.deviceWritesIOVA
@@ -433,7 +449,7 @@ extension NVMeController {
         hasShadowDoorbells = true
     }
 
-    private func makeIOQueue(_ index: Int) throws(DriverError) {
+    func makeIOQueue(_ index: Int) throws(DriverError) {
         let queueID = index + 1
         guard let plan else { return }
         let pair = try createIOQueue(
@@ -457,6 +473,7 @@ extension NVMeController {
         guard let part = plan?.queues[queueID] else {
             throw .exhausted("queue \(queueID) has no memory")
         }
+        logQueue(queueID)
         _ = try execute(
             .createIOCompletionQueue(
                 queueID: UInt16(queueID), entryCount: part.entries, address: completion,
@@ -472,107 +489,13 @@ extension NVMeController {
             memory: queue.memory, doorbellsAreMapped: queue.doorbellsAreMapped)
     }
 
-    private func pages(_ count: Int) throws(DriverError) -> PageAllocator {
+    func pages(_ count: Int) throws(DriverError) -> PageAllocator {
         do throws(SystemCallError) {
             return try PageAllocator(pageCount: count)
         } catch { throw .system(error) }
     }
 
-    // MARK: Namespaces and events
-
-    /// Reads the list of active namespaces and identifies each: at bring-up, and when the
-    /// controller says that they changed.
-    public func refreshNamespaces() throws(DriverError) {
-        var found: [UInt32: NamespaceInfo] = [:]
-        var after: UInt32 = 0
-        var leftOut = 0
-        // Every page but the last has 1024 ids, each above the one before: the ids bound the loop.
-        while true {
-            let bytes = try executeForPage(
-                .identify(cns: .activeNamespaceList, namespaceID: after),
-                "Identify Active Namespace List")
-            let last = after
-            let list = try parse { () throws(PageError) in
-                try NamespaceList(parsing: bytes, after: last)
-            }
-            for id in list.namespaceIDs {
-                guard found.count < Self.maxNamespaces else {
-                    leftOut += 1
-                    continue
-                }
-                found[id] = try identifyNamespace(id)
-            }
-            guard !list.isLast, found.count < Self.maxNamespaces,
-                let highest = list.namespaceIDs.last, highest > after
-            else { break }
-            after = highest
-        }
-        namespaces = found
-        namespacesLeftOut = leftOut
-    }
-
-    /// Identifies one namespace again, or forgets it when it is not active any more. Much cheaper
-    /// than `refreshNamespaces` where there are many.
-    public func refreshNamespace(_ id: UInt32) throws(DriverError) {
-        guard id > 0, id < 0xFFFF_FFFE else { return }
-        // The list of those above the one before begins with it, or it is not active.
-        let bytes = try executeForPage(
-            .identify(cns: .activeNamespaceList, namespaceID: id - 1),
-            "Identify Active Namespace List")
-        let list = try parse { () throws(PageError) in
-            try NamespaceList(parsing: bytes, after: id - 1)
-        }
-        guard list.namespaceIDs.first == id else {
-            namespaces[id] = nil
-            return
-        }
-        guard namespaces[id] != nil || namespaces.count < Self.maxNamespaces else { return }
-        namespaces[id] = try identifyNamespace(id)
-    }
-
-    /// The descriptors come first: they name the command set, and CNS 00h is about no other than
-    /// the NVM command set.
-    private func identifyNamespace(_ id: UInt32) throws(DriverError) -> NamespaceInfo {
-        do throws(DriverError) {
-            let descriptors = try namespaceDescriptors(id)
-            if let csi = descriptors.csi, csi != 0 {
-                return NamespaceInfo(
-                    namespaceID: id, refusal: NamespaceInfo.commandSetRefusal(csi))
-            }
-            let bytes = try executeForPage(
-                .identify(cns: .namespace, namespaceID: id), "Identify Namespace \(id)")
-            let page = try parse { () throws(PageError) in try IdentifyNamespace(parsing: bytes) }
-            return NamespaceInfo(
-                namespaceID: id, identify: page, descriptors: descriptors, controller: limits)
-        } catch {
-            // What the controller does not say, or says wrongly, of one namespace must not cost the
-            // others.
-            switch error {
-            case .command, .page: return NamespaceInfo(namespaceID: id, refusal: error.description)
-            default: throw error
-            }
-        }
-    }
-
-    /// The list is mandatory from 1.3 on, and wherever there are several command sets.
-    private func namespaceDescriptors(_ id: UInt32) throws(DriverError) -> NamespaceDescriptors {
-        guard version >= .v1_3 || capabilities.supportsMultipleCommandSets else {
-            return NamespaceDescriptors()
-        }
-        do throws(DriverError) {
-            let bytes = try executeForPage(
-                .identify(cns: .namespaceDescriptors, namespaceID: id),
-                "Identify Namespace Descriptors \(id)")
-            return try parse { () throws(PageError) in try NamespaceDescriptors(parsing: bytes) }
-        } catch {
-            // Some controllers claim 1.3 and do not have it. Where there are several command sets
-            // the answer is needed: guessing one would misread the namespace.
-            guard case .command = error, !capabilities.supportsMultipleCommandSets else {
-                throw error
-            }
-            return NamespaceDescriptors()
-        }
-    }
+    // MARK: Events
 
     func postEventRequests() throws(DriverError) {
         let wanted = min(Int(identify.aerl) + 1, Self.maxEventRequests)

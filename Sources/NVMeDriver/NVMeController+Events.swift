@@ -24,12 +24,19 @@ public enum AdminEvent: Sendable {
 
 extension NVMeController {
     /// Takes what the admin queue has, and gives event requests back to the device. Does not wait.
+    ///
+    /// An event counts as acted upon when this is called again: a successor is told of it
+    /// otherwise.
     public func pollAdmin() throws(DriverError) -> [AdminEvent] {
+        admin?.endTurn()
         try collectAdmin()
         var events: [AdminEvent] = []
+        if !isQuiet { admin?.reportEvents() }
         for answer in admin?.takeAnswers() ?? [] {
             if answer.token == AdminToken.event {
                 eventRequests -= 1
+                // It is pending, and nothing may be sent.
+                guard !isQuiet else { continue }
                 // What fails the device here fails it at its next command again: the other answers
                 // count meanwhile.
                 do throws(DriverError) {
@@ -47,6 +54,7 @@ extension NVMeController {
     private func abortEnded(_ answer: AdminAnswer) -> AdminEvent {
         let queue = Int(answer.token >> 16 & 0xFFFF)
         let commandID = UInt16(truncatingIfNeeded: answer.token)
+        CrashPoint.hit(.abortAnswered)
         if queue < queueCount {
             exclusively(queue) { unsafe engine(queue).pointee.queue.letGo(commandID) }
         }
@@ -62,7 +70,10 @@ extension NVMeController {
 
     private func takeEvent(_ answer: AdminAnswer) throws(DriverError) -> AdminEvent {
         guard answer.status.isSuccess else { return .eventsEnded(answer.status) }
-        let event = AsynchronousEvent(rawValue: answer.result)
+        return try handle(AsynchronousEvent(rawValue: answer.result))
+    }
+
+    func handle(_ event: AsynchronousEvent) throws(DriverError) -> AdminEvent {
         // Reading the log page that the event names is what lets the controller report the next of
         // its kind (5.2).
         try readLog(event.logPage)
@@ -86,8 +97,17 @@ extension NVMeController {
     /// Asks the controller to abort a command of an I/O queue; `pollAdmin` tells how it ended.
     public func abort(queue index: Int, commandID: UInt16) throws(DriverError) {
         let token = AdminToken.abort | UInt64(index) << 16 | UInt64(commandID)
-        try admin?.post(
-            .abort(queueID: UInt16(index + 1), commandID: commandID), token: token, device: device)
+        // Before the device can know of the Abort, so that the id is never free while it does.
         unsafe engine(index).pointee.queue.hold(commandID)
+        CrashPoint.hit(.abortHeld)
+        do throws(DriverError) {
+            try admin?.post(
+                .abort(queueID: UInt16(index + 1), commandID: commandID), token: token,
+                device: device)
+        } catch {
+            unsafe engine(index).pointee.queue.letGo(commandID)
+            throw error
+        }
+        CrashPoint.hit(.abortSubmitted)
     }
 }

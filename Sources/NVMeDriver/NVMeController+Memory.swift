@@ -63,10 +63,13 @@ extension NVMeController {
     /// the file cannot shrink, or that the node is the one of the configuration.
     ///
     /// Without an IOMMU the region of a memory file is bounced. `clientID` is what the client calls
-    /// it, for a successor of this process.
+    /// it, `number` that of its name in the fd store and `requestID` the request that asks for it,
+    /// all for a successor of this process. `store` is called when they are on record, and before
+    /// the device sees the memory: it has to put the file into the store.
     public func registerMemory(
         _ fd: borrowing OwnedFD, _ stretch: ClientMemoryStretch, session: UInt32,
-        clientID: UInt64 = 0
+        clientID: UInt64 = 0, number: UInt64 = 0, requestID: UInt64 = 0,
+        store: () throws(DriverError) -> Void = { () throws(DriverError) in }
     ) throws(DriverError) -> UInt32 {
         try Self.check(stretch)
         guard !stretch.isPhysical || device.usesPhysicalAddresses else {
@@ -74,7 +77,7 @@ extension NVMeController {
                 field: "the memory's offset", value: stretch.offset,
                 rule: "physical addresses mean nothing to a device behind an IOMMU")
         }
-        guard let index = regions.nextFree else {
+        guard let index = regions.nextFree(where: { state.regionContent($0) == .free }) else {
             throw .exhausted(
                 "all \(StateLayout.regionCapacity) regions of the device are in use")
         }
@@ -90,25 +93,33 @@ extension NVMeController {
         var record = RegionRecord(
             state: .mapping, iova: mapping.iova ?? 0, stretch: stretch, session: session,
             flags: flags, clientID: clientID)
+        record.number = number
+        record.registerRequestID = requestID
         state.setRegion(index, record)
+        CrashPoint.hit(.memoryRecorded)
         do throws(DriverError) {
+            try store()
+            CrashPoint.hit(.memoryMapping)
             try show(mapping, stretch, fd)
         } catch {
+            release(mapping)
             state.clearRegion(index)
             throw error
         }
+        CrashPoint.hit(.memoryMapped)
         let region = unsafe regions.insert(
             session: session, iova: mapping.iova ?? stretch.offset,
             byteCount: stretch.byteCount, base: mapping.base, flags: flags,
-            guardNumber: mapping.guardNumber)
+            guardNumber: mapping.guardNumber, at: index)
         guard region == index else { throw .exhausted("the table of regions is damaged") }
         record.state = .mapped
         state.setRegion(index, record)
         clientMappings[index] = mapping
+        CrashPoint.hit(.memoryReady)
         return index
     }
 
-    private static func check(_ stretch: ClientMemoryStretch) throws(DriverError) {
+    static func check(_ stretch: ClientMemoryStretch) throws(DriverError) {
         let page = stretch.pageByteCount
         guard page >= 4096, page <= 1 << 30, page & (page - 1) == 0 else {
             throw .unusable(
@@ -142,16 +153,39 @@ extension NVMeController {
             region: region, offset: offset, byteCount: byteCount, session: session)
     }
 
+    /// Notes the request that gives memory back, when commands still use it: a successor answers
+    /// it.
+    public func willUnregister(_ region: UInt32, requestID: UInt64) {
+        guard var record = state.region(region) else { return }
+        record.unregisterRequestID = requestID
+        state.setRegion(region, record)
+        CrashPoint.hit(.memoryEnding)
+    }
+
     /// Takes memory away from the device. No command may point at it any more.
-    public func unregisterMemory(_ region: UInt32) throws(DriverError) {
+    ///
+    /// With `keepsRecord` its record stays, UNMAPPING, until `forgetRegion`: as long as somebody
+    /// waits for an answer.
+    public func unregisterMemory(
+        _ region: UInt32, keepsRecord: Bool = false
+    ) throws(DriverError) {
         guard let mapping = clientMappings.removeValue(forKey: region) else { return }
         regions.remove(region)
         if var record = state.region(region) {
             record.state = .unmapping
             state.setRegion(region, record)
         }
+        CrashPoint.hit(.memoryUnmapping)
         try unmap(mapping)
+        CrashPoint.hit(.memoryUnmapped)
+        if !keepsRecord { forgetRegion(region) }
+    }
+
+    /// Nothing is on record any more of a region that the device does not see.
+    public func forgetRegion(_ region: UInt32) {
+        guard clientMappings[region] == nil else { return }
         state.clearRegion(region)
+        CrashPoint.hit(.memoryFreed)
     }
 
     /// When the device does not confirm, it may still write there: the memory and its address are
@@ -186,7 +220,7 @@ extension NVMeController {
     }
 
     /// Has the device map memory that it has addresses for.
-    private func show(
+    func show(
         _ mapping: ClientMapping, _ stretch: ClientMemoryStretch, _ fd: borrowing OwnedFD
     ) throws(DriverError) {
         guard let iova = mapping.iova else { return }
@@ -196,14 +230,11 @@ extension NVMeController {
                     iova: iova, byteCount: stretch.byteCount, base: mapping.base,
                     access: stretch.isReadOnly ? .deviceReads : .deviceReadsAndWrites),
                 fd: fd, offset: stretch.offset)
-        } catch {
-            release(mapping)
-            throw .device(error)
-        }
+        } catch { throw .device(error) }
     }
 
     /// Maps memory here and guards it: its owner can take pages out of it.
-    private func map(
+    func map(
         _ fd: borrowing OwnedFD, _ stretch: ClientMemoryStretch
     ) throws(DriverError) -> ClientMapping {
         let base: UnsafeMutableRawPointer

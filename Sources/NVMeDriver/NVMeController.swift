@@ -20,8 +20,9 @@ public import VFIO
 public final class NVMeController {
     /// The device's carrier.
     public let device: any DeviceBacking
-    /// What was asked for, within the allowed ranges.
-    public let options: ControllerOptions
+    /// What was asked for, within the allowed ranges; after `adopt`: what the predecessor was asked
+    /// for.
+    public internal(set) var options: ControllerOptions
     /// The state area, which outlives this process.
     public var state: StateArea
     /// CAP as read at bring-up.
@@ -40,6 +41,13 @@ public final class NVMeController {
     public internal(set) var wasAdopted = false
     /// How long `adopt` took, in nanoseconds.
     public internal(set) var adoptionNanoseconds: UInt64 = 0
+    /// The pool is the one that came from the fd store, and the interrupts are: they are there
+    /// already.
+    public internal(set) var poolIsInherited = false
+    /// See `poolIsInherited`.
+    public internal(set) var interruptsAreInherited = false
+    /// How the device was told of a predecessor's last commands, for each I/O queue.
+    public internal(set) var adoptedDoorbells: [AdoptedDoorbell] = []
     /// How long bring-up took.
     public internal(set) var bringUpNanoseconds: UInt64 = 0
     /// Resets of the function by this controller's driver.
@@ -72,6 +80,13 @@ public final class NVMeController {
     /// Private memory of the queues, and words that stand in for doorbells that are not mapped.
     var scratch: [UInt] = []
     var clientMappings: [UInt32: ClientMapping] = [:]
+    /// Where the state area has the pages of each namespace, and how many places there may be in
+    /// use.
+    var namespacePlaces: [UInt32: Int] = [:]
+    var inventoryCount = 0
+    /// Nothing is sent by the admin queue: the controller was adopted, and no client has got an
+    /// answer yet.
+    public internal(set) var isQuiet = false
 
     /// A controller that is not started. The state area must have been made for these options
     /// (`options.stateLayout`).
@@ -211,6 +226,8 @@ public final class NVMeController {
         guard let slice = plan?.adminBuffer, let base = pool?.deviceWritesIOVA,
             let buffer = unsafe pool?.deviceWritesAddress(slice)
         else { throw .exhausted("\(operation): there is no DMA pool") }
+        try admin?.settle(
+            operation, device: device, timeoutMilliseconds: options.adminTimeoutMilliseconds)
         // A device that writes less than a page must not leave us the page before.
         for word in 0..<(byteCount / 8) { unsafe nv_store64(buffer + word * 8, 0) }
         var entry = entry

@@ -49,21 +49,21 @@ public struct RegionTable: ~Copyable, @unchecked Sendable {
 
     /// Enters memory that this process has at `base` and the device at `iova` (which is ignored
     /// for a bounced region); nil when the table is full. `guardNumber` is that of `nv_guard_add`,
-    /// or negative.
+    /// or negative. `place`: where it must be, which must be free; nil: anywhere.
     public mutating func insert(
         session: UInt32, iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer,
-        flags: RegionFlags = [], guardNumber: CInt = -1
+        flags: RegionFlags = [], guardNumber: CInt = -1, at place: UInt32? = nil
     ) -> UInt32? {
-        guard let index = nextFree else { return nil }
+        guard let index = nextFree(where: { place == nil || place == $0 }) else { return nil }
         unsafe set(
             index, session: session, iova: iova, byteCount: byteCount, base: base, flags: flags,
             guardNumber: guardNumber)
         return index
     }
 
-    /// The region that `insert` would give; nil when the table is full.
-    var nextFree: UInt32? {
-        (1..<capacity).first { unsafe nv_load64(entry($0) + 16) == 0 }
+    /// The first free region that is acceptable; nil when there is none.
+    func nextFree(where isAcceptable: (UInt32) -> Bool) -> UInt32? {
+        (1..<capacity).first { unsafe nv_load64(entry($0) + 16) == 0 && isAcceptable($0) }
     }
 
     mutating func setBouncePages(iova: UInt64, byteCount: UInt64, base: UnsafeMutableRawPointer) {

@@ -55,8 +55,9 @@ public struct StateLayout: Sendable, Equatable {
     public static let segmentListByteCount = Engine.maxSegments * 16
     /// Pages about the controller: Identify Controller, and the limits of the command set.
     static let controllerPages = 2
-    /// Namespaces that are kept.
-    static let inventoryCapacity = NVMeController.maxNamespaces
+    /// Places for namespaces: one more than are served, so that one can be written anew beside the
+    /// old.
+    static let inventoryCapacity = NVMeController.maxNamespaces + 1
 
     static let headerOffset = 64
     static let headerWords = 8
