@@ -229,7 +229,7 @@ public final class DataThread: @unchecked Sendable {
     @inline(never)
     private func writeDoorbells() {
         do throws(DriverError) {
-            try controller.writePendingDoorbells(index)
+            try unsafe controller.writePendingDoorbells(of: queue.pointee.engine)
         } catch {
             tell(.doorbellFailed)
         }

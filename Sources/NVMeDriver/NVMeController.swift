@@ -157,7 +157,13 @@ public final class NVMeController {
     /// Writes doorbells by message where they are not mapped. To be called after `ring` and
     /// `retire`.
     public func writePendingDoorbells(_ index: Int) throws(DriverError) {
-        try unsafe engine(index).pointee.queue.writePendingDoorbells(device)
+        try unsafe writePendingDoorbells(of: engine(index))
+    }
+
+    /// The same for an engine at hand: a data thread calls no runtime, not even for the check of
+    /// exclusive access that finding the engine takes.
+    func writePendingDoorbells(of engine: UnsafeMutablePointer<Engine>) throws(DriverError) {
+        try unsafe engine.pointee.queue.writePendingDoorbells(device)
     }
 
     // MARK: Registers
