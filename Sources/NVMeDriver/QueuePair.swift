@@ -365,7 +365,7 @@ struct QueuePair: ~Copyable {
     }
 
     /// Whether a slot that commands do not get is the one of a probe that is out.
-    @inline(never)
+    @inline(__always)
     func isProbe(_ index: UInt32) -> Bool {
         guard index == slotCount else { return false }
         return unsafe holds[Int(index)] == Self.probeHold
