@@ -107,6 +107,13 @@ extension StateArea {
         }
     }
 
+    /// All places are free: nothing of any ring can be gone on with.
+    public func clearRings() {
+        for queue in 0..<layout.queueCount {
+            for index in 0..<StateLayout.ringsPerQueue { clearRing(queue: queue, index: index) }
+        }
+    }
+
     /// Where the data path writes the positions of a ring.
     func ringPositions(queue: Int, index: Int) -> TwinPositions? {
         guard let base = unsafe positionsAddress(queue, index) else { return nil }

@@ -358,6 +358,8 @@ public final class Channel<P: WireProtocol> {
     public var wantsWrite: Bool { !outgoing.isEmpty }
     /// Bytes that wait for room in the socket.
     public var queuedByteCount: Int { outgoing.byteCount }
+    /// Messages that wait for room in the socket.
+    public var queuedCount: Int { outgoing.count }
     /// Messages that had to wait and were sent: rises as long as the peer reads.
     public var relievedCount: UInt64 { outgoing.sentCount }
     /// So much waits that no more requests should be taken from this peer.

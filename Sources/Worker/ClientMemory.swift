@@ -18,6 +18,10 @@ struct ClientRegion {
     let isReadOnly: Bool
     /// It counts against the limits: its pages are kept in memory for it.
     let isPinned: Bool
+    /// The number of its file's name in the fd store.
+    let number: UInt64
+    /// The RegisterMemory that made it.
+    let registerRequestID: UInt64
     /// Requests with the device that point at it.
     var inFlight = 0
     /// The UnregisterMemory that waits for those.

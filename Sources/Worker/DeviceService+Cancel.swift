@@ -15,6 +15,8 @@ struct PendingCancel {
     var waiting: Set<UInt16>
     /// Whether the controller aborted any of them.
     var aborted = false
+    /// Where it is on record that its answer is owed.
+    let place: Int?
     /// CLOCK_MONOTONIC: an Abort that is not answered by then fails the device, as one of the
     /// time-out ladder does.
     let deadlineNanoseconds: UInt64
@@ -22,11 +24,13 @@ struct PendingCancel {
 
 extension DeviceService {
     /// Aborts the commands of a request. False when there is nothing to abort: the request was
-    /// answered, was never seen, is still being issued, or as many Aborts are out as the controller
+    /// answered, was never seen, or as many Aborts are out as the controller
     /// takes; it then runs on.
-    func cancel(_ session: Session, _ id: UInt64, _ target: UInt64) -> Bool {
-        guard let controller = usableController, let pending = session.pending[target],
-            pending.isIssued, cancels.count < WorkerLimits.abortsPerQueue
+    ///
+    /// `place` is where a predecessor put on record that the answer is owed.
+    func cancel(_ session: Session, _ id: UInt64, _ target: UInt64, place: Int? = nil) -> Bool {
+        guard let controller = usableController, session.pending[target] != nil,
+            cancels.count < WorkerLimits.abortsPerQueue
         else { return false }
         let engine = unsafe controller.engine(session.queue)
         let commands = unsafe engine.pointee.commandIDs(
@@ -47,11 +51,14 @@ extension DeviceService {
         }
         guard !waiting.isEmpty else { return false }
         session.pending[target]?.isCancelled = true
+        // Its message is not on the socket when the answer comes.
+        let place = place ?? owe(.cancel, session, id) { $0.argument = target }
         unsafe engine.pointee.stopIssuing(session: session.key, token: target)
         let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
         cancels.append(
             PendingCancel(
                 session: session, id: id, queue: session.queue, waiting: waiting,
+                place: place,
                 deadlineNanoseconds: MonotonicClock.nowNanoseconds &+ bound))
         armTick()
         return true
@@ -81,5 +88,6 @@ extension DeviceService {
         let cancel = cancels.remove(at: index)
         unsafe cancel.session.client?.send(
             reply: .cancelled(cancel.aborted), to: cancel.id, payload: Self.noPayload)
+        paid(cancel.session, cancel.place)
     }
 }

@@ -61,16 +61,8 @@ extension DeviceService {
         guard let session = session(completion.session),
             var pending = session.pending[completion.token]
         else { return }
-        session.partsInFlight -= 1
         if completion.isBounced { session.statistics?.add(.bounced) }
-        if session.hasEnded, session.partsInFlight == 0 { scheduleSettling() }
-        pending.parts -= 1
-        if pending.status == 0 { pending.status = completion.status }
-        session.pending[completion.token] = pending
-        if pending.parts > 0 || !(pending.isIssued || failure != nil) {
-            // Parts of it are still to be given out, or to end.
-            return letGoOn(session)
-        }
+        pending.status = completion.status
         var payload: UnsafeRawBufferPointer?
         if pending.isInlineRead, pending.status == 0, let controller,
             let address = unsafe controller.engine(queue).pointee.pageAddress(
@@ -80,6 +72,7 @@ extension DeviceService {
         }
         unsafe finishRequest(
             session, completion.token, pending, payload: payload, failure: failure)
+        if session.hasEnded, session.pending.isEmpty { scheduleSettling() }
         letGoOn(session)
     }
 
@@ -88,7 +81,7 @@ extension DeviceService {
         if session.waits == .own, !session.hasEnded { resume(session) }
     }
 
-    /// Answers a request whose last part has ended.
+    /// Answers a request that has ended.
     func finishRequest(
         _ session: Session, _ id: UInt64, _ pending: PendingRequest,
         payload: UnsafeRawBufferPointer?, failure: WireError?
@@ -100,15 +93,8 @@ extension DeviceService {
         session.statistics?.completed(
             operation: pending.operation, age: Tick.now &- pending.startTick, failed: failed)
         if let client = session.client, !session.hasEnded {
-            if let failure {
-                client.send(error: failure, to: id)
-            } else if pending.status != 0 {
-                var error = CommandStatus.error(
-                    pending.status, device: name, disk: session.opening.disk)
-                // Aborted by this worker's own ladder: the client cancelled nothing, and its effect
-                // may have happened.
-                if error.code == .cancelled, !pending.isCancelled { error.code = .outcomeUnknown }
-                if error.code == .mediaError { tellMediaError(session, pending, error) }
+            let error = failure ?? statusError(session, pending)
+            if let error {
                 client.send(error: error, to: id)
             } else if pending.operation == IOOperation.read {
                 unsafe client.send(
@@ -116,8 +102,40 @@ extension DeviceService {
             } else {
                 unsafe client.send(reply: .done, to: id, payload: .init(start: nil, count: 0))
             }
+            // With the slot, which is freed next, this process would be all that knows of it.
+            if client.queuedUntil != nil { oweCompletion(session, id, pending, error) }
+            CrashPoint.hit(.replySent)
         }
         if let regionID = pending.regionID { releaseRegion(session, regionID) }
+    }
+
+    /// What a status other than success means to a session; nil for success.
+    private func statusError(_ session: Session, _ pending: PendingRequest) -> WireError? {
+        guard pending.status != 0 else { return nil }
+        var error = CommandStatus.error(
+            pending.status, device: name, disk: session.opening.disk)
+        // Aborted by this worker's own ladder: the client cancelled nothing, and its effect may
+        // have happened.
+        if error.code == .cancelled, !pending.isCancelled { error.code = .outcomeUnknown }
+        if error.code == .mediaError { tellMediaError(session, pending, error) }
+        return error
+    }
+
+    /// Puts the end of a request on record, whose answer the socket had no room for. Data is not
+    /// kept: until a read is answered, it may as well be read later.
+    private func oweCompletion(
+        _ session: Session, _ id: UInt64, _ pending: PendingRequest, _ error: WireError?
+    ) {
+        let place = owe(.completion, session, id) { record in
+            record.opcode = pending.operation
+            record.status = pending.status
+            record.code = UInt16(truncatingIfNeeded: error?.code.rawValue ?? 0)
+            guard pending.isInlineRead, error == nil else { return }
+            record.argument = pending.lba
+            record.firstPage = pending.blockCount
+        }
+        CrashPoint.hit(.replyOwed)
+        paid(session, place)
     }
 
     private func count(_ session: Session, _ pending: PendingRequest, failed: Bool) {
@@ -272,7 +290,7 @@ extension DeviceService {
         }
     }
 
-    private func act(on event: AdminEvent, _ controller: NVMeController) {
+    func act(on event: AdminEvent, _ controller: NVMeController) {
         switch event {
         case .namespacesChanged: refreshNamespaces(controller)
         case .health(let event): healthEvent(event, controller)

@@ -11,8 +11,10 @@ internal import Wire
 
 /// What became of a request.
 enum Disposition {
-    /// It was answered or is under way: take its message off the socket.
+    /// It is under way and on record: take its message off the socket.
     case taken
+    /// It was answered: take its message off the socket when the answer is on it.
+    case answered
     /// It cannot go on now: leave its message where it is.
     case wait(WaitReason)
     /// It breaks the protocol: the session is over.
@@ -30,6 +32,12 @@ extension DeviceService {
         payload: UnsafeRawBufferPointer, fds: inout ReceivedFDs
     ) -> Disposition {
         let id = envelope.requestID
+        CrashPoint.hit(.requestPeeked)
+        if session.mayHaveTaken {
+            session.mayHaveTaken = false
+            // A predecessor did it, and died before it was off the socket.
+            if id == session.highestRequestID { return .taken }
+        }
         guard case .request(let request) = envelope.content, id > session.highestRequestID else {
             return .end(
                 WireError(
@@ -45,24 +53,22 @@ extension DeviceService {
                     field: "deadline_ns"))
         }
         let disposition = unsafe act(session, id, request, payload, &fds)
-        if case .taken = disposition { noteTaken(session, id) }
+        switch disposition {
+        case .taken, .answered: session.highestRequestID = id
+        case .wait, .end: break
+        }
         return disposition
     }
 
-    /// The highest id taken is on record before its message leaves the socket.
-    private func noteTaken(_ session: Session, _ id: UInt64) {
-        session.highestRequestID = id
-        controller?.state.setHighestRequest(session.slot, id: id)
-    }
-
     private func refuse(_ session: Session, _ id: UInt64, _ error: WireError) -> Disposition {
+        dropStoring(session)
         session.counters.errors += 1
         var error = error
         error.device = error.device ?? name
         error.disk = error.disk ?? session.opening.disk
         session.client?.send(error: error, to: id)
         session.highestRequestID = max(session.highestRequestID, id)
-        return .taken
+        return .answered
     }
 
     private func act(
@@ -90,6 +96,7 @@ extension DeviceService {
             guard session.pending.count < WorkerLimits.requestsInFlightPerSession else {
                 return .wait(.own)
             }
+            guard hasOwedRoom else { return .wait(.queue) }
             guard session.mayStart else { return .wait(.limit) }
         }
         switch plan {
@@ -97,13 +104,7 @@ extension DeviceService {
         case .flush: return flush(session, id, namespace, controller)
         case .transfer(let transfer):
             return unsafe self.transfer(session, id, transfer, namespace, controller, payload)
-        case .ranges(let work):
-            session.issuing = (id, RangeCursor(work))
-            session.pending[id] = PendingRequest(
-                operation: work.operation, byteCount: 0, isIssued: false)
-            session.charge(byteCount: 0)
-            session.statistics?.submitted(operation: work.operation, byteCount: 0)
-            return issue(session)
+        case .ranges(let work): return ranges(session, id, work, namespace, controller)
         }
     }
 
@@ -113,29 +114,26 @@ extension DeviceService {
         _ session: Session, _ id: UInt64, _ request: SessionRequest, _ fds: inout ReceivedFDs
     ) -> Disposition {
         do throws(WireError) {
-            guard let reply = try reply(session, id, request, &fds) else { return .taken }
-            session.counters.others += 1
-            unsafe session.client?.send(reply: reply, to: id, payload: Self.noPayload)
-            return .taken
+            return try carryOut(session, id, request, &fds)
         } catch {
             return refuse(session, id, error)
         }
     }
 
-    private func reply(
+    private func carryOut(
         _ session: Session, _ id: UInt64, _ request: SessionRequest, _ fds: inout ReceivedFDs
-    ) throws(WireError) -> SessionReply? {
+    ) throws(WireError) -> Disposition {
         switch request {
         case .getDiskInfo:
             guard let info = diskInfo(session) else { throw unavailable() }
-            return .diskInfo(info)
+            return done(session, id, .diskInfo(info))
         case .cancel(let target):
             guard target < id else {
                 throw WireError(
                     .invalidArgument, "request \(target) comes after this one",
                     field: "cancel.target_request_id")
             }
-            return cancel(session, id, target) ? nil : .cancelled(false)
+            return cancel(session, id, target) ? .taken : done(session, id, .cancelled(false))
         case .registerMemory(let regionID, let byteCount, let readOnly, let fileOffset):
             guard let fd = fds.take(0) else {
                 throw WireError(.fdMismatch, "no descriptor came", field: "fd_count")
@@ -143,22 +141,29 @@ extension DeviceService {
             var stretch = ClientMemoryStretch(byteCount: byteCount)
             stretch.offset = fileOffset
             stretch.isReadOnly = readOnly
-            try registerMemory(session, regionID: regionID, stretch, fd)
-            return .done
+            return try registerMemory(session, id, regionID: regionID, stretch, fd)
         case .unregisterMemory(let regionID):
-            let isGone = try unregisterMemory(session, regionID: regionID, requestID: id)
-            return isGone ? .done : nil
+            try unregisterMemory(session, regionID: regionID, requestID: id)
+            session.counters.others += 1
+            return .taken
         case .openRing(let ringID, let submissionEntryCount, let completionEntryCount):
-            try openRing(
+            return try openRing(
                 session, id, ringID: ringID, submissionEntryCount: submissionEntryCount,
                 completionEntryCount: completionEntryCount)
-            return nil
         case .closeRing(let ringID):
-            return try closeRing(session, ringID: ringID, requestID: id) ? .done : nil
-        case .flush: return .done
+            try closeRing(session, ringID: ringID, requestID: id)
+            session.counters.others += 1
+            return .taken
+        case .flush: return done(session, id, .done)
         case .read, .write, .unmap, .writeZeroes, .compare, .verify:
             throw WireError(.internalError, "a request for the device was taken for one without")
         }
+    }
+
+    private func done(_ session: Session, _ id: UInt64, _ reply: SessionReply) -> Disposition {
+        session.counters.others += 1
+        unsafe session.client?.send(reply: reply, to: id, payload: Self.noPayload)
+        return .answered
     }
 
     // MARK: Requests for the device
@@ -174,7 +179,7 @@ extension DeviceService {
         return submit(session, id, request, pending, controller)
     }
 
-    private func transfer(
+    func transfer(
         _ session: Session, _ id: UInt64, _ transfer: RequestPlan.Transfer,
         _ namespace: NVMeDriver.NamespaceInfo, _ controller: NVMeController,
         _ payload: UnsafeRawBufferPointer
@@ -201,6 +206,8 @@ extension DeviceService {
             }
         case .inline:
             pending.isInlineRead = transfer.operation == IOOperation.read
+            pending.lba = transfer.lba
+            pending.blockCount = transfer.blockCount
             if pending.isInlineRead, !hasReplyRoom(session, transfer.byteCount) {
                 return .wait(.own)
             }
@@ -270,19 +277,46 @@ extension DeviceService {
         return true
     }
 
+    /// Write Zeroes, Verify and Deallocate: one request of the engine, whatever its ranges.
+    private func ranges(
+        _ session: Session, _ id: UInt64, _ work: RequestPlan.RangeWork,
+        _ namespace: NVMeDriver.NamespaceInfo, _ controller: NVMeController
+    ) -> Disposition {
+        var request = IORequest(
+            operation: work.operation, namespaceID: namespace.namespaceID,
+            session: session.key, token: id)
+        request.blockShift = namespace.blockShift
+        request.maxBlocksPerCommand = work.maxBlocksPerCommand
+        request.mayDeallocate = work.mayDeallocate
+        request.forceUnitAccess = work.forceUnitAccess
+        let spans = work.ranges.map { BlockSpan(lba: $0.lba, blockCount: $0.blockCount) }
+        let engine = unsafe controller.engine(session.queue)
+        let result = unsafe spans.withUnsafeBufferPointer { spans in
+            guard let base = spans.baseAddress else { return SubmitResult.invalid }
+            return unsafe engine.pointee.submit(request, ranges: base, count: spans.count)
+        }
+        return submitted(
+            session, id, result, PendingRequest(operation: work.operation, byteCount: 0))
+    }
+
     private func submit(
         _ session: Session, _ id: UInt64, _ request: IORequest, _ pending: PendingRequest,
         _ controller: NVMeController
     ) -> Disposition {
-        switch unsafe controller.engine(session.queue).pointee.submit(request) {
+        let result = unsafe controller.engine(session.queue).pointee.submit(request)
+        return submitted(session, id, result, pending)
+    }
+
+    private func submitted(
+        _ session: Session, _ id: UInt64, _ result: SubmitResult, _ pending: PendingRequest
+    ) -> Disposition {
+        switch result {
         case .accepted:
-            var pending = pending
-            pending.parts = 1
+            CrashPoint.hit(.requestStaged)
             session.pending[id] = pending
             session.charge(byteCount: pending.byteCount)
             session.statistics?.submitted(
                 operation: pending.operation, byteCount: UInt64(clamping: pending.byteCount))
-            session.partsInFlight += 1
             requestsInFlight += 1
             if pending.isInlineRead { session.inlineReadBytes += pending.byteCount }
             if let regionID = pending.regionID { session.regions[regionID]?.inFlight += 1 }
@@ -294,62 +328,6 @@ extension DeviceService {
             return refuse(
                 session, id, WireError(.internalError, "the engine refused a checked request"))
         }
-    }
-
-    /// Gives the parts of the request at the head of a session's socket to the engine, as far as
-    /// they go.
-    func issue(_ session: Session) -> Disposition {
-        guard let controller = usableController else { return .wait(.held) }
-        guard let namespace = session.namespace else { return namespaceGone(session) }
-        while let (id, cursor) = session.issuing {
-            guard var pending = session.pending[id], let part = cursor.next, pending.status == 0
-            else { return issued(session, id) }
-            guard pending.parts < UInt32(WorkerLimits.partsInFlightPerRequest) else {
-                return .wait(.own)
-            }
-            var request = IORequest(
-                operation: cursor.work.operation, namespaceID: namespace.namespaceID,
-                session: session.key, token: id)
-            request.lba = part.lba
-            request.blockCount = part.blockCount
-            request.blockShift = namespace.blockShift
-            request.maxBlocksPerCommand = cursor.work.maxBlocksPerCommand
-            request.mayDeallocate = cursor.work.mayDeallocate
-            request.forceUnitAccess = cursor.work.forceUnitAccess
-            guard unsafe controller.engine(session.queue).pointee.submit(request) == .accepted
-            else {
-                counters.queueFull += 1
-                return .wait(.queue)
-            }
-            pending.parts += 1
-            session.pending[id] = pending
-            session.partsInFlight += 1
-            requestsInFlight += 1
-            session.issuing?.cursor.advance()
-        }
-        return .taken
-    }
-
-    /// The namespace went away under a request: what is left of it fails as the device would say.
-    private func namespaceGone(_ session: Session) -> Disposition {
-        guard let (id, _) = session.issuing else { return .taken }
-        if session.pending[id]?.status == 0 {
-            session.pending[id]?.status = Status.invalidNamespaceOrFormat.rawValue
-        }
-        return issued(session, id)
-    }
-
-    /// All parts were given out, or one has failed: the message can go, and the last part's end is
-    /// the request's.
-    private func issued(_ session: Session, _ id: UInt64) -> Disposition {
-        session.issuing = nil
-        noteTaken(session, id)
-        guard session.pending[id] != nil else { return .taken }
-        session.pending[id]?.isIssued = true
-        if let pending = session.pending[id], pending.parts == 0 {
-            unsafe finishRequest(session, id, pending, payload: nil, failure: nil)
-        }
-        return .taken
     }
 
     // MARK: Turns

@@ -14,12 +14,16 @@ extension DeviceService {
     static var messageQueue: Int { 0 }
 
     /// Starts a thread for each queue but the one that serves messages.
-    func startThreads(_ controller: NVMeController, _ config: DeviceConfig) throws(DriverError) {
+    ///
+    /// With `adopting` they touch nothing before `recover`.
+    func startThreads(
+        _ controller: NVMeController, _ config: DeviceConfig, adopting: Bool
+    ) throws(DriverError) {
         let log = log
         for queue in 1..<max(controller.queueCount, 1) {
             let thread = try DataThread(
                 controller: controller, queue: queue, policy: spinPolicy(config, queue),
-                timeoutMilliseconds: ioTimeoutMilliseconds
+                timeoutMilliseconds: ioTimeoutMilliseconds, isAdopting: adopting
             ) { queue in
                 log.error(
                     "the data thread of queue \(queue + 1) hangs in the kernel; the worker ends",
@@ -118,16 +122,60 @@ extension DeviceService {
 
     // MARK: Opening and closing
 
-    /// Opens a ring and answers with its descriptors.
+    /// Opens a ring and answers with its descriptors. The message is looked at again when they are
+    /// stored, by this process or by a successor.
     func openRing(
         _ session: Session, _ requestID: UInt64, ringID: UInt32, submissionEntryCount: UInt32,
         completionEntryCount: UInt32
-    ) throws(WireError) {
-        guard usableController != nil else { throw unavailable() }
-        guard session.rings[ringID] == nil else {
-            throw WireError(
-                .alreadyExists, "ring \(ringID) is open", field: "open_ring.ring_id")
+    ) throws(WireError) -> Disposition {
+        guard let controller = usableController else { throw unavailable() }
+        if let known = session.rings[ringID] {
+            guard known.record.openRequestID == requestID else {
+                throw WireError(
+                    .alreadyExists, "ring \(ringID) is open", field: "open_ring.ring_id")
+            }
+            // The process that opened it died before its message was off the socket.
+            return answer(session, requestID, known)
         }
+        guard let storing = session.storing else {
+            let shape = try shape(
+                session, ringID, submissionEntryCount: submissionEntryCount,
+                completionEntryCount: completionEntryCount)
+            return try store(session, requestID, ringID, shape, controller)
+        }
+        guard storing.isConfirmed else { return .wait(.store) }
+        if let failure = storing.failure { throw failure }
+        guard let parts = storing.ring else {
+            throw WireError(.internalError, "memory was stored in the place of a ring")
+        }
+        let ring = try open(session, storing, parts, ringID, controller)
+        session.storing = nil
+        session.rings[ringID] = ring
+        counters.ringsOpened += 1
+        session.counters.others += 1
+        return answer(session, requestID, ring)
+    }
+
+    /// Gives a ring's descriptors to its client.
+    private func answer(
+        _ session: Session, _ requestID: UInt64, _ ring: SessionRing
+    ) -> Disposition {
+        guard let theirs = ring.parts.clientWake?.raw else {
+            // It was answered, and its message is off the socket.
+            return .taken
+        }
+        session.client?.send(
+            reply: .ringOpened(
+                ringID: ring.id, byteCount: UInt64(ring.parts.memory.shape.byteCount)),
+            to: requestID, fds: [ring.parts.memory.fd.raw, ring.parts.kick.fd.raw, theirs])
+        CrashPoint.hit(.ringAnswered)
+        return .answered
+    }
+
+    private func shape(
+        _ session: Session, _ ringID: UInt32, submissionEntryCount: UInt32,
+        completionEntryCount: UInt32
+    ) throws(WireError) -> RingShape {
         guard session.rings.count < WorkerLimits.ringsPerSession else {
             throw WireError(
                 .resourceExhausted, "a session may open \(WorkerLimits.ringsPerSession) rings",
@@ -142,56 +190,88 @@ extension DeviceService {
                 "\(submissionEntryCount) and \(completionEntryCount) entries: both have to be "
                     + "powers of two from 2 to 4096", field: "open_ring.submission_entry_count")
         }
-        let thread = threads.min { $0.ringCount < $1.ringCount }
-        guard let thread else {
+        guard !threads.isEmpty else {
             throw WireError(
                 .notSupported,
                 "the device has one I/O queue pair, which serves messages; set Queues=2 or more",
                 device: name)
         }
-        do {
-            try open(session, requestID, ringID, shape, on: thread)
-        } catch let error as WireError {
-            throw error
+        return shape
+    }
+
+    /// Makes a ring and has the manager keep it; the message waits for that.
+    private func store(
+        _ session: Session, _ requestID: UInt64, _ ringID: UInt32, _ shape: RingShape,
+        _ controller: NVMeController
+    ) throws(WireError) -> Disposition {
+        try checkStoreRoom(4)
+        let parts: RingDescriptors
+        do throws(SystemCallError) {
+            parts = try RingDescriptors(shape: shape, ringID: ringID)
         } catch {
             throw WireError(
                 .resourceExhausted, "the ring cannot be made: \(error)", device: name,
                 field: "open_ring")
         }
+        let number = controller.state.nextNumber()
+        CrashPoint.hit(.ringRecorded)
+        startStoring(session, StoringRequest(requestID: requestID, number: number, ring: parts))
+        try keep(.ring, number, parts.memory.fd)
+        try keep(.kick, number, parts.kick.fd)
+        try keep(.wake, number, parts.wake)
+        if let clientWake = parts.clientWake?.duplicate() {
+            try keep(.clientWake, number, clientWake)
+        }
+        return .wait(.store)
     }
 
+    /// Has a data thread serve a ring, which is on record before.
     private func open(
-        _ session: Session, _ requestID: UInt64, _ ringID: UInt32, _ shape: RingShape,
-        on thread: DataThread
-    ) throws {
-        let memory = try RingMemory(shape: shape, ringID: ringID)
-        let kick = try EventFD()
-        let pair = try UnixSocket.pair(kind: .sequencedPacket, nonblocking: true)
-        let ours = try pair.first.duplicate()
-        let block = ringStatistics(session, ringID, thread)
-        var index: Int?
-        defer { if index == nil { forget(block, on: thread) } }
-        index = try thread.open(
-            memory, session: session.key, regions: regionTable(session), rules: rules(session),
-            gate: session.limiter.gate, kick: kick.fd.raw, wakeFD: ours.raw,
-            isHeld: isHeld(session), statistics: block ?? .nowhere)
-        guard let index else {
+        _ session: Session, _ storing: StoringRequest, _ parts: RingDescriptors,
+        _ ringID: UInt32, _ controller: NVMeController
+    ) throws(WireError) -> SessionRing {
+        let place = threads.filter { $0.nextRingPlace != nil }.min { $0.ringCount < $1.ringCount }
+        guard let thread = place, let index = thread.nextRingPlace else {
             throw WireError(
                 .resourceExhausted, "the device's queues serve as many rings as they can",
                 device: name)
         }
-        let ring = SessionRing(
-            id: ringID, memory: memory, kick: kick, wake: ours, thread: thread, index: index,
-            statistics: block)
-        session.rings[ringID] = ring
-        session.client?.send(
-            reply: .ringOpened(ringID: ringID, byteCount: UInt64(shape.byteCount)), to: requestID,
-            fds: [ring.memory.fd.raw, ring.kick.fd.raw, pair.second.raw])
-        counters.ringsOpened += 1
+        let shape = parts.memory.shape
+        let record = RingRecord(
+            state: .open, session: session.key, id: ringID,
+            submissionEntries: shape.submissionEntries,
+            completionEntries: shape.completionEntries, number: storing.number,
+            openRequestID: storing.requestID)
+        controller.state.setRing(queue: thread.queueNumber, index: index, record)
+        let ring = makeRing(session, parts, record, thread, index)
+        do throws(DriverError) {
+            let opened = try thread.open(
+                parts.memory, session: session.key, regions: regionTable(session),
+                rules: rules(session), gate: session.limiter.gate, kick: parts.kick.fd.raw,
+                wakeFD: parts.wake.raw, isHeld: isHeld(session),
+                statistics: ring.statistics ?? .nowhere, at: index)
+            guard opened == index else { throw .exhausted("its place is taken") }
+        } catch {
+            controller.state.clearRing(queue: thread.queueNumber, index: index)
+            forget(ring.statistics, on: thread)
+            throw WireError(
+                .resourceExhausted, "the ring cannot be made: \(error)", device: name,
+                field: "open_ring")
+        }
+        return ring
+    }
+
+    func makeRing(
+        _ session: Session, _ parts: RingDescriptors, _ record: RingRecord, _ thread: DataThread,
+        _ index: Int
+    ) -> SessionRing {
+        SessionRing(
+            parts: parts, record: record, thread: thread, index: index,
+            statistics: ringStatistics(session, record.id, thread))
     }
 
     /// The table of regions that a session's ring entries name.
-    private func regionTable(_ session: Session) -> SessionRegions {
+    func regionTable(_ session: Session) -> SessionRegions {
         if let table = session.regionTable { return table }
         let table = SessionRegions()
         for (id, region) in session.regions where region.unregisterRequestID == nil {
@@ -202,7 +282,7 @@ extension DeviceService {
     }
 
     /// What a session's rings may do.
-    private func rules(_ session: Session) -> RingRules {
+    func rules(_ session: Session) -> RingRules {
         RingRules(
             session.namespace, isWritable: session.opening.access == .readWrite,
             maxRequestByteCount: WorkerLimits.requestByteCount)
@@ -213,28 +293,44 @@ extension DeviceService {
         for ring in session.rings.values { ring.thread.setRules(ring.index, rules(session)) }
     }
 
-    /// Closes a ring: at once when nothing of it is with the device; true then.
+    /// Closes a ring: at once, or when nothing of it is with the device any more. The answer comes
+    /// then.
+    ///
+    /// The request is on record with the ring, so that the message can go.
     func closeRing(
         _ session: Session, ringID: UInt32, requestID: UInt64
-    ) throws(WireError) -> Bool {
-        guard let ring = session.rings[ringID], ring.closeRequestID == nil else {
+    ) throws(WireError) {
+        guard let ring = session.rings[ringID], !ring.isClosing else {
             throw WireError(
                 .notFound, "there is no ring \(ringID)", field: "close_ring.ring_id")
         }
         ring.thread.setHeld(ring.index, true)
-        guard ring.isIdle else {
-            ring.closeRequestID = requestID
-            watchProgress()
-            return false
-        }
+        ring.record.closeRequestID = requestID
+        controller?.state.setRing(
+            queue: ring.thread.queueNumber, index: ring.index, ring.record)
+        noteTaken(session, requestID)
+        CrashPoint.hit(.ringEnding)
+        guard ring.isIdle else { return watchProgress() }
+        finishClosing(session, ring)
+    }
+
+    private func finishClosing(_ session: Session, _ ring: SessionRing) {
+        let requestID = ring.record.closeRequestID
+        // The record of the ring goes before the answer: that it is owed has its own.
+        let place = owe(.answer, session, requestID)
         drop(session, ring)
-        return true
+        unsafe session.client?.send(reply: .done, to: requestID, payload: Self.noPayload)
+        paid(session, place)
     }
 
     private func drop(_ session: Session, _ ring: SessionRing) {
-        ring.thread.close(ring.index, kick: ring.kick.fd.raw)
+        ring.thread.close(ring.index, kick: ring.parts.kick.fd.raw)
+        controller?.state.clearRing(queue: ring.thread.queueNumber, index: ring.index)
+        CrashPoint.hit(.ringFreed)
         forget(ring.statistics, on: ring.thread)
         session.rings[ring.id] = nil
+        if let stored = environment.stored { removeRing(ring.record.number, stored) }
+        CrashPoint.hit(.ringRemoved)
     }
 
     /// Closes what is left of a session's rings; nothing of them is with the device.
@@ -246,7 +342,7 @@ extension DeviceService {
 
     /// Takes nothing more from a session's rings, or goes on.
     func holdRings(_ session: Session, _ on: Bool) {
-        for ring in session.rings.values where ring.closeRequestID == nil {
+        for ring in session.rings.values where !ring.isClosing {
             ring.thread.setHeld(ring.index, on)
         }
     }
@@ -265,7 +361,7 @@ extension DeviceService {
         return sessions.contains { session in
             guard let session else { return false }
             return session.hasEnded && !session.rings.isEmpty
-                || session.rings.values.contains { $0.closeRequestID != nil }
+                || session.rings.values.contains { $0.isClosing }
                 || session.regions.values.contains { $0.unregisterRequestID != nil }
         }
     }
@@ -283,11 +379,8 @@ extension DeviceService {
     /// Goes on with what waited for the end of ring requests.
     func settleRings() {
         for session in sessions.compactMap({ $0 }) {
-            for ring in session.rings.values where ring.isIdle {
-                guard let requestID = ring.closeRequestID else { continue }
-                drop(session, ring)
-                unsafe session.client?.send(
-                    reply: .done, to: requestID, payload: Self.noPayload)
+            for ring in session.rings.values where ring.isClosing && ring.isIdle {
+                finishClosing(session, ring)
             }
             settleRegions(session)
             if session.hasEnded { scheduleSettling() }
@@ -311,8 +404,8 @@ extension DeviceService {
                 guard let status = ring.status else { continue }
                 let path = "rings/\(session.opening.sessionID)/\(ring.id)"
                 tree.add("\(path)/queue", ring.thread.queueNumber)
-                tree.add("\(path)/submission_entries", ring.memory.shape.submissionEntries)
-                tree.add("\(path)/completion_entries", ring.memory.shape.completionEntries)
+                tree.add("\(path)/submission_entries", ring.parts.memory.shape.submissionEntries)
+                tree.add("\(path)/completion_entries", ring.parts.memory.shape.completionEntries)
                 tree.add("\(path)/inflight", status.inFlight)
                 tree.add("\(path)/taken", status.taken)
                 tree.add("\(path)/completed", status.completed)

@@ -32,20 +32,55 @@ extension DeviceService {
                 .resourceExhausted,
                 "all \(StateLayout.sessionCapacity) sessions of the device are open", device: name)
         }
-        // Above the slot a number that is not used again while anything could still name it; 0
-        // names nobody.
-        sessionSerial = sessionSerial >= 0xFF_FFFE ? 1 : sessionSerial + 1
+        try checkStoreRoom(1)
         let session = Session(
-            key: UInt32(slot) | sessionSerial << 8, opening: opening,
+            key: nextKey(slot), opening: opening, number: controller.state.nextNumber(),
             queue: Self.messageQueue, namespace: namespace)
+        guard record(session, .opening, controller) else {
+            throw WireError(
+                .resourceExhausted, "the names of the disk are too long to be kept", device: name,
+                field: "open_session.disk")
+        }
+        CrashPoint.hit(.sessionRecorded)
         sessions[slot] = session
         counters.sessionsOpened += 1
+        countSession(session)
+        return session
+    }
+
+    /// Above the slot a number that is not used again while anything could still name it; 0 names
+    /// nobody.
+    private func nextKey(_ slot: Int) -> UInt32 {
+        sessionSerial = sessionSerial >= 0xFF_FFFE ? 1 : sessionSerial + 1
+        return UInt32(slot) | sessionSerial << 8
+    }
+
+    /// Writes a session down; false when its opening message is too long.
+    @discardableResult
+    func record(
+        _ session: Session, _ state: SessionState, _ controller: NVMeController
+    ) -> Bool {
+        guard let opening = KeptOpening.encode(session.opening) else { return false }
+        let record = SessionRecord(
+            state: state, id: session.opening.sessionID, key: session.key,
+            number: session.number, opening: opening)
+        return controller.state.setSession(session.slot, record)
+    }
+
+    /// A successor would find the session open: its client can be told.
+    func opened(_ session: Session) {
+        guard let controller, !session.hasEnded else { return }
+        CrashPoint.hit(.sessionStored)
+        record(session, .open, controller)
+    }
+
+    /// Gives a session a place in the statistics.
+    func countSession(_ session: Session) {
         session.statistics = statistics?.assign(
             StatisticsIdentity(
-                kind: .session, queue: UInt32(session.queue + 1), sessionID: opening.sessionID,
-                namespaceID: opening.nsid, disk: opening.disk))
-        controller.state.setHighestRequest(slot, id: 0)
-        return session
+                kind: .session, queue: UInt32(session.queue + 1),
+                sessionID: session.opening.sessionID, namespaceID: session.opening.nsid,
+                disk: session.opening.disk))
     }
 
     /// The namespace with an id that somebody sent.
@@ -125,13 +160,17 @@ extension DeviceService {
         guard !session.hasEnded else { return }
         session.hasEnded = true
         dyingSessions += 1
-        session.issuing = nil
         session.waits = nil
+        recordEnd(session)
         log.info(
             "session \(session.opening.sessionID) ended: \(reason)", id: .sessionEnded,
             namespace: session.opening.nsid)
         holdRings(session, true)
         session.client?.end(reason)
+        environment.stored?.remove(.session, session.number)
+        CrashPoint.hit(.sessionRemoved)
+        dropStoring(session)
+        forgetOwed(session)
         observer?.tell(
             .sessionEnded(
                 sessionID: session.opening.sessionID, reason: reason,
@@ -154,11 +193,24 @@ extension DeviceService {
     }
 
     private func settle() {
-        guard dyingSessions > 0 else { return }
+        // What a predecessor's sessions have with the device is not known before it is adopted.
+        guard dyingSessions > 0, stalledSince == nil else { return }
         for session in sessions.compactMap({ $0 })
-        where session.hasEnded && session.partsInFlight == 0 && ringsAreIdle(session) {
+        where session.hasEnded && session.pending.isEmpty && ringsAreIdle(session) {
             finish(session)
         }
+    }
+
+    /// A successor must not go on with a session that is over, but has to wait for its commands.
+    private func recordEnd(_ session: Session) {
+        withState { state in
+            guard var record = state.session(session.slot).record, record.key == session.key else {
+                return
+            }
+            record.state = .ended
+            state.setSession(session.slot, record)
+        }
+        CrashPoint.hit(.sessionEnding)
     }
 
     /// Gives back what a session had; nothing of it may be with the device.
@@ -168,9 +220,10 @@ extension DeviceService {
         forgetStatistics(session)
         dyingSessions -= 1
         dropRings(session)
-        for region in session.regions.values { unregister(region.driverRegion) }
+        for region in session.regions.values { unregister(region) }
         session.regions.removeAll()
-        controller?.state.clearSession(session.slot)
+        withState { $0.clearSession(session.slot) }
+        CrashPoint.hit(.sessionFreed)
         // Those who opened the same namespace meanwhile were held back.
         for other in sessions.compactMap({ $0 })
         where other.opening.nsid == session.opening.nsid && !other.hasEnded && !isHeld(other) {
@@ -185,165 +238,9 @@ extension DeviceService {
         guard dyingSessions > 0 else { return false }
         return sessions.contains { other in
             guard let other, other !== session else { return false }
-            return other.hasEnded && (other.partsInFlight > 0 || !other.rings.isEmpty)
+            return other.hasEnded && (!other.pending.isEmpty || !other.rings.isEmpty)
                 && other.opening.nsid == session.opening.nsid
                 && other.opening.access == .readWrite
-        }
-    }
-
-    // MARK: Registered memory
-
-    /// Registers memory for a session: a stretch as it was asked for.
-    func registerMemory(
-        _ session: Session, regionID: UInt64, _ asked: ClientMemoryStretch,
-        _ fd: borrowing OwnedFD
-    ) throws(WireError) {
-        guard let controller = usableController else { throw unavailable() }
-        guard session.regions[regionID] == nil else {
-            throw WireError(
-                .alreadyExists, "region \(regionID) is registered",
-                field: "register_memory.region_id")
-        }
-        let offered = OfferedMemory(fd)
-        var rules = ClientMemoryRules(usesPhysicalAddresses: controller.bouncesClientMemory)
-        if case .node = offered.kind, rules.usesPhysicalAddresses, let config {
-            rules.guestMemory = try environment.guestMemory(config)
-        }
-        let stretch = try rules.accept(offered, asked)
-        try checkMemoryLimits(session, stretch)
-        do throws(DriverError) {
-            let region = try controller.registerMemory(
-                fd, stretch, session: session.key, clientID: regionID)
-            session.regions[regionID] = ClientRegion(
-                driverRegion: region, byteCount: stretch.byteCount,
-                isReadOnly: stretch.isReadOnly, isPinned: !stretch.isPhysical)
-            session.regionTable?.set(
-                regionID, driverRegion: region, isReadOnly: stretch.isReadOnly)
-        } catch {
-            note(error)
-            var wire = error.onWire(device: name)
-            wire.field = wire.field ?? "register_memory"
-            throw wire
-        }
-    }
-
-    private func checkMemoryLimits(
-        _ session: Session, _ stretch: ClientMemoryStretch
-    ) throws(WireError) {
-        guard session.regions.count < WorkerLimits.regionsPerSession else {
-            throw WireError(
-                .resourceExhausted,
-                "a session may register \(WorkerLimits.regionsPerSession) regions",
-                field: "register_memory")
-        }
-        // Guest memory is there anyway: nothing is pinned for it.
-        guard !stretch.isPhysical else { return }
-        let byteCount = stretch.byteCount
-        let limit = WorkerLimits.regionByteCountPerSession
-        guard byteCount <= limit - min(session.regionByteCount, limit) else {
-            throw WireError(
-                .resourceExhausted, "a session may register \(limit) bytes",
-                field: "register_memory.byte_count")
-        }
-        let all = sessions.reduce(UInt64(0)) { $0 + ($1?.regionByteCount ?? 0) }
-        let limitOfAll = WorkerLimits.regionByteCountPerDevice
-        guard byteCount <= limitOfAll - min(all, limitOfAll) else {
-            throw WireError(
-                .resourceExhausted,
-                "the sessions of a device may register \(limitOfAll) bytes",
-                device: name, field: "register_memory.byte_count")
-        }
-    }
-
-    /// Ends the sessions whose memory has pages that are gone, when this process has met such
-    /// pages since the last call. Cheap when it has not.
-    func endFaultedSessions() {
-        let faults = nv_sigbus_count()
-        guard faults != seenFaults, let controller else { return }
-        seenFaults = faults
-        for session in sessions.compactMap({ $0 }) where !session.hasEnded {
-            let gone = session.regions.first {
-                controller.hasFaulted(region: $0.value.driverRegion)
-            }
-            if gone == nil, let ring = session.rings.values.first(where: { $0.memory.hasFaulted }) {
-                end(
-                    session,
-                    WireError(
-                        .invalidArgument, "ring \(ring.id) broke the protocol: \(RingFault.memory)",
-                        device: name, disk: session.opening.disk, field: "ring"))
-                continue
-            }
-            guard let regionID = gone?.key else { continue }
-            end(
-                session,
-                WireError(
-                    .invalidArgument,
-                    "pages of region \(regionID) are gone: a hole was punched into its memory, and "
-                        + "there was nothing to fill it with; keep memory whole while it is "
-                        + "registered",
-                    device: name, disk: session.opening.disk, field: "register_memory.region_id"))
-        }
-    }
-
-    /// Takes a region back; true when it is gone, false when requests that use it have to end
-    /// first.
-    func unregisterMemory(
-        _ session: Session, regionID: UInt64, requestID: UInt64
-    ) throws(WireError) -> Bool {
-        guard var region = session.regions[regionID], region.unregisterRequestID == nil else {
-            throw WireError(
-                .notFound, "there is no region \(regionID)", field: "unregister_memory.region_id")
-        }
-        session.regionTable?.remove(regionID)
-        guard region.inFlight > 0 || ringsUse(session, region) else {
-            session.regions[regionID] = nil
-            unregister(region.driverRegion)
-            return true
-        }
-        region.unregisterRequestID = requestID
-        session.regions[regionID] = region
-        watchProgress()
-        return false
-    }
-
-    /// Takes back the regions that ring requests have used until now.
-    func settleRegions(_ session: Session) {
-        for (id, region) in session.regions where region.inFlight == 0 {
-            guard region.unregisterRequestID != nil, !ringsUse(session, region) else { continue }
-            finishUnregistering(session, id)
-        }
-    }
-
-    private func finishUnregistering(_ session: Session, _ regionID: UInt64) {
-        guard let region = session.regions.removeValue(forKey: regionID) else { return }
-        unregister(region.driverRegion)
-        guard let requestID = region.unregisterRequestID else { return }
-        unsafe session.client?.send(reply: .done, to: requestID, payload: Self.noPayload)
-    }
-
-    /// One request that used a region has ended.
-    func releaseRegion(_ session: Session, _ regionID: UInt64) {
-        guard var region = session.regions[regionID] else { return }
-        region.inFlight -= 1
-        session.regions[regionID] = region
-        guard region.inFlight == 0, region.unregisterRequestID != nil, !session.hasEnded
-        else { return }
-        // Not here: completions are being delivered, and this may block.
-        soon { [weak self, weak session] in
-            guard let self, let session, session.regions[regionID]?.inFlight == 0,
-                !ringsUse(session, region)
-            else { return }
-            finishUnregistering(session, regionID)
-        }
-    }
-
-    private func unregister(_ region: UInt32) {
-        guard let controller, failure == nil else { return }
-        do throws(DriverError) {
-            try controller.unregisterMemory(region)
-        } catch {
-            log.warning("memory of a client could not be taken from the device: \(error)")
-            note(error)
         }
     }
 }

@@ -58,6 +58,7 @@ extension DeviceService {
     func noteFruit(_ controller: NVMeController) {
         isFruitful = true
         controller.state.forgetStarts()
+        if adoptionIsOpen { soon { [weak self] in self?.finishAdoption() } }
     }
 
     /// The worker leaves because it was asked to: it was no failure, whatever it did.

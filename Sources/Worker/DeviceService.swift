@@ -50,6 +50,8 @@ struct DeviceEnvironment {
     var forget: @Control () -> Void = {}
     /// The device and the eventfd of the kernel's requests, for the supervisor; empty: none.
     var watched: @Control () -> [CInt] = { [] }
+    /// After how long without service sessions end, in nanoseconds.
+    var stallLimitNanoseconds = WorkerLimits.stallLimitNanoseconds
 }
 
 /// Events counted since the worker started.
@@ -66,6 +68,8 @@ struct DeviceCounters {
     var queueFull: UInt64 = 0
     var rejectedMessages: UInt64 = 0
     var ringsOpened: UInt64 = 0
+    var adoptions: UInt64 = 0
+    var sessionsInherited: UInt64 = 0
 }
 
 /// The device and its sessions.
@@ -86,14 +90,38 @@ final class DeviceService {
     /// This process has counted its start.
     var isCounted = false
     /// What the device was loaded with, kept over failures.
-    private(set) var config: DeviceConfig?
+    var config: DeviceConfig?
     /// The controller while the device is ready or draining.
-    private(set) var controller: NVMeController?
+    var controller: NVMeController?
     /// Why the device cannot be used any more; acted upon in the next turn.
     private(set) var failure: DriverError?
 
     var sessions: [Session?] = Array(repeating: nil, count: StateLayout.sessionCapacity)
     var sessionSerial: UInt32 = 0
+    /// Gives a session that a predecessor opened its socket.
+    var attach: @Control (Session, HeldDescriptor) -> Void = { _, _ in }
+    /// Places for owed answers that are free.
+    var freeOwed = Array((0..<StateLayout.owedCapacity).reversed())
+    /// Cancels of a predecessor that were not answered.
+    var owedCancels: [(place: Int, record: OwedRecord)] = []
+    /// Descriptors of rings that were taken out of the store, until all are adopted.
+    var adoptedRings: [UInt64: RingDescriptors] = [:]
+    /// What a predecessor left for the controller, until that is up.
+    var inherited: InheritedDescriptors?
+    /// Since when the sessions are not served; nil: they are.
+    var stalledSince: UInt64?
+    /// The sessions were told.
+    var stallIsTold = false
+    var stallTimer: Timer?
+    /// How long requests waited the last time.
+    var lastPauseNanoseconds: UInt64?
+    /// Why this worker had to reset the controller that it found; empty: it had not.
+    var resetReason = ""
+    /// The adopted controller's admin queue is silent until a client has got a completion.
+    var adoptionIsOpen = false
+    var adoptionTimer: Timer?
+    /// Who waits until a bring-up has ended.
+    var settling: [OneShot<Void>] = []
     /// Pages of clients' memory that were found to be gone, in all, when `endFaultedSessions` last
     /// looked.
     var seenFaults: UInt64 = 0
@@ -183,6 +211,8 @@ final class DeviceService {
             }
             return ready
         }
+        if isStarting { await settled() }
+        if let ready, config == self.config { return ready }
         if !isFruitful { try countStart() }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
         do throws(DriverError) {
@@ -194,31 +224,9 @@ final class DeviceService {
         return ready
     }
 
-    /// Brings the device up as a predecessor had it. A failure is logged and shows in the state.
-    func recover() {
-        guard let bytes = idleState?.configuration(),
-            let config = KeptConfiguration.decode(bytes),
-            case .enter = step(.recover, "the worker was restarted")
-        else { return }
-        do throws(WireError) {
-            try countStart()
-        } catch {
-            log.error("\(error.message)", id: .crashLoop)
-            step(.startFailed, error.message)
-            return
-        }
-        loop.task { [weak self] in
-            do throws(DriverError) {
-                try await self?.bringUp(config)
-            } catch {
-                _ = self?.startFailed(error)
-            }
-        }
-    }
-
     /// Brings the device up; hardware that does not come up is tried once more after a reset of the
     /// function.
-    private func bringUp(_ config: DeviceConfig) async throws(DriverError) {
+    func bringUp(_ config: DeviceConfig) async throws(DriverError) {
         self.config = config
         let resets = try await prepare(config)
         do throws(DriverError) {
@@ -261,16 +269,20 @@ final class DeviceService {
         }
     }
 
-    private var isStarting: Bool { lifecycle.state == .starting || lifecycle.state == .recovering }
+    var isStarting: Bool { lifecycle.state == .starting || lifecycle.state == .recovering }
 
-    private func startFailed(_ error: DriverError) -> WireError {
+    func startFailed(_ error: DriverError) -> WireError {
         let isRemoved = isRemoval(error)
         log.error(
             "cannot be started: \(error)", id: isRemoved ? .deviceRemoved : error.startEvent)
         step(isRemoved ? .remove : .startFailed, error.description)
+        let wire = error.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name)
         // What is open would keep the kernel from clearing up after it.
-        if isRemoved { environment.forget() }
-        return error.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name)
+        if isRemoved {
+            endInherited(wire)
+            environment.forget()
+        }
+        return wire
     }
 
     /// Whether an error says that the hardware was taken away. A server in another process that is
@@ -291,37 +303,81 @@ final class DeviceService {
         let controller = try NVMeController(
             device: device, options: options(config), state: try takeState())
         do throws(DriverError) {
-            try controller.start { environment.keep($0) }
-            try watch(controller)
-            try startThreads(controller, config)
+            let keepsSessions = try start(controller)
+            try use(controller, config, adopting: keepsSessions)
         } catch {
-            stopThreads()
-            dropThreads()
-            unwatch()
-            reclaimState(controller)
+            putAway(controller)
             throw error
         }
+        started(controller, config)
+        let milliseconds = Double(controller.bringUpNanoseconds / 10_000) / 100
+        log.notice(
+            "ready after \(milliseconds) ms: \(controller.namespaces.count) namespaces, "
+                + "\(controller.queueCount) I/O queues", id: .controllerReady)
+        // What happened during bring-up may have left no edge to see.
+        afterAdminCommand()
+    }
+
+    /// Brings a controller up; whether a predecessor's requests and memory were kept.
+    private func start(_ controller: NVMeController) throws(DriverError) -> Bool {
+        guard hasInheritance else {
+            try controller.start { environment.keep($0) }
+            return false
+        }
+        do throws(DriverError) {
+            try startOver(controller)
+            return true
+        } catch {
+            guard case .notAdoptable = error else { throw error }
+            log.warning("\(error): all sessions end", id: .controllerFailed)
+            endInherited(
+                WireError(
+                    .workerRestarted, "the device had to be started afresh: \(error)",
+                    device: name))
+        }
+        try controller.start { environment.keep($0) }
+        return false
+    }
+
+    /// Has this process use a controller that is up. With `adopting` a predecessor's sessions go
+    /// on.
+    func use(
+        _ controller: NVMeController, _ config: DeviceConfig, adopting: Bool
+    ) throws(DriverError) {
         self.controller = controller
         failure = nil
         waiting = Array(repeating: [], count: controller.queueCount)
         aborts = Array(repeating: [:], count: controller.queueCount)
         interruptCounts = Array(repeating: 0, count: controller.queueCount)
-        countQueues(controller)
         queueReplacements = 0
         cancels = []
+        try startThreads(controller, config, adopting: adopting)
+        if adopting { try adoptSessions(controller) }
+        try watch(controller)
+        countQueues(controller)
+    }
+
+    /// Undoes `use`; the state area is there for another try.
+    func putAway(_ controller: NVMeController) {
+        stopThreads()
+        forgetAdopted()
+        dropThreads()
+        unwatch()
+        reclaimState(controller)
+        self.controller = nil
+    }
+
+    /// The controller works: so do the sessions.
+    func started(_ controller: NVMeController, _ config: DeviceConfig) {
         counters.functionResets += UInt64(controller.functionResets)
         keep(config, controller)
         step(.started, "")
-        let milliseconds = Double(controller.bringUpNanoseconds / 10_000) / 100
-        log.notice(
-            "ready after \(milliseconds) ms: \(controller.namespaces.count) namespaces, "
-                + "\(controller.queueCount) I/O queues", id: .controllerReady)
+        tellSettled()
         armHealth()
-        // What happened during bring-up may have left no edge to see.
-        afterAdminCommand()
+        resumeSessions()
     }
 
-    private func options(_ config: DeviceConfig) -> ControllerOptions {
+    func options(_ config: DeviceConfig) -> ControllerOptions {
         var options = ControllerOptions(deviceName: name)
         options.queueCount = min(
             Int(config.queueCount ?? WorkerLimits.standardQueueCount), WorkerLimits.queueCount)
@@ -345,13 +401,27 @@ final class DeviceService {
 
     /// Takes the step and tells the supervisor; a refused one changes nothing.
     @discardableResult
-    private func step(_ event: LifecycleEvent, _ reason: String) -> LifecycleStep {
+    func step(_ event: LifecycleEvent, _ reason: String) -> LifecycleStep {
         let step = lifecycle.handle(
             event, reason: reason, nowNanoseconds: MonotonicClock.nowNanoseconds)
         if case .enter(let state) = step {
             observer?.tell(.stateChanged(state.onWire, reason: reason))
+            if !isStarting { tellSettled() }
         }
         return step
+    }
+
+    /// Waits until a bring-up that is under way has ended.
+    private func settled() async {
+        let change = OneShot<Void>()
+        settling.append(change)
+        _ = try? await change.value()
+    }
+
+    private func tellSettled() {
+        let waiting = settling
+        settling = []
+        for one in waiting { one.succeed(()) }
     }
 
     /// Why requests are not taken in this state.
@@ -381,15 +451,23 @@ final class DeviceService {
     var ready: DeviceReady? {
         guard let controller = usableController else { return nil }
         let namespaces = controller.namespaces.values.sorted { $0.namespaceID < $1.namespaceID }
-        return DeviceReady(
+        var ready = DeviceReady(
             controller: ControllerInfo(controller),
             namespaces: NVMeDriver.NamespaceInfo.onWire(namespaces),
             bringUpNanoseconds: controller.bringUpNanoseconds, generation: generation)
+        var continuity = Continuity(generation: generation)
+        // Each worker but the first took over, and each epoch but the first began with a reset.
+        continuity.resets = UInt64(max(controller.state.epoch, 1) - 1)
+        continuity.adoptions = generation &- 1 - min(generation &- 1, continuity.resets)
+        continuity.lastPauseNanoseconds = lastPauseNanoseconds
+        ready.continuity = continuity
+        ready.resetReason = resetReason
+        return ready
     }
 
     // MARK: The state area
 
-    private func takeState() throws(DriverError) -> StateArea {
+    func takeState() throws(DriverError) -> StateArea {
         if let state = idleState.take() { return state }
         do throws(StateAreaError) {
             return try StateArea.create(layout: Self.stateLayout)
@@ -404,7 +482,7 @@ final class DeviceService {
 
     /// Takes the state area out of a controller that will not be used again, a tiny one put in its
     /// place.
-    private func reclaimState(_ controller: NVMeController) {
+    func reclaimState(_ controller: NVMeController) {
         let tiny = StateLayout(queueCount: 1, slotsPerQueue: 1)
         guard var other = try? StateArea.create(layout: tiny) else { return }
         swap(&other, &controller.state)
@@ -413,7 +491,7 @@ final class DeviceService {
 
     // MARK: Events of the device
 
-    private func watch(_ controller: NVMeController) throws(DriverError) {
+    func watch(_ controller: NVMeController) throws(DriverError) {
         do throws(SystemCallError) {
             var seen: Set<CInt> = []
             let raw = controller.interrupt(Self.messageQueue)
@@ -443,7 +521,7 @@ final class DeviceService {
         }
     }
 
-    private func unwatch() {
+    func unwatch() {
         for watch in watches { watch.cancel() }
         watches.removeAll()
         tickTimer?.disarm()
@@ -586,11 +664,16 @@ final class DeviceService {
             }
         }
         for session in sessions.compactMap({ $0 }) {
-            session.partsInFlight = 0
+            session.pending = [:]
             end(session, error)
             dropRings(session)
             forgetStatistics(session)
             sessions[session.slot] = nil
+            for region in session.regions.values {
+                // The device that had it is not used any more.
+                controller.state.clearRegion(region.driverRegion)
+                environment.stored?.remove(.memory, region.number)
+            }
             controller.state.clearSession(session.slot)
         }
         dyingSessions = 0
@@ -602,12 +685,13 @@ final class DeviceService {
 
     /// Takes no more requests, lets those in flight finish, and calls `done`: whether all did in
     /// time.
-    func drain(_ done: @escaping @Control (Bool) -> Void) {
+    func drain(_ nanoseconds: UInt64, _ done: @escaping @Control (Bool) -> Void) {
         step(.drain, "the worker was asked to leave")
         whenDrained = done
         freeze()
+        CrashPoint.hit(.restartFrozen)
         guard !isIdle, failure == nil else { return finishDrain(true) }
-        drainTimer = try? loop.after(nanoseconds: WorkerLimits.drainNanoseconds) { [weak self] in
+        drainTimer = try? loop.after(nanoseconds: nanoseconds) { [weak self] in
             self?.finishDrain(false)
         }
     }
@@ -634,8 +718,8 @@ final class DeviceService {
         soon { done(complete) }
     }
 
-    /// Ends all sessions with `reason`. With `orderly` the controller is shut down; otherwise it is
-    /// left as it is.
+    /// With `orderly` all sessions end with `reason`, and the controller is shut down; otherwise
+    /// everything is left as it is.
     func leave(orderly: Bool, _ reason: WireError) {
         guard let controller, failure == nil else {
             if orderly { step(.drained, "") }
@@ -643,17 +727,14 @@ final class DeviceService {
         }
         let idle = isIdle
         stopThreads()
-        // A successor goes on: nobody is told that the device is absent.
-        guard orderly else {
-            for session in sessions.compactMap({ $0 }) { end(session, reason) }
-            return
-        }
+        // A successor goes on, with the sessions too: nobody is told anything.
+        guard orderly else { return CrashPoint.hit(.restartFlushed) }
         if !idle { controller.disable() }
         let late = WireError(
             .outcomeUnknown, "the device did not answer before the worker had to leave",
             device: name)
         for session in sessions.compactMap({ $0 })
-        where session.partsInFlight == 0 && ringsAreIdle(session) {
+        where session.pending.isEmpty && ringsAreIdle(session) {
             end(session, reason)
             finish(session)
         }

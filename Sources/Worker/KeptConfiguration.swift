@@ -27,3 +27,28 @@ enum KeptConfiguration {
         }
     }
 }
+
+/// What the supervisor said of a session, as the state area keeps it: the OpenSession message
+/// itself.
+enum KeptOpening {
+    /// The bytes of a message; nil when it is too long to be one.
+    static func encode(_ opening: OpenSession) -> [UInt8]? {
+        var writer = MessageWriter()
+        let envelope = Envelope<WorkerProtocol>(
+            requestID: 1, content: .request(.openSession(opening)))
+        guard (try? Codec.encode(envelope, into: &writer)) != nil else { return nil }
+        return writer.bytes
+    }
+
+    /// The message in `bytes`; nil when there is none.
+    static func decode(_ bytes: [UInt8]) -> OpenSession? {
+        let arena = MessageArena()
+        return unsafe bytes.withUnsafeBytes { raw in
+            let decoded = try? unsafe Codec<WorkerProtocol>.decode(raw, fdCount: 0, arena: arena)
+            guard case .request(.openSession(let opening)) = decoded?.envelope.content else {
+                return nil
+            }
+            return opening
+        }
+    }
+}

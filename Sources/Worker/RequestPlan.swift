@@ -199,30 +199,3 @@ struct RequestRules {
         WireError(.notSupported, "the controller has no \(command) command", field: field)
     }
 }
-
-/// Goes through ranges in parts that fit one engine request.
-struct RangeCursor: Equatable {
-    /// The ranges and how to do them.
-    let work: RequestPlan.RangeWork
-    private var index = 0
-    private var done: UInt64 = 0
-
-    init(_ work: RequestPlan.RangeWork) { self.work = work }
-
-    /// The next part; nil when all were given out.
-    var next: (lba: UInt64, blockCount: UInt32)? {
-        guard index < work.ranges.count else { return nil }
-        let range = work.ranges[index]
-        // Checked against the disk, so that the sum cannot wrap.
-        return (range.lba &+ done, UInt32(clamping: range.blockCount - done))
-    }
-
-    /// The part that `next` gave is under way.
-    mutating func advance() {
-        guard let part = next else { return }
-        done += UInt64(part.blockCount)
-        guard done >= work.ranges[index].blockCount else { return }
-        index += 1
-        done = 0
-    }
-}

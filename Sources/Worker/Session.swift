@@ -23,6 +23,10 @@ protocol SessionClient: AnyObject {
     func end(_ reason: WireError)
     /// Bytes of answers that wait for the client.
     var queuedByteCount: Int { get }
+    /// How many messages will have left when the last one that waits has; nil: none waits.
+    var queuedUntil: UInt64? { get }
+    /// How many messages that had to wait have left.
+    var sentCount: UInt64 { get }
     /// So much waits that nothing more should be taken.
     var isCongested: Bool { get }
 }
@@ -37,14 +41,14 @@ struct PendingRequest {
     var isInlineRead = false
     /// The client's region that the data is in.
     var regionID: UInt64?
-    /// Engine requests that have not ended.
-    var parts: UInt32 = 0
-    /// All parts were given to the engine.
-    var isIssued = true
     /// The client gave up on it.
     var isCancelled = false
-    /// The first status that was not success.
+    /// How it ended; 0: well.
     var status: UInt16 = 0
+    /// Of a read whose data goes back in the reply: where it is on the disk, so that it can be read
+    /// again when the reply is lost with this process.
+    var lba: UInt64 = 0
+    var blockCount: UInt32 = 0
     /// When it was taken.
     var startTick = Tick.now
 }
@@ -60,6 +64,28 @@ enum WaitReason: Sendable, Equatable {
     case held
     /// It has had what it may: time lets it go on.
     case limit
+    /// The service manager has not confirmed what is being stored for it.
+    case store
+}
+
+/// A request whose descriptors are being stored; its message is still on the socket.
+@Control
+final class StoringRequest {
+    let requestID: UInt64
+    /// The number of the descriptors' names.
+    let number: UInt64
+    /// What is to be a ring; nil: memory is being registered.
+    let ring: RingDescriptors?
+    /// The manager has them.
+    var isConfirmed = false
+    /// Why it does not.
+    var failure: WireError?
+
+    init(requestID: UInt64, number: UInt64, ring: RingDescriptors? = nil) {
+        self.requestID = requestID
+        self.number = number
+        self.ring = ring
+    }
 }
 
 /// An open session. What is done with it is in `DeviceService`.
@@ -69,6 +95,8 @@ final class Session {
     let key: UInt32
     /// What the supervisor said.
     let opening: OpenSession
+    /// The number of its socket's name in the fd store.
+    let number: UInt64
     /// The queue that its requests go to.
     let queue: Int
     /// What it may do in a second; its rings take part.
@@ -95,10 +123,16 @@ final class Session {
     var rings: [UInt32: SessionRing] = [:]
     /// What entries of the rings may name; nil as long as there was no ring.
     var regionTable: SessionRegions?
-    /// The request whose parts are being given to the engine; its message is still on the socket.
-    var issuing: (requestID: UInt64, cursor: RangeCursor)?
-    /// Engine requests that have not ended.
-    var partsInFlight = 0
+    /// The request at the head of the socket whose descriptors are being stored.
+    var storing: StoringRequest?
+    /// The first message on the socket may be the one that a predecessor took last: its id is
+    /// `highestRequestID` then.
+    var mayHaveTaken = false
+    /// Answers that wait for room on the socket and are on record, in the order in which they wait:
+    /// how many messages will have left when it has, and the place of the record.
+    var owed: [(sentCount: UInt64, place: Int)] = []
+    /// Reads whose data was lost with a predecessor: to be read again.
+    var owedReads: [(place: Int, record: OwedRecord)] = []
     /// Bytes of inline reads that have not been answered.
     var inlineReadBytes = 0
     /// Why it waits; nil when it does not.
@@ -106,8 +140,12 @@ final class Session {
     /// It is over; what is in flight still has to end.
     var hasEnded = false
 
-    init(key: UInt32, opening: OpenSession, queue: Int, namespace: NVMeDriver.NamespaceInfo) {
+    init(
+        key: UInt32, opening: OpenSession, number: UInt64, queue: Int,
+        namespace: NVMeDriver.NamespaceInfo?
+    ) {
         self.key = key
+        self.number = number
         self.opening = opening
         self.queue = queue
         self.namespace = namespace

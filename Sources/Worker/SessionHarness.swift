@@ -21,6 +21,9 @@ final class SessionHarness: SessionClient {
     private var limitTimer: Timer?
     private var stallTimer: Timer?
     private var relievedAtStallCheck: UInt64 = 0
+    /// The request whose message is still on the socket although it was answered: the answer waits
+    /// for room.
+    private var answered: UInt64?
 
     /// Takes over the worker's end of a session's socket pair. `whenEnded` is called once.
     init(
@@ -81,7 +84,10 @@ final class SessionHarness: SessionClient {
     private func step() -> Bool {
         guard !session.hasEnded, session.waits == nil else { return false }
         if channel.isCongested { return wait(.own) }
-        if session.issuing != nil { return apply(service.issue(session), deadline: nil) }
+        if let answered { return take(answered) }
+        if session.owedReads.first != nil, let reason = service.readAgain(session) {
+            return wait(reason)
+        }
         do throws(ChannelError) {
             let received = try channel.peek()
             switch consume received {
@@ -93,7 +99,9 @@ final class SessionHarness: SessionClient {
             case .message(var message):
                 let disposition = unsafe service.handle(
                     session, message.envelope, payload: message.payload, fds: &message.fds)
-                return apply(disposition, deadline: message.envelope.deadlineNanoseconds)
+                return apply(
+                    disposition, message.envelope.requestID,
+                    deadline: message.envelope.deadlineNanoseconds)
             }
         } catch {
             failed(error)
@@ -105,20 +113,21 @@ final class SessionHarness: SessionClient {
         service.counters.rejectedMessages += 1
         session.counters.errors += 1
         session.highestRequestID = max(session.highestRequestID, rejection.requestID)
-        try channel.reject(rejection)
-        if rejection.endsConnection { service.end(session, rejection.error) }
-        return !rejection.endsConnection
+        try channel.send(error: rejection.error, to: rejection.requestID)
+        watchOutput()
+        guard !rejection.endsConnection else {
+            service.end(session, rejection.error)
+            return false
+        }
+        return take(rejection.requestID)
     }
 
-    private func apply(_ disposition: Disposition, deadline: UInt64?) -> Bool {
+    private func apply(_ disposition: Disposition, _ id: UInt64, deadline: UInt64?) -> Bool {
         switch disposition {
-        case .taken:
+        case .taken, .answered:
             guard !session.hasEnded else { return false }
-            do throws(ChannelError) { try channel.take() } catch {
-                failed(error)
-                return false
-            }
-            return true
+            if case .taken = disposition { return dequeue(id) }
+            return take(id)
         case .wait(let reason):
             if let deadline { armDeadline(deadline) }
             return wait(reason)
@@ -126,6 +135,27 @@ final class SessionHarness: SessionClient {
             service.end(session, error)
             return false
         }
+    }
+
+    /// Takes the message of an answered request off the socket, when the answer is on it: a
+    /// successor would otherwise know of neither.
+    private func take(_ id: UInt64) -> Bool {
+        guard !channel.wantsWrite else {
+            answered = id
+            return wait(.own)
+        }
+        answered = nil
+        return dequeue(id)
+    }
+
+    private func dequeue(_ id: UInt64) -> Bool {
+        service.noteTaken(session, id)
+        do throws(ChannelError) { try channel.take() } catch {
+            failed(error)
+            return false
+        }
+        service.taken(session, id)
+        return true
     }
 
     private func wait(_ reason: WaitReason) -> Bool {
@@ -172,6 +202,11 @@ final class SessionHarness: SessionClient {
 
     var queuedByteCount: Int { channel.queuedByteCount }
     var isCongested: Bool { channel.isCongested }
+    var sentCount: UInt64 { channel.relievedCount }
+
+    var queuedUntil: UInt64? {
+        channel.wantsWrite ? channel.relievedCount &+ UInt64(channel.queuedCount) : nil
+    }
 
     func send(reply: SessionReply, to requestID: UInt64, payload: UnsafeRawBufferPointer) {
         sending { () throws(ChannelError) in
@@ -198,6 +233,7 @@ final class SessionHarness: SessionClient {
         do throws(ChannelError) {
             try body()
             watchOutput()
+            service.settleOwed(session)
         } catch {
             failed(error)
         }
@@ -207,6 +243,7 @@ final class SessionHarness: SessionClient {
         do throws(ChannelError) {
             try channel.flush()
             watchOutput()
+            service.settleOwed(session)
         } catch {
             return failed(error)
         }

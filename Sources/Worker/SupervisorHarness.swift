@@ -3,6 +3,7 @@
 
 internal import Glibc
 internal import Linux
+internal import NVMeDriver
 internal import Systemd
 internal import Wire
 
@@ -43,6 +44,14 @@ final class SupervisorHarness: DeviceObserver {
             [weak self] _ in self?.accept()
         }
         service.observer = self
+        service.attach = { [weak self] session, held in
+            guard let fd = held.take() else { return }
+            do throws(SystemCallError) {
+                try self?.attach(session, fd)
+            } catch {
+                service.log.error("a session cannot be gone on with: \(error)")
+            }
+        }
     }
 
     // MARK: Connections
@@ -248,25 +257,56 @@ final class SupervisorHarness: DeviceObserver {
         return device
     }
 
+    /// Makes a session. Its client gets its end of the socket when the manager keeps ours.
     private func open(
         _ opening: OpenSession, _ id: UInt64, _ channel: Channel<WorkerProtocol>
     ) throws(WireError) {
         let session = try service.openSession(opening)
-        let key = session.key
-        guard let info = service.diskInfo(session) else { throw service.unavailable() }
-        do throws(SystemCallError) {
+        do {
             let pair = try UnixSocket.pair()
-            let theirs = pair.second
-            harnesses[key] = try SessionHarness(
-                service: service, session: session, fd: pair.first, buffer: buffer,
-                stallMilliseconds: stallMilliseconds
-            ) { [weak self] in self?.harnesses[key] = nil }
-            reply(.sessionOpened(info), id, channel, fds: [theirs.raw])
+            try service.keep(.session, session.number, pair.first)
+            let theirs = HeldDescriptor(try pair.second.duplicate())
+            try attach(session, pair.first)
+            service.loop.task { [weak self] in
+                await self?.finishOpening(session, theirs, id, channel)
+            }
         } catch {
-            let failure = WireError(.resourceExhausted, error.description, device: service.name)
+            let failure =
+                error as? WireError
+                ?? WireError(.resourceExhausted, "\(error)", device: service.name)
             service.end(session, failure)
             throw failure
         }
+    }
+
+    private func finishOpening(
+        _ session: Session, _ theirs: HeldDescriptor, _ id: UInt64,
+        _ channel: Channel<WorkerProtocol>
+    ) async {
+        do throws(WireError) {
+            try await service.confirm()
+            guard !session.hasEnded else { throw service.unavailable() }
+            guard let info = service.diskInfo(session) else { throw service.unavailable() }
+            service.opened(session)
+            reply(.sessionOpened(info), id, channel, fds: [theirs.raw])
+            CrashPoint.hit(.sessionAnswered)
+        } catch {
+            service.end(session, error)
+            guard channel === self.channel else { return }
+            try? channel.send(error: error, to: id)
+            watchOutput()
+        }
+    }
+
+    /// Connects a session with the worker's end of its socket.
+    private func attach(
+        _ session: Session, _ fd: consuming OwnedFD
+    ) throws(SystemCallError) {
+        let key = session.key
+        harnesses[key] = try SessionHarness(
+            service: service, session: session, fd: fd, buffer: buffer,
+            stallMilliseconds: stallMilliseconds
+        ) { [weak self] in self?.harnesses[key] = nil }
     }
 
     // MARK: Events
@@ -280,6 +320,24 @@ final class SupervisorHarness: DeviceObserver {
             disconnect()
         }
     }
+}
+
+/// A descriptor that closures can pass on.
+final class HeldDescriptor {
+    private var fd: OwnedFD?
+    /// Holds it.
+    init(_ fd: consuming OwnedFD) { self.fd = consume fd }
+    /// Its number; -1 when it was given up.
+    var raw: CInt { fd?.raw ?? -1 }
+    /// Another descriptor of the same.
+    func duplicate() -> OwnedFD? {
+        switch fd {
+        case .some(let fd): try? fd.duplicate()
+        case nil: nil
+        }
+    }
+    /// Gives it up.
+    func take() -> OwnedFD? { fd.take() }
 }
 
 /// Lists that do not fit one message.

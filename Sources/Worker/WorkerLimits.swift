@@ -23,12 +23,12 @@ enum WorkerLimits {
     static let messagesPerTurn = 16
     /// Messages taken from the supervisor before the loop turns.
     static let supervisorMessagesPerTurn = 16
-    /// Commands that one Unmap, WriteZeroes or Verify has with the device: it must not fill the
-    /// queue alone.
-    static let partsInFlightPerRequest = 16
     /// The most bytes of one Read, Write or Compare in registered memory: more gains nothing, and
     /// delays Cancel.
     static let requestByteCount: UInt64 = 64 << 20
+    /// Places for owed answers that requests for the device leave to others: Cancel,
+    /// UnregisterMemory and CloseRing, one for each session at a time, and as many again.
+    static let owedReserve = 512
     /// Rings of one session: one for each thread of an ordinary relay.
     static let ringsPerSession = 16
     /// Regions of one session: as many as ring entries can name.
@@ -64,6 +64,13 @@ enum WorkerLimits {
     static let firstHealthNanoseconds: UInt64 = 2_000_000_000
     /// How long requests in flight may take to finish when the worker is asked to leave.
     static let drainNanoseconds: UInt64 = 10_000_000_000
+    /// How long they may take when a successor goes on with them anyway: clients wait meanwhile.
+    static let restartNanoseconds: UInt64 = 500_000_000
+    /// How long sessions may be without service before they are told.
+    static let stallNanoseconds: UInt64 = 1_000_000_000
+    /// How long they may be without service before they end, unless NVMED_SESSION_STALL_MS says
+    /// otherwise: the device may need a reset, a person, or a restart of its server.
+    static let stallLimitNanoseconds: UInt64 = 120_000_000_000
     /// How long requests in flight may take when the system wants the device back: the supervisor
     /// ends a worker that has not let go after two seconds.
     static let releaseNanoseconds: UInt64 = 500_000_000

@@ -257,26 +257,26 @@ final class WorkerProcess {
     }
 
     /// The controller and what is stored stay as they are.
+    ///
+    /// What is in flight may finish for a moment: a successor that cannot go on with the controller
+    /// then loses nothing at all.
     private func leaveForRestart() {
-        leave { [weak self] _ in
+        leave(WorkerLimits.restartNanoseconds) { [weak self] _ in
             guard let self else { return }
             service.forgetStarts()
-            service.leave(
-                orderly: false,
-                WireError(
-                    .workerRestarted, "the worker is restarted: open the disk again",
-                    device: service.name))
+            service.leave(orderly: false, WireError(.workerRestarted, "the worker is restarted"))
             exit(Self.keptCode)
         }
     }
 
     private func shutDown(doNotReset: Bool, _ done: @escaping @Control () -> Void) {
-        leave { [weak self] isIdle in
+        let bound =
+            doNotReset ? WorkerLimits.restartNanoseconds : WorkerLimits.drainNanoseconds
+        leave(bound) { [weak self] _ in
             guard let self else { return }
-            let code: ErrorCode = doNotReset ? .workerRestarted : .shuttingDown
             service.leave(
                 orderly: !doNotReset,
-                WireError(code, "the worker was shut down", device: service.name))
+                WireError(.shuttingDown, "the worker was shut down", device: service.name))
             guard !doNotReset else {
                 service.forgetStarts()
                 done()
@@ -303,11 +303,11 @@ final class WorkerProcess {
         }
     }
 
-    private func leave(_ then: @escaping @Control (Bool) -> Void) {
+    private func leave(_ nanoseconds: UInt64, _ then: @escaping @Control (Bool) -> Void) {
         guard !isLeaving else { return }
         isLeaving = true
         _ = try? notifier.stopping()
-        service.drain(then)
+        service.drain(nanoseconds, then)
     }
 
     /// The exit code of a worker whose device a successor goes on with: the manager starts one. 0

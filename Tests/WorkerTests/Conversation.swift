@@ -10,18 +10,21 @@ import Wire
 class Conversation<P: WireProtocol> {
     let channel: Channel<P>
     private(set) var events: [P.Event] = []
-    private let notify: NotifySocket?
+    fileprivate let notify: NotifySocket?
 
     init(_ fd: consuming OwnedFD, _ notify: NotifySocket? = nil) {
         channel = Channel(fd, role: .client, buffer: MessageBuffer())
         self.notify = notify
     }
 
+    /// The worker may wait for the service manager, which this is too.
+    private static var turnNanoseconds: UInt64 { 5_000_000 }
+
     /// What came.
     struct Message {
         var envelope: Envelope<P>
         var payload: [UInt8]
-        var held: HeldFD?
+        var held: [HeldFD]
     }
 
     /// The next message; events are collected besides.
@@ -32,7 +35,7 @@ class Conversation<P: WireProtocol> {
             let received: Received<P>
             do throws(ChannelError) {
                 received = try channel.receive(
-                    deadlineNanoseconds: MonotonicClock.nowNanoseconds + 100_000_000)
+                    deadlineNanoseconds: MonotonicClock.nowNanoseconds + Self.turnNanoseconds)
             } catch {
                 guard error == .timedOut, MonotonicClock.nowNanoseconds < deadline else {
                     throw RigError("no answer: \(error)")
@@ -45,8 +48,8 @@ class Conversation<P: WireProtocol> {
             case .rejected(let rejection): throw rejection.error
             case .message(var message):
                 if case .event(let event) = message.envelope.content { events.append(event) }
-                var held: HeldFD?
-                if let fd = message.fds.take(0) { held = HeldFD(fd) }
+                var held: [HeldFD] = []
+                while let fd = message.fds.take(held.count) { held.append(HeldFD(fd)) }
                 return Message(
                     envelope: message.envelope, payload: unsafe Array(message.payload), held: held)
             }
@@ -59,7 +62,7 @@ class Conversation<P: WireProtocol> {
             let message = try next()
             guard message.envelope.requestID == id else { continue }
             switch message.envelope.content {
-            case .reply(let reply): return (reply, message.payload, message.held)
+            case .reply(let reply): return (reply, message.payload, message.held.first)
             case .failure(let error): throw error
             case .request, .event: continue
             }
@@ -115,7 +118,8 @@ class Conversation<P: WireProtocol> {
 
 /// The supervisor's side.
 final class Supervisor: Conversation<WorkerProtocol> {
-    private var nextSession: UInt64 = 1
+    /// Supervisors after this one must not repeat its numbers.
+    private var nextSession = MonotonicClock.nowNanoseconds
 
     func opening(
         _ access: AccessMode = .readWrite, nsid: UInt32 = 1, shared: Bool = false
@@ -135,7 +139,7 @@ final class Supervisor: Conversation<WorkerProtocol> {
         guard case .sessionOpened(let info) = answer.reply, let held = answer.held else {
             throw RigError("\(answer.reply) without a descriptor")
         }
-        return Client(try held.fd.duplicate(), info, opening.sessionID)
+        return Client(try held.fd.duplicate(), info, opening.sessionID, notify)
     }
 
     /// The value of one path.
@@ -183,10 +187,10 @@ final class Client: Conversation<SessionProtocol> {
     let info: DiskInfo
     let id: UInt64
 
-    init(_ fd: consuming OwnedFD, _ info: DiskInfo, _ id: UInt64) {
+    init(_ fd: consuming OwnedFD, _ info: DiskInfo, _ id: UInt64, _ notify: NotifySocket? = nil) {
         self.info = info
         self.id = id
-        super.init(fd)
+        super.init(fd, notify)
     }
 
     func write(_ lba: UInt64, _ data: [UInt8], fua: Bool = false) throws {

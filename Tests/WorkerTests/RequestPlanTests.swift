@@ -81,22 +81,6 @@ struct ValueTests {
         #expect(seen + page.entries == all)
     }
 
-    @Test("ranges are given out in parts that fit 32 bits, without gap or overlap")
-    func cursor() {
-        let ranges = [
-            BlockRange(lba: 5, blockCount: (1 << 32) + 7), BlockRange(lba: 1, blockCount: 1),
-        ]
-        var cursor = RangeCursor(
-            RequestPlan.RangeWork(
-                operation: IOOperation.deallocate, ranges: ranges, maxBlocksPerCommand: 1))
-        var parts: [[UInt64]] = []
-        while let part = cursor.next {
-            parts.append([part.lba, UInt64(part.blockCount)])
-            cursor.advance()
-        }
-        #expect(parts == [[5, (1 << 32) - 1], [5 + (1 << 32) - 1, 8], [1, 1]])
-    }
-
     @Test("only root and the worker's own user may connect")
     func peers() {
         func peer(_ uid: UInt32) -> PeerCredentials {
