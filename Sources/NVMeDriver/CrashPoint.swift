@@ -207,11 +207,13 @@ public enum CrashPoint: UInt8, CaseIterable, Sendable {
         self = point
     }
 
-    /// The process got here. Nothing in production.
+    /// The process got here. Nothing in production; in a debug build a unit test may look on.
     @inlinable @inline(__always)
     public static func hit(_ point: CrashPoint) {
         #if NVMED_CRASH_POINTS
             CrashPlan.hit(point)
+        #elseif DEBUG
+            CrashObserver.hit(point)
         #endif
     }
 }

@@ -214,6 +214,8 @@ public final class DataThread: @unchecked Sendable {
 
     @inline(never)
     private func publishCounts(_ rounds: UInt64) {
+        // A round takes at most some thousand commands.
+        unsafe queue.pointee.engine.pointee.queue.refreshOrdinals()
         let statistics = unsafe queue.pointee.statistics
         statistics.set(.rounds, rounds)
         statistics.set(.sleeps, sleeps)

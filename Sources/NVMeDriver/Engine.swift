@@ -26,7 +26,9 @@ public struct Engine: ~Copyable {
     var bouncePages: PageAllocator
     /// For each ring, by its number: where its next completion goes. Number 0 is that of requests
     /// without a ring, whose positions mean nothing.
-    var completionTails: InlineArray<256, UInt32> = InlineArray(repeating: 0)
+    let completionTails: UnsafeMutablePointer<UInt32>
+    /// As many as a slot can name.
+    private static let ringNumbers = 256
     /// Where this engine's share of the bounce pages starts; page numbers are those of the whole
     /// pool everywhere else.
     let firstBouncePage: Int
@@ -56,7 +58,11 @@ public struct Engine: ~Copyable {
         self.regions = regions
         self.requests = requests
         self.bouncePages = bouncePages
+        unsafe completionTails = .allocate(capacity: Self.ringNumbers)
+        unsafe completionTails.initialize(repeating: 0, count: Self.ringNumbers)
     }
+
+    deinit { unsafe completionTails.deallocate() }
 
     // MARK: Down
 
@@ -176,8 +182,8 @@ public struct Engine: ~Copyable {
     /// Where the next completion of a ring goes; it is taken.
     @inline(__always)
     mutating func takePosition(_ ring: UInt8) -> UInt32 {
-        let position = completionTails[Int(ring)]
-        completionTails[Int(ring)] = position &+ 1
+        let position = unsafe completionTails[Int(ring)]
+        unsafe completionTails[Int(ring)] = position &+ 1
         return position
     }
 

@@ -513,16 +513,25 @@ struct QueuePair: ~Copyable {
     static let ordinalAge: UInt32 = 1 << 22
 
     /// The commands in flight whose stamp is older than `tick`, oldest irrelevant: calls `body`
-    /// with slot and command id. To be called several times while the queue takes 2^23 commands.
+    /// with slot and command id.
     func forEachOlder(than limit: UInt32, _ body: (UInt32, UInt16) -> Void) {
+        refreshOrdinals()
         for index in 0..<slotCount {
-            let slot = unsafe slots + Int(index) * 64
-            let state = unsafe nv_load64(slot + 56)
+            let state = unsafe nv_load64(slots + Int(index) * 64 + 56)
             guard state & SlotState.mask == SlotState.staged,
                 unsafe ticks[Int(index)] &- limit > UInt32.max / 2
             else { continue }
-            unsafe refreshOrdinal(slot, index, state)
             body(index, commandID(index, state))
+        }
+    }
+
+    /// To be called several times while the queue takes 2^22 commands.
+    func refreshOrdinals() {
+        for index in 0...slotCount {
+            let slot = unsafe slots + Int(index) * 64
+            let state = unsafe nv_load64(slot + 56)
+            guard state & SlotState.mask == SlotState.staged else { continue }
+            unsafe refreshOrdinal(slot, index, state)
         }
     }
 
