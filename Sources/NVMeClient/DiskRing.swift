@@ -216,8 +216,8 @@ public final class DiskRing {
     /// Waits until there is something to take, an event came, or the deadline (CLOCK_MONOTONIC
     /// nanoseconds) passed.
     ///
-    /// Spins first, as long as that has paid lately, then sleeps. While the worker is being replaced
-    /// it sleeps on, and the successor wakes it. Completions come before
+    /// Spins first, as long as that has paid lately, then sleeps. While the worker is being
+    /// replaced it sleeps on, and the successor wakes it. Completions come before
     /// everything else, so that those of a ring that ended can still be taken. Throws the reason
     /// when the session is over or the ring closed: of requests that have no completion it is not
     /// known then whether they were done.

@@ -23,8 +23,8 @@ enum SupervisorLimits {
     static let sessionsPerDevice = 4096
     /// Sessions of all devices, when the configuration does not say.
     static let sessions = 4096
-    /// How often one request is made again when the worker dies under it: one that does so every time
-    /// is not helped by more.
+    /// How often one request is made again when the worker dies under it: one that does so every
+    /// time is not helped by more.
     static let attemptsPerRequest = 8
     /// Pages of one list that are asked for: sessions and inspection of one worker have an end.
     static let pagesPerList = 64
@@ -43,8 +43,8 @@ enum SupervisorLimits {
     static let inspectNanoseconds: UInt64 = 1_000_000_000
     /// The orderly end of one worker: CC.SHN may take seconds.
     static let shutdownNanoseconds: UInt64 = 15_000_000_000
-    /// How long the end of a device waits for the successor of a worker that has just died: it takes
-    /// milliseconds, and when it does not come there is nothing to wait for.
+    /// How long the end of a device waits for the successor of a worker that has just died: it
+    /// takes milliseconds, and when it does not come there is nothing to wait for.
     static let successorNanoseconds: UInt64 = 5_000_000_000
     /// How long a worker may take to give its device back when the kernel asks: whoever unbinds
     /// or unplugs it waits that long.

@@ -12,10 +12,13 @@ struct BenchCommand: ParsableCommand {
 
     enum Operation: String, ExpressibleByArgument, CaseIterable {
         case read, write
+        /// Both, in turn at random; what is read has to be what was written last.
+        case verify
     }
 
     @Argument(help: "The configured name of the disk.") var disk: String
-    @Option(help: "read or write.") var operation: Operation = .read
+    @Option(help: "read, write, or verify: writes and reads that compare what was written last.")
+    var operation: Operation = .read
     @Option(parsing: .unconditional, help: "Requests in flight, 1 to \(Disk.windowCount).")
     var queueDepth = 1
     @Option(help: "Bytes of a request: with K, M, or b for blocks.")
@@ -40,6 +43,9 @@ struct BenchCommand: ParsableCommand {
         guard (1...Disk.windowCount).contains(queueDepth) else {
             throw ValidationError("--queue-depth is from 1 to \(Disk.windowCount).")
         }
+        guard operation != .verify || !sequential else {
+            throw ValidationError("--sequential is for read and write.")
+        }
         guard operation == .read || destroyData else {
             throw ValidationError("Writing destroys the data of the disk; add --destroy-data.")
         }
@@ -61,13 +67,28 @@ struct BenchCommand: ParsableCommand {
                         + "\(open.blockByteCount) bytes and fit the disk", global.output,
                     code: "usage")
             }
+            let pauses = Pauses(open, global)
             var load = try BenchLoad(self, open, requestByteCount: Int(byteCount))
-            if ring { try load.runRing() } else { try load.run() }
-            report(load)
+            do throws(BenchError) {
+                if ring { try load.runRing() } else { try load.run() }
+            } catch {
+                switch error {
+                case .client(let error): throw error
+                case .mismatch(let place): throw mismatch(place)
+                }
+            }
+            report(load, pauses)
         }
     }
 
-    private func report(_ load: BenchLoad) {
+    private func mismatch(_ place: UInt64) -> Failure {
+        Failure(
+            .dataMismatch, .disk(disk), "at byte \(place) is not what was written last",
+            global.output, code: "data-mismatch",
+            hint: "Look: nvmectl io read \(disk) --offset \(place / 512 * 512) --length 4K --hex")
+    }
+
+    private func report(_ load: BenchLoad, _ pauses: Pauses) {
         let seconds = Double(max(load.elapsedNanoseconds, 1)) / 1_000_000_000
         let iops = Double(load.completed) / seconds
         let rate = iops * Double(load.requestByteCount)
@@ -76,19 +97,23 @@ struct BenchCommand: ParsableCommand {
         global.show([
             (
                 "bench",
-                .object([
-                    ("disk", .string(disk)), ("operation", .string(operation.rawValue)),
-                    ("order", .string(sequential ? "sequential" : "random")),
-                    ("data", .string(direct || ring ? "registered" : "inline")),
-                    ("requests_by", .string(ring ? "ring" : "messages")),
-                    ("request_bytes", .number(UInt64(load.requestByteCount))),
-                    ("queue_depth", .number(UInt64(queueDepth))), ("seed", .number(seed)),
-                    ("requests", .number(load.completed)),
-                    ("elapsed_ns", .number(load.elapsedNanoseconds)),
-                    ("iops", .number(UInt64(iops))),
-                    ("bytes_per_second", .number(UInt64(rate))), ("p50_ns", .number(p50)),
-                    ("p99_ns", .number(p99)), ("max_ns", .number(load.latencies.maximum)),
-                ])
+                .object(
+                    [
+                        ("disk", .string(disk)), ("operation", .string(operation.rawValue)),
+                        ("order", .string(sequential ? "sequential" : "random")),
+                        ("data", .string(direct || ring ? "registered" : "inline")),
+                        ("requests_by", .string(ring ? "ring" : "messages")),
+                        ("request_bytes", .number(UInt64(load.requestByteCount))),
+                        ("queue_depth", .number(UInt64(queueDepth))), ("seed", .number(seed)),
+                        ("requests", .number(load.completed)),
+                        ("elapsed_ns", .number(load.elapsedNanoseconds)),
+                        ("iops", .number(UInt64(iops))),
+                        ("bytes_per_second", .number(UInt64(rate))), ("p50_ns", .number(p50)),
+                        ("p99_ns", .number(p99)), ("max_ns", .number(load.latencies.maximum)),
+                        ("longest_pause_ns", .number(load.longestPauseNanoseconds)),
+                        ("written", load.model.map { .number($0.written) } ?? .null),
+                        ("verified", load.model.map { .number($0.verified) } ?? .null),
+                    ] + pauses.json)
             )
         ]) {
             Text.list([
@@ -98,6 +123,17 @@ struct BenchCommand: ParsableCommand {
                     "latency",
                     "p50 \(Text.duration(p50)), p99 \(Text.duration(p99)), "
                         + "max \(Text.duration(load.latencies.maximum))"
+                ),
+                (
+                    "longest pause",
+                    "\(Text.duration(load.longestPauseNanoseconds)) without a completion"
+                        + pauses.text
+                ),
+                (
+                    "verified",
+                    load.model.map {
+                        "\($0.verified) reads, all as written last; \($0.written) writes"
+                    } ?? ""
                 ),
             ])
         }
@@ -110,6 +146,9 @@ struct BenchLoad {
     private(set) var completed: UInt64 = 0
     private(set) var elapsedNanoseconds: UInt64 = 0
     private(set) var latencies = LatencyHistogram()
+    /// The longest time without any completion while requests were in flight.
+    private(set) var longestPauseNanoseconds: UInt64 = 0
+    private(set) var model: BenchModel?
 
     private let disk: Disk
     private let options: BenchCommand
@@ -119,7 +158,12 @@ struct BenchLoad {
     private let placeCount: UInt64
     private var random: UInt64
     private var next: UInt64 = 0
-    private var started: [UInt64: (slot: Int, at: UInt64)] = [:]
+    private var tasks: [BenchTask]
+    private var times: [UInt64]
+    private var slots: [UInt64: Int] = [:]
+    private var begin: UInt64 = 0
+    private var end: UInt64 = 0
+    private var lastCompletion: UInt64 = 0
 
     init(_ options: BenchCommand, _ disk: Disk, requestByteCount: Int) throws {
         self.options = options
@@ -128,62 +172,110 @@ struct BenchLoad {
         blockCount = UInt32(clamping: requestByteCount / disk.blockByteCount)
         placeCount = max(disk.byteCount / UInt64(requestByteCount), 1)
         random = options.seed
+        tasks = Array(repeating: BenchTask(place: 0, isWrite: false), count: options.queueDepth)
+        times = Array(repeating: 0, count: options.queueDepth)
         buffer = try IOBuffer(byteCount: requestByteCount * options.queueDepth)
         DataPattern(seed: options.seed).fill(
             buffer, offset: 0, count: buffer.byteCount, diskByteOffset: 0)
+        if options.operation == .verify {
+            model = BenchModel(
+                seed: options.seed, byteCount: requestByteCount, placeCount: placeCount,
+                slotCount: options.queueDepth)
+            guard model != nil else {
+                throw Failure(
+                    .usage, .disk(options.disk), "the disk has no room for so many requests",
+                    options.global.output, code: "usage")
+            }
+        }
         if options.direct || options.ring {
             region = try disk.registerMemory(buffer, deadlineNanoseconds: options.global.deadline)
         }
     }
 
-    /// A place from 0 up to the number of places (SplitMix64).
-    private mutating func place() -> UInt64 {
-        if options.sequential {
-            defer { next += 1 }
-            return next % placeCount
-        }
+    private var deadline: UInt64 {
+        Deadline.after(milliseconds: UInt64(clamping: options.global.timeout) * 1000)
+    }
+
+    /// Something between 0 and 2^64 (SplitMix64).
+    private mutating func draw() -> UInt64 {
         random &+= 0x9E37_79B9_7F4A_7C15
         var mixed = random
         mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
         mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
-        return (mixed ^ (mixed >> 31)) % placeCount
+        return mixed ^ (mixed >> 31)
     }
 
-    /// The same through a ring.
-    mutating func runRing() throws(ClientError) {
-        let entries = UInt32(options.queueDepth - 1).leadingZeroBitCount
-        let ring = try disk.openRing(entries: max(2, 1 << UInt32(32 - entries)))
-        var done = [RingCompletion](repeating: RingCompletion(), count: options.queueDepth)
-        var times = [UInt64](repeating: 0, count: options.queueDepth)
-        let begin = MonotonicClock.nowNanoseconds
-        let end = begin &+ UInt64(clamping: options.seconds) * 1_000_000_000
-        var inFlight = options.queueDepth
-        for slot in 0..<options.queueDepth {
-            times[slot] = begin
-            prepare(ring, slot)
+    /// What a slot does next, with its data in place; false: nothing more.
+    private mutating func choose(_ slot: Int, _ now: UInt64) -> Bool {
+        if model != nil {
+            let drawn = draw()
+            guard let task = now < end ? model?.next(slot, drawn) : model?.last(slot) else {
+                return false
+            }
+            tasks[slot] = task
+            model?.prepare(task, buffer, offset: slot * requestByteCount)
+        } else {
+            guard now < end else { return false }
+            tasks[slot] = BenchTask(
+                place: options.sequential ? next % placeCount : draw() % placeCount,
+                isWrite: options.operation == .write)
+            next &+= 1
         }
+        times[slot] = now
+        return true
+    }
+
+    private mutating func start() {
+        begin = MonotonicClock.nowNanoseconds
+        end = begin &+ UInt64(clamping: options.seconds) * 1_000_000_000
+        lastCompletion = begin
+    }
+
+    /// Requests came back.
+    private mutating func hear(_ now: UInt64) {
+        longestPauseNanoseconds = max(longestPauseNanoseconds, now &- lastCompletion)
+        lastCompletion = now
+    }
+
+    /// A slot's request is done: its data is looked at.
+    private mutating func finish(_ slot: Int, _ now: UInt64) throws(BenchError) {
+        latencies.add(now &- times[slot])
+        completed += 1
+        if let place = model?.mismatch(tasks[slot], buffer, offset: slot * requestByteCount) {
+            throw .mismatch(byteOffset: place)
+        }
+    }
+
+    /// Through a ring, until the time is over and everything has come back.
+    mutating func runRing() throws(BenchError) {
+        let entries = UInt32(options.queueDepth - 1).leadingZeroBitCount
+        let ring = try BenchError.wrap { () throws(ClientError) in
+            try disk.openRing(
+                entries: max(2, 1 << UInt32(32 - entries)),
+                deadlineNanoseconds: options.global.deadline)
+        }
+        var done = [RingCompletion](repeating: RingCompletion(), count: options.queueDepth)
+        start()
+        var inFlight = options.queueDepth
+        for slot in 0..<options.queueDepth where choose(slot, begin) { prepare(ring, slot) }
         ring.submit()
         while inFlight > 0 {
             let count = ring.reap(into: &done)
             if count == 0 {
-                _ = try ring.wait(
-                    deadlineNanoseconds: Deadline.after(
-                        milliseconds: UInt64(clamping: options.global.timeout) * 1000))
+                let woken = try BenchError.wrap { () throws(ClientError) in
+                    try ring.wait(deadlineNanoseconds: deadline)
+                }
+                if woken == .timedOut { throw .client(.timedOut) }
                 continue
             }
             // One look at the clock for all that came together: it costs more than a request.
             let now = MonotonicClock.nowNanoseconds
+            hear(now)
             for completion in done[..<count] {
-                if let error = completion.error(disk: disk.name) { throw .failed(error) }
+                if let error = completion.error(disk: disk.name) { throw .client(.failed(error)) }
                 let slot = Int(clamping: completion.tag) % options.queueDepth
-                latencies.add(now &- times[slot])
-                completed += 1
-                guard now < end else {
-                    inFlight -= 1
-                    continue
-                }
-                times[slot] = now
-                prepare(ring, slot)
+                try finish(slot, now)
+                if choose(slot, now) { prepare(ring, slot) } else { inFlight -= 1 }
             }
             ring.submit()
         }
@@ -191,45 +283,58 @@ struct BenchLoad {
     }
 
     private mutating func prepare(_ ring: DiskRing, _ slot: Int) {
-        let lba = place() * UInt64(blockCount)
+        let lba = tasks[slot].place * UInt64(blockCount)
         let data = RingData.region(region, offset: UInt64(slot * requestByteCount))
         // There is always room: as many are prepared as were reaped.
         _ =
-            options.operation == .read
-            ? ring.prepareRead(lba: lba, blockCount: blockCount, data: data, tag: UInt64(slot))
-            : ring.prepareWrite(lba: lba, blockCount: blockCount, data: data, tag: UInt64(slot))
+            tasks[slot].isWrite
+            ? ring.prepareWrite(lba: lba, blockCount: blockCount, data: data, tag: UInt64(slot))
+            : ring.prepareRead(lba: lba, blockCount: blockCount, data: data, tag: UInt64(slot))
     }
 
-    private mutating func start(_ slot: Int) throws(ClientError) {
-        let lba = place() * UInt64(blockCount)
+    private mutating func submit(_ slot: Int) throws(ClientError) {
+        let lba = tasks[slot].place * UInt64(blockCount)
         let offset = slot * requestByteCount
-        let at = MonotonicClock.nowNanoseconds
         let id = try disk.submit(
-            options.operation == .read
-                ? .read(lba: lba, blockCount: blockCount, into: buffer, bufferOffset: offset)
-                : .write(
+            tasks[slot].isWrite
+                ? .write(
                     lba: lba, blockCount: blockCount, from: buffer, bufferOffset: offset,
-                    fua: false))
-        started[id] = (slot, at)
+                    fua: false)
+                : .read(lba: lba, blockCount: blockCount, into: buffer, bufferOffset: offset))
+        slots[id] = slot
     }
 
-    /// Runs until the time is over and everything has come back.
-    mutating func run() throws(ClientError) {
-        let begin = MonotonicClock.nowNanoseconds
-        let end = begin &+ UInt64(clamping: options.seconds) * 1_000_000_000
-        for slot in 0..<options.queueDepth { try start(slot) }
-        while let completion = try disk.nextCompletion(
-            deadlineNanoseconds: Deadline.after(
-                milliseconds: UInt64(clamping: options.global.timeout) * 1000))
-        {
-            if let error = completion.error { throw .failed(error) }
+    /// Through messages, until the time is over and everything has come back.
+    mutating func run() throws(BenchError) {
+        start()
+        for slot in 0..<options.queueDepth where choose(slot, begin) {
+            do throws(ClientError) { try submit(slot) } catch { throw .client(error) }
+        }
+        while let completion = try BenchError.wrap({ () throws(ClientError) in
+            try disk.nextCompletion(deadlineNanoseconds: deadline)
+        }) {
+            if let error = completion.error { throw .client(.failed(error)) }
             let now = MonotonicClock.nowNanoseconds
-            guard let (slot, at) = started.removeValue(forKey: completion.id) else { continue }
-            latencies.add(now &- at)
-            completed += 1
-            if now < end { try start(slot) }
+            guard let slot = slots.removeValue(forKey: completion.id) else { continue }
+            hear(now)
+            try finish(slot, now)
+            guard choose(slot, now) else { continue }
+            do throws(ClientError) { try submit(slot) } catch { throw .client(error) }
         }
         elapsedNanoseconds = MonotonicClock.nowNanoseconds &- begin
+    }
+}
+
+/// Why a measurement ended early.
+enum BenchError: Error {
+    case client(ClientError)
+    /// The disk does not contain what was written to it.
+    case mismatch(byteOffset: UInt64)
+
+    static func wrap<Value>(
+        _ body: () throws(ClientError) -> Value
+    ) throws(BenchError) -> Value {
+        do throws(ClientError) { return try body() } catch { throw .client(error) }
     }
 }
 

@@ -28,13 +28,15 @@ struct DeviceCommand: ParsableCommand {
                     Text.table(
                         [
                             "NAME", "STATE", "MODEL", "SERIAL", "NAMESPACES", "PID", "RESTARTS",
-                            "REASON",
+                            "GENERATION", "ADOPTED", "LAST PAUSE", "REASON",
                         ],
                         devices.map {
                             [
                                 $0.name, "\($0.state)", $0.model, $0.serial,
                                 "\($0.namespaces.count)", $0.workerPID.map { "\($0)" } ?? "-",
-                                "\($0.restarts)", $0.reason,
+                                "\($0.restarts)", Text.generation($0.continuity),
+                                Text.adoptions($0.continuity), Text.pause($0.continuity),
+                                $0.reason,
                             ]
                         })
                 }
@@ -72,16 +74,19 @@ struct DeviceCommand: ParsableCommand {
     }
 
     static func text(_ device: DeviceInfo) -> String {
+        let worker: [(String, String)] = [
+            ("name", device.name), ("state", "\(device.state)"), ("reason", device.reason),
+            ("since", Text.ago(device.sinceNanoseconds)),
+            ("attempts", device.attempts > 0 ? "\(device.attempts)" : ""),
+            ("transport", device.transport), ("model", device.model), ("serial", device.serial),
+            ("firmware", device.firmware),
+            ("worker", device.workerPID.map { "pid \($0)" } ?? ""),
+            ("restarts", "\(device.restarts)"), ("sessions", "\(device.sessionCount)"),
+        ]
+        let continuity: [(String, String)] = device.continuity.map(lines) ?? []
+        let health: [(String, String)] = device.health.map(lines) ?? []
         let lines = Text.list(
-            [
-                ("name", device.name), ("state", "\(device.state)"), ("reason", device.reason),
-                ("since", Text.ago(device.sinceNanoseconds)),
-                ("attempts", device.attempts > 0 ? "\(device.attempts)" : ""),
-                ("transport", device.transport), ("model", device.model), ("serial", device.serial),
-                ("firmware", device.firmware),
-                ("worker", device.workerPID.map { "pid \($0)" } ?? ""),
-                ("restarts", "\(device.restarts)"), ("sessions", "\(device.sessionCount)"),
-            ] + (device.health.map(lines) ?? []))
+            worker + continuity + [("reset because", device.resetReason)] + health)
         guard !device.namespaces.isEmpty else { return lines }
         let table = Text.table(
             ["NAMESPACE", "SIZE", "BLOCK", "NGUID", "EUI64", "UUID", "NOT SERVED"],
@@ -102,7 +107,7 @@ struct DeviceCommand: ParsableCommand {
     }
 
     static func json(_ device: DeviceInfo) -> JSON {
-        .object([
+        let head: [(String, JSON)] = [
             ("name", .string(device.name)), ("state", .string("\(device.state)")),
             ("reason", .text(device.reason)), ("attempts", .number(UInt64(device.attempts))),
             ("since_ns", .number(device.sinceNanoseconds)),
@@ -113,7 +118,17 @@ struct DeviceCommand: ParsableCommand {
             ("sessions", .number(UInt64(device.sessionCount))),
             ("health", device.health.map(json) ?? .null),
             ("namespaces", .array(device.namespaces.map(json))),
-        ])
+            ("reset_reason", .text(device.resetReason)),
+        ]
+        return .object(head + JSON.continuity(device.continuity))
+    }
+
+    private static func lines(_ continuity: Continuity) -> [(String, String)] {
+        [
+            ("generation", "\(continuity.generation)"),
+            ("adopted", "\(continuity.adoptions) times"), ("resets", "\(continuity.resets)"),
+            ("last pause", Text.pause(continuity)),
+        ]
     }
 
     private static func lines(_ health: Health) -> [(String, String)] {

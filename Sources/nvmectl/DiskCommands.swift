@@ -20,7 +20,7 @@ struct DiskCommand: ParsableCommand {
                     Text.table(
                         [
                             "NAME", "DEVICE", "NAMESPACE", "SIZE", "BLOCK", "ACCESS", "SESSIONS",
-                            "PROBLEM",
+                            "GENERATION", "ADOPTED", "LAST PAUSE", "PROBLEM",
                         ],
                         disks.map {
                             [
@@ -28,7 +28,9 @@ struct DiskCommand: ParsableCommand {
                                 $0.nsid == 0 ? "-" : "\($0.nsid)", DiskCommand.size($0),
                                 $0.blockByteCount == 0 ? "-" : "\($0.blockByteCount)",
                                 DiskCommand.access($0.access) + ($0.shared ? ", shared" : ""),
-                                "\($0.sessionCount)", $0.problem,
+                                "\($0.sessionCount)", Text.generation($0.continuity),
+                                Text.adoptions($0.continuity), Text.pause($0.continuity),
+                                $0.problem,
                             ]
                         })
                 }
@@ -72,7 +74,7 @@ struct DiskCommand: ParsableCommand {
     }
 
     static func json(_ disk: DiskEntry) -> JSON {
-        .object([
+        let head: [(String, JSON)] = [
             ("name", .string(disk.name)), ("device", .text(disk.device)),
             ("nsid", disk.nsid == 0 ? .null : .number(UInt64(disk.nsid))),
             ("access", .string(access(disk.access))), ("shared", .bool(disk.shared)),
@@ -82,7 +84,8 @@ struct DiskCommand: ParsableCommand {
             ),
             ("blocks", disk.blockCount == 0 ? .null : .number(disk.blockCount)),
             ("sessions", .number(UInt64(disk.sessionCount))), ("problem", .text(disk.problem)),
-        ])
+        ]
+        return .object(head + JSON.continuity(disk.continuity))
     }
 
     private static func reads(_ info: DiskInfo) -> String {
@@ -134,12 +137,15 @@ struct DiskCommand: ParsableCommand {
             ("uuid", Text.hex(info.identity.uuid)), ("serial", info.serial), ("model", info.model),
             ("firmware", info.firmware),
             ("memory", info.bounced ? "copied through the worker" : "direct"),
-            ("generation", "\(info.generation)"), ("sessions", "\(entry.sessionCount)"),
+            ("generation", "\(info.generation)"),
+            ("adopted", entry.continuity.map { "\($0.adoptions) times" } ?? ""),
+            ("last pause", entry.continuity?.lastPauseNanoseconds.map(Text.duration) ?? ""),
+            ("sessions", "\(entry.sessionCount)"),
         ])
     }
 
     static func json(_ info: DiskInfo, _ entry: DiskEntry) -> JSON {
-        .object([
+        let head: [(String, JSON)] = [
             ("name", .string(info.name)), ("device", .string(info.device)),
             ("nsid", .number(UInt64(info.nsid))), ("access", .string(access(entry.access))),
             ("sessions", .number(UInt64(entry.sessionCount))),
@@ -164,7 +170,11 @@ struct DiskCommand: ParsableCommand {
             ("eui64", .text(Text.hex(info.identity.eui64))),
             ("uuid", .text(Text.hex(info.identity.uuid))), ("serial", .text(info.serial)),
             ("model", .text(info.model)), ("firmware", .text(info.firmware)),
-            ("bounced", .bool(info.bounced)), ("generation", .number(info.generation)),
-        ])
+            ("bounced", .bool(info.bounced)),
+        ]
+        // What the session itself was told is the newest.
+        var continuity = entry.continuity ?? Continuity(generation: info.generation)
+        continuity.generation = max(continuity.generation, info.generation)
+        return .object(head + JSON.continuity(continuity))
     }
 }

@@ -20,6 +20,7 @@ final class IOJob {
     private var doneByteCount: UInt64 = 0
     private var reopened = 0
     private var progress: Progress
+    private let pauses: Pauses
     /// With `--ring`: the ring, until its session ends.
     private var ring: RingJob?
 
@@ -30,6 +31,7 @@ final class IOJob {
         self.options = options
         self.verb = verb
         self.disk = disk
+        pauses = Pauses(disk, options.global)
         buffer = try IOBuffer(byteCount: Self.chunkByteCount)
         let block = disk.blockByteCount
         guard let offset = options.offset.byteCount(blockByteCount: block) else {
@@ -108,7 +110,7 @@ final class IOJob {
         }
     }
 
-    /// Does something with the disk; with `--reopen` again after its worker was restarted.
+    /// Does something with the disk; with `--reopen` again when its session could not be kept.
     private func persistently(_ work: () throws(ClientError) -> Void) throws(ClientError) {
         do throws(ClientError) { try work() } catch {
             guard options.reopen, error.isWorkerRestarted else { throw error }
@@ -184,16 +186,17 @@ final class IOJob {
     func report() {
         let nanoseconds = max(MonotonicClock.nowNanoseconds - started, 1)
         let perSecond = Double(doneByteCount) * 1_000_000_000 / Double(nanoseconds)
-        let result: [(String, JSON)] = [
-            ("disk", .string(options.disk)), ("offset", .number(byteOffset)),
-            ("bytes", .number(doneByteCount)), ("elapsed_ns", .number(nanoseconds)),
-            ("bytes_per_second", .number(UInt64(perSecond))),
-            ("reopened", .number(UInt64(reopened))),
-        ]
+        let result: [(String, JSON)] =
+            [
+                ("disk", .string(options.disk)), ("offset", .number(byteOffset)),
+                ("bytes", .number(doneByteCount)), ("elapsed_ns", .number(nanoseconds)),
+                ("bytes_per_second", .number(UInt64(perSecond))),
+                ("reopened", .number(UInt64(reopened))),
+            ] + pauses.json
         options.global.show([(verb, .object(result))]) {
             "\(verb) \(options.disk): \(Text.size(doneByteCount)) in "
                 + "\(Text.duration(nanoseconds)), \(Text.size(UInt64(perSecond)))/s"
-                + (reopened > 0 ? ", reopened \(reopened) times" : "")
+                + (reopened > 0 ? ", reopened \(reopened) times" : "") + pauses.text
         }
     }
 }

@@ -20,7 +20,7 @@ struct IOOptions: ParsableArguments {
     @Option(help: "How much. (default: to the end of the disk)") var length: Size?
     @Flag(help: "Move data through registered memory instead of messages.") var direct = false
     @Flag(help: "Read and write through a ring in shared memory.") var ring = false
-    @Flag(help: "Go on after the worker was restarted, repeating what was in flight.")
+    @Flag(help: "Open the disk again if its session cannot be kept, and repeat what was in flight.")
     var reopen = false
     @OptionGroup var global: GlobalOptions
 

@@ -22,7 +22,7 @@ struct SessionCommand: ParsableCommand {
                     Text.table(
                         [
                             "ID", "DISK", "DEVICE", "ACCESS", "PID", "UID", "READ", "WRITTEN",
-                            "ERRORS", "OPENED",
+                            "ERRORS", "GENERATION", "ADOPTED", "LAST PAUSE", "OPENED",
                         ],
                         sessions.map {
                             [
@@ -30,7 +30,8 @@ struct SessionCommand: ParsableCommand {
                                 DiskCommand.access($0.access), "\($0.clientPID)",
                                 "\($0.clientUID)", Text.size($0.counters.readBytes),
                                 Text.size($0.counters.writtenBytes), "\($0.counters.errors)",
-                                Text.ago($0.openedNanoseconds),
+                                Text.generation($0.continuity), Text.adoptions($0.continuity),
+                                Text.pause($0.continuity), Text.ago($0.openedNanoseconds),
                             ]
                         })
                 }
@@ -55,7 +56,7 @@ struct SessionCommand: ParsableCommand {
     }
 
     static func json(_ session: SessionInfo) -> JSON {
-        .object([
+        let head: [(String, JSON)] = [
             ("id", .number(session.sessionID)), ("disk", .string(session.disk)),
             ("device", .text(session.device)), ("nsid", .number(UInt64(session.nsid))),
             ("access", .string(DiskCommand.access(session.access))),
@@ -69,7 +70,8 @@ struct SessionCommand: ParsableCommand {
             ("others", .number(session.counters.others)),
             ("errors", .number(session.counters.errors)),
             ("in_flight", .number(UInt64(session.counters.inFlight))),
-        ])
+        ]
+        return .object(head + JSON.continuity(session.continuity))
     }
 }
 

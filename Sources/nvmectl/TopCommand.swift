@@ -66,11 +66,13 @@ struct TopCommand: ParsableCommand {
                 JSON.object([
                     ("version", 1), ("interval_s", .decimal(interval)),
                     ("devices", .array(groups.map(\.json))),
+                    ("waiting", .array(devices.waiting.map(DeviceCommand.json))),
                 ]).text + "\n"
         case .text:
             let clear = !once && StandardStream.output.isTerminal ? "\u{1B}[H\u{1B}[2J" : ""
             let table = Text.table(TopRow.heading, groups.flatMap { $0.rows.map(\.cells) })
-            text = clear + table + (once || !clear.isEmpty ? "\n" : "\n\n")
+            let waiting = devices.waiting.map { "\n" + TopDevices.line($0) }.joined()
+            text = clear + table + waiting + (once || !clear.isEmpty ? "\n" : "\n\n")
         }
         // Whoever reads may have seen enough: then this ends.
         try StandardStream.output.write(text)
@@ -91,6 +93,9 @@ final class TopDevices {
     private let only: String?
     private let global: GlobalOptions
     private var mapped: [String: Mapped] = [:]
+    /// Devices whose requests wait at the moment.
+    private(set) var waiting: [DeviceInfo] = []
+    private var infos: [String: DeviceInfo] = [:]
 
     init(_ backend: NVMeBackend, _ only: String?, _ global: GlobalOptions) {
         self.backend = backend
@@ -101,7 +106,10 @@ final class TopDevices {
     /// Looks at every device; those that came, went or were restarted since are taken into account.
     func look() throws {
         var found: [String: Mapped] = [:]
-        for device in try list() where device.state == .ready {
+        let devices = try list()
+        waiting = devices.filter { $0.state == .recovering || $0.state == .starting }
+        infos = Dictionary(devices.map { ($0.name, $0) }, uniquingKeysWith: { $1 })
+        for device in devices where device.state == .ready {
             guard let pid = device.workerPID, let known = try map(device.name, pid) else {
                 continue
             }
@@ -110,6 +118,13 @@ final class TopDevices {
             found[device.name] = known
         }
         mapped = found
+    }
+
+    /// A device whose requests wait, in words.
+    static func line(_ device: DeviceInfo) -> String {
+        let reason = device.reason.isEmpty ? "" : ": \(device.reason)"
+        return Text.printable(
+            "\(device.name) is \(device.state) since \(Text.ago(device.sinceNanoseconds))\(reason)")
     }
 
     private func list() throws -> [DeviceInfo] {
@@ -137,7 +152,8 @@ final class TopDevices {
     func groups(_ scope: TopCommand.Scope, _ order: TopRow.Order) -> [TopGroup] {
         let groups = mapped.compactMap { name, device -> TopGroup? in
             guard let later = device.later else { return nil }
-            return TopGroup(name, device.earlier, later, scope, order)
+            return TopGroup(
+                name, infos[name]?.continuity, device.earlier, later, scope, order)
         }
         return groups.sorted { order.isBefore($0.total, $1.total) }
     }
@@ -147,16 +163,19 @@ final class TopDevices {
 struct TopGroup {
     let name: String
     let pid: Int32
+    let continuity: Continuity?
     /// The device as a whole.
     let total: TopRow
     /// Its rows, the one of the device first.
     let rows: [TopRow]
 
     init(
-        _ name: String, _ earlier: StatisticsSnapshot?, _ later: StatisticsSnapshot,
+        _ name: String, _ continuity: Continuity?, _ earlier: StatisticsSnapshot?,
+        _ later: StatisticsSnapshot,
         _ scope: TopCommand.Scope, _ order: TopRow.Order
     ) {
         self.name = name
+        self.continuity = continuity
         pid = later.pid
         // Before the first look nothing is known: everything since the worker's start is shown.
         let earlier =
@@ -196,9 +215,8 @@ struct TopGroup {
     }
 
     var json: JSON {
-        .object([
-            ("name", .string(name)), ("pid", .signed(Int64(pid))),
-            ("rows", .array(rows.map(\.json))),
-        ])
+        .object(
+            [("name", .string(name)), ("pid", .signed(Int64(pid)))]
+                + JSON.continuity(continuity) + [("rows", .array(rows.map(\.json)))])
     }
 }

@@ -143,6 +143,73 @@ struct AsyncDiskTests {
         }
     }
 
+    @Test(
+        "tasks wait through the death of their worker, whatever it was doing",
+        arguments: RingDeath.allCases)
+    func replaced(death: RingDeath) async throws {
+        var script = RingScript()
+        script.dies = death
+        // A wake-up can only be missing where somebody sleeps.
+        script.waitsForSleep = death == .unsent
+        let service = try FakeService(script: script)
+        try await withAsyncDisk(service, entries: 4) { disk in
+            // Given
+            let successor = TestThread()
+            successor.start { service.rings[0].succeed() }
+            // When: three times what the ring holds, in a row and side by side
+            let errors = await withTaskGroup(of: ClientError?.self) { group in
+                for _ in 0..<12 {
+                    group.addTask {
+                        await failure {
+                            try await disk.flush()
+                            try await disk.flush()
+                        }
+                    }
+                }
+                return await group.reduce(into: [ClientError?]()) { $0.append($1) }
+            }
+            await withCheckedContinuation { continuation in
+                let thread = TestThread()
+                thread.start {
+                    successor.join()
+                    continuation.resume()
+                }
+            }
+            // Then
+            #expect(errors.allSatisfy { $0 == nil })
+            #expect(service.rings[0].record.entries.count == 24)
+            #expect(disk.ended == nil)
+        }
+    }
+
+    @Test("events come as a stream, which ends with the session and its reason")
+    func events() async throws {
+        var script = RingScript()
+        script.endsAfter = 1
+        let pause: [SessionEvent] = [
+            .stalled(reason: "the worker is replaced"), .resumed(stalledNanoseconds: 7),
+        ]
+        let service = try FakeService(script: script) { _, request in
+            if case .registerMemory = request { .tell(pause) } else { .obey }
+        }
+        try await withAsyncDisk(service, entries: 2) { disk in
+            // Given
+            let events = disk.events()
+            // When
+            try disk.registerMemory(try IOBuffer(byteCount: 4096))
+            _ = await failure { try await disk.flush() }
+            var heard: [SessionEvent] = []
+            for await event in events { heard.append(event) }
+            var late: [SessionEvent] = []
+            for await event in disk.events() { late.append(event) }
+            // Then
+            #expect(heard.prefix(2) == pause[...])
+            #expect(heard.count == 3)
+            #expect(heard.last == .ended(WireError(.sessionRevoked, "an operator asked")))
+            #expect(late.isEmpty)
+        }
+    }
+
     @Test("closing fails what is under way")
     func close() async throws {
         var script = RingScript()

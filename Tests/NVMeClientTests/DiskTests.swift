@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Disks against a fake worker: data, splitting, pipelining, faults.
 
+import CLinux
 import Linux
 import NVMeClient
 import Testing
@@ -129,6 +130,117 @@ struct DiskTests {
             try disk.flush()
             try disk.flush()
             #expect(disk.ignoredReplies == 2)
+        }
+    }
+
+    @Test("replies that come twice are ignored, whatever they are to, and change nothing")
+    func repeated() throws {
+        let service = try FakeService { _, _ in .answerTwice }
+        try withDisk(service) { disk in
+            let source = try patterned(8192, seed: 1)
+            let target = try IOBuffer(byteCount: 8192)
+            let memory = try patterned(4096, seed: 2)
+            // When
+            try disk.registerMemory(memory)
+            try disk.write(from: source, byteOffset: 0, byteCount: 8192)
+            try disk.read(into: target, byteOffset: 0, byteCount: 8192)
+            try disk.compare(with: source, byteOffset: 0, byteCount: 8192)
+            try disk.refreshInfo()
+            let isCancelled = try disk.cancel(99)
+            let ring = try disk.openRing(entries: 2)
+            try disk.closeRing(ring)
+            try disk.unregisterMemory(memory)
+            try disk.flush()
+            try disk.flush()
+            // Then
+            #expect(isCancelled)
+            #expect(disk.info.blockCount == 4096)
+            #expect(
+                source.firstDifference(offset: 0, count: 8192, from: target, otherOffset: 0) == nil)
+            #expect(disk.ignoredReplies >= 9)
+            #expect(disk.inFlightCount == 0)
+            #expect(disk.ended == nil)
+        }
+    }
+
+    @Test("a worker that does not read for a while ends no session, however much is in flight")
+    func unread() throws {
+        let gate = try EventFD()
+        let fd = gate.fd.raw
+        let service = try FakeService { index, _ in
+            guard index == 0 else { return .obey }
+            var entry = nv_poll_entry(fd: fd, events: NV_POLLIN, revents: 0)
+            _ = unsafe nv_poll_many(&entry, 1, 60_000_000_000)
+            return .obey
+        }
+        try withDisk(service) { disk in
+            // Given: more than a connection lets wait otherwise
+            let buffer = try patterned(128 << 10, seed: 6)
+            var ids = [try disk.submit(.flush)]
+            // When
+            for _ in 1..<Disk.windowCount {
+                ids.append(
+                    try disk.submit(
+                        .write(
+                            lba: 0, blockCount: 256, from: buffer, bufferOffset: 0, fua: false)))
+            }
+            try gate.signal()
+            var done: [UInt64] = []
+            while let completion = try disk.nextCompletion(
+                deadlineNanoseconds: Deadline.after(milliseconds: 60_000))
+            {
+                #expect(completion.error == nil)
+                done.append(completion.id)
+            }
+            // Then
+            #expect(done.sorted() == ids)
+            #expect(disk.ended == nil)
+        }
+    }
+
+    @Test("the id of a registration that was given up is not used again")
+    func doubtfulRegion() throws {
+        let service = try FakeService { index, _ in index == 0 ? .ignore : .obey }
+        try withDisk(service) { disk in
+            let buffer = try IOBuffer(byteCount: 4096)
+            #expect(throws: ClientError.timedOut) {
+                try disk.registerMemory(
+                    buffer, deadlineNanoseconds: Deadline.after(milliseconds: 1))
+            }
+            #expect(try disk.registerMemory(buffer) == 1)
+        }
+    }
+
+    @Test("a pause is told by property and callback; one that is told twice is one")
+    func pause() throws {
+        let service = try FakeService { index, _ in
+            switch index {
+            case 0: .tell([.stalled(reason: "first"), .stalled(reason: "second")])
+            case 1: .tell([.resumed(stalledNanoseconds: 9)])
+            default: .revoke
+            }
+        }
+        try withDisk(service) { disk in
+            // Given
+            var heard: [SessionEvent] = []
+            disk.onEvent = { heard.append($0) }
+            // When
+            try disk.flush()
+            let during = disk.stall
+            try disk.flush()
+            let after = disk.stall
+            _ = #expect(throws: ClientError.self) { try disk.flush() }
+            // Then
+            #expect(during?.reason == "second")
+            #expect(after == nil)
+            #expect(disk.stallCount == 1)
+            #expect(disk.lastStallNanoseconds == 9)
+            #expect(
+                heard == [
+                    .stalled(reason: "first"), .stalled(reason: "second"),
+                    .resumed(stalledNanoseconds: 9),
+                    .ended(WireError(.sessionRevoked, "an operator asked")),
+                ])
         }
     }
 

@@ -9,6 +9,21 @@ import Linux
 import Synchronization
 import Wire
 
+/// What a fake worker is in the middle of when it dies. Its successor knows what it had taken and
+/// done, as a state area tells.
+enum RingDeath: Sendable, CaseIterable {
+    /// It has taken entries and published nothing of that.
+    case taken
+    /// The completions are written, their tail is not.
+    case written
+    /// The tail is published; whether the client sleeps was not looked at.
+    case published
+    /// `completion_need_wake` was taken back and the message not sent.
+    case unsent
+    /// `submission_need_wake` is set, and it sleeps.
+    case asleep
+}
+
 /// How the fake worker treats rings.
 struct RingScript: Sendable {
     /// Where all indexes begin.
@@ -27,6 +42,8 @@ struct RingScript: Sendable {
     var endsAfter: Int?
     /// Entries are taken only after the test said so.
     var startsHeld = false
+    /// The worker dies there, once, and stays dead until `succeed`.
+    var dies: RingDeath?
     /// After the first entry, this index is stored in place of the true one.
     var lie: (offset: Int, value: UInt32)?
 }
@@ -84,6 +101,15 @@ final class FakeRing: Sendable {
     private let held: Atomic<Bool>
     private let seen = Mutex(RingSeen())
     private let thread = TestThread()
+    /// What a successor would know.
+    private struct Progress {
+        var taken: UInt32
+        var posted: UInt32
+        /// Tag, code and status of what is done and not published.
+        var owed: [(UInt64, UInt16, UInt16)] = []
+    }
+    private let left: Mutex<Progress>
+    private let death: Mutex<RingDeath?>
     /// Ends the session.
     private let end: @Sendable () -> Void
     let byteCount: Int
@@ -109,6 +135,8 @@ final class FakeRing: Sendable {
         submissionCount = submissions
         completionCount = completions
         held = Atomic(script.startsHeld)
+        left = Mutex(Progress(taken: script.firstIndex, posted: script.firstIndex))
+        death = Mutex(script.dies)
         let bytes =
             NV_RING_HEADER_BYTES + Int(submissions) * NV_RING_SUBMISSION_BYTES
             + Int(completions) * NV_RING_COMPLETION_BYTES
@@ -163,19 +191,48 @@ final class FakeRing: Sendable {
     /// Closes the worker's end of the wake socket.
     func hangUp() { UnixSocket.shutdown(wake.first) }
 
+    /// Waits for the death of the worker, and has another one take over: it publishes what was
+    /// done, wakes the client once whatever the flags say, and looks at the ring once.
+    func succeed() {
+        thread.join()
+        thread.start { [self] in
+            var progress = left.withLock { $0 }
+            store(NV_RING_OFFSET_SUBMISSION_HEAD, progress.taken)
+            publish(&progress)
+            wakeClient(always: true)
+            serve()
+        }
+    }
+
+    /// Whether the worker dies here; what it knows is kept.
+    private func dies(_ here: RingDeath, _ progress: Progress) -> Bool {
+        let isHere = death.withLock { death in
+            guard death == here else { return false }
+            death = nil
+            return true
+        }
+        if isHere { left.withLock { $0 = progress } }
+        return isHere
+    }
+
     private func serve() {
-        var taken = script.firstIndex
-        var posted = script.firstIndex
+        var progress = left.withLock { $0 }
         while !stopping.load(ordering: .acquiring) {
-            let batch = held.load(ordering: .acquiring) ? [] : take(&taken)
-            if batch.isEmpty {
-                sleep(taken)
+            if !held.load(ordering: .acquiring) { take(&progress) }
+            if progress.owed.isEmpty {
+                if sleep(progress) { return }
                 continue
             }
+            if dies(.taken, progress) { return }
+            store(NV_RING_OFFSET_SUBMISSION_HEAD, progress.taken)
             if let lie = script.lie { store(lie.offset, lie.value) }
-            post(batch, &posted)
+            waitForSleep()
+            write(progress)
+            if dies(.written, progress) { return }
+            publish(&progress)
             if let lie = script.lie { store(lie.offset, lie.value) }
-            wakeClient(always: false)
+            if dies(.published, progress) { return }
+            guard wakeClient(always: false, progress) else { return }
             let total = seen.withLock { $0.entries.count }
             if let limit = script.endsAfter, total >= limit {
                 store(NV_RING_OFFSET_STATE, 1)
@@ -183,67 +240,86 @@ final class FakeRing: Sendable {
                 wakeClient(always: true)
                 return
             }
+            left.withLock { $0 = progress }
         }
     }
 
-    /// Takes what is there and what the completion ring has room for; tag, code and status of each.
-    private func take(_ taken: inout UInt32) -> [(UInt64, UInt16, UInt16)] {
+    /// Takes what is there and what the completion ring has room for.
+    private func take(_ progress: inout Progress) {
         let tail = word(NV_RING_OFFSET_SUBMISSION_TAIL)
         let first = word(NV_RING_OFFSET_COMPLETION_HEAD)
-        var done: [(UInt64, UInt16, UInt16)] = []
-        while taken != tail, taken &- first < completionCount {
-            let place = submissionOffset + Int(taken % submissionCount) * NV_RING_SUBMISSION_BYTES
+        while progress.taken != tail, progress.taken &- first < completionCount {
+            let place =
+                submissionOffset + Int(progress.taken % submissionCount) * NV_RING_SUBMISSION_BYTES
             let entry = unsafe Array(
                 UnsafeRawBufferPointer(start: at(place), count: NV_RING_SUBMISSION_BYTES))
-            taken &+= 1
-            done.append(act(entry))
+            progress.taken &+= 1
+            progress.owed.append(act(entry))
+            let count = Int(progress.taken &- first)
             seen.withLock {
                 $0.entries.append(entry)
-                $0.mostTaken = max($0.mostTaken, Int(taken &- first))
+                $0.mostTaken = max($0.mostTaken, count)
             }
         }
-        if !done.isEmpty { store(NV_RING_OFFSET_SUBMISSION_HEAD, taken) }
-        return done
     }
 
-    private func post(_ batch: [(UInt64, UInt16, UInt16)], _ posted: inout UInt32) {
-        if script.waitsForSleep {
-            while word(NV_RING_OFFSET_COMPLETION_NEED_WAKE) == 0,
-                !stopping.load(ordering: .acquiring)
-            { sched_yield() }
+    private func waitForSleep() {
+        guard script.waitsForSleep else { return }
+        while word(NV_RING_OFFSET_COMPLETION_NEED_WAKE) == 0, !stopping.load(ordering: .acquiring) {
+            sched_yield()
         }
-        for (tag, code, status) in script.reversed ? batch.reversed() : batch {
+    }
+
+    /// Writes the completions that are owed, without saying so.
+    private func write(_ progress: Progress) {
+        var posted = progress.posted
+        for (tag, code, status) in script.reversed ? progress.owed.reversed() : progress.owed {
             let place = completionOffset + Int(posted % completionCount) * NV_RING_COMPLETION_BYTES
             unsafe nv_store64(at(place), tag)
             unsafe nv_store64(at(place + 8), UInt64(status) | UInt64(code) << 16)
             posted &+= 1
         }
-        store(NV_RING_OFFSET_COMPLETION_TAIL, posted)
     }
 
-    private func wakeClient(always: Bool) {
+    /// Says so; a successor has written them again at the same places.
+    private func publish(_ progress: inout Progress) {
+        write(progress)
+        progress.posted &+= UInt32(progress.owed.count)
+        progress.owed = []
+        store(NV_RING_OFFSET_COMPLETION_TAIL, progress.posted)
+    }
+
+    private func wakeClient(always: Bool) { _ = wakeClient(always: always, nil) }
+
+    /// False: it died before the message was sent.
+    private func wakeClient(always: Bool, _ progress: Progress?) -> Bool {
         nv_full_fence()
         let asked = unsafe nv_exchange32(at(NV_RING_OFFSET_COMPLETION_NEED_WAKE), 0) == 1
-        guard asked || always else { return }
+        guard asked || always else { return true }
+        if let progress, dies(.unsent, progress) { return false }
         seen.withLock { $0.wakes += 1 }
         var byte: UInt8 = 1
         _ = unsafe send(
             wake.first.raw, &byte, 1, CInt(MSG_DONTWAIT | MSG_NOSIGNAL))
+        return true
     }
 
-    private func sleep(_ taken: UInt32) {
+    /// True: it died meanwhile.
+    private func sleep(_ progress: Progress) -> Bool {
         store(NV_RING_OFFSET_SUBMISSION_NEED_WAKE, 1)
         nv_full_fence()
-        let isFull = taken &- word(NV_RING_OFFSET_COMPLETION_HEAD) >= completionCount
+        let isFull = progress.taken &- word(NV_RING_OFFSET_COMPLETION_HEAD) >= completionCount
         let idle =
             isFull || held.load(ordering: .acquiring)
-            || word(NV_RING_OFFSET_SUBMISSION_TAIL) == taken
-        guard idle, !stopping.load(ordering: .acquiring) else { return }
+            || word(NV_RING_OFFSET_SUBMISSION_TAIL) == progress.taken
+        guard idle, !stopping.load(ordering: .acquiring) else { return false }
+        if dies(.asleep, progress) { return true }
         seen.withLock { $0.sleeps += 1 }
         _ = try? kick.fd.waitReadable(timeoutMilliseconds: 60_000)
         store(NV_RING_OFFSET_SUBMISSION_NEED_WAKE, 0)
         let count = (try? kick.drain()) ?? 0
         seen.withLock { $0.kicks += count }
+        return false
     }
 
     // MARK: Entries

@@ -21,6 +21,10 @@ enum Behaviour: Sendable {
     case answerStrangerFirst
     /// Tells that requests wait and that they flow, then obeys.
     case stallFirst
+    /// Tells these, then obeys.
+    case tell([SessionEvent])
+    /// Obeys, and answers once more, with other data: as the successor of a worker does.
+    case answerTwice
     /// Says nothing, ever.
     case ignore
     /// Closes the session without a word, as a killed worker does.
@@ -203,6 +207,12 @@ private final class FakeSession {
             try? channel.send(event: .stalled(reason: "the controller recovers"))
             try? channel.send(event: .resumed(stalledNanoseconds: 5))
             obey(request, id, payload, fd)
+        case .tell(let events):
+            for event in events { try? channel.send(event: event) }
+            obey(request, id, payload, fd)
+        case .answerTwice:
+            obey(request, id, payload, fd)
+            answerAgain(request, id)
         case .ignore: break
         case .die:
             channel.shutdown()
@@ -214,6 +224,26 @@ private final class FakeSession {
         case .answerShort: answer(id, Array(service.read(0, 1).dropLast()))
         }
         return true
+    }
+
+    private func answerAgain(_ request: SessionRequest, _ id: UInt64) {
+        switch request {
+        case .read(_, let blockCount, .inline):
+            answer(id, [UInt8](repeating: 0xEE, count: Int(blockCount) * 512))
+        case .read: try? channel.send(reply: .read, to: id)
+        case .openRing(let ring, _, _):
+            guard let made = rings[ring] else { return }
+            try? channel.send(
+                reply: .ringOpened(ringID: ring, byteCount: UInt64(made.byteCount)), to: id,
+                fds: [made.memoryFD.raw, made.kick.fd.raw, made.wake.second.raw])
+        case .getDiskInfo:
+            var other = service.info
+            other.blockCount = 1
+            try? channel.send(reply: .diskInfo(other), to: id)
+        case .cancel: try? channel.send(reply: .cancelled(false), to: id)
+        case .compare: try? channel.send(error: WireError(.compareFailed, "late"), to: id)
+        default: try? channel.send(reply: .done, to: id)
+        }
     }
 
     private func openRing(

@@ -277,6 +277,60 @@ struct RingTests {
     }
 }
 
+@Suite("Rings whose worker is replaced", .timeLimit(.minutes(2)))
+struct RingReplacementTests {
+    @Test(
+        "whatever a worker dies in the middle of, no entry, completion or wake-up is lost",
+        arguments: RingDeath.allCases, [UInt64(0), 50_000])
+    func replaced(death: RingDeath, spin: UInt64) throws {
+        var script = RingScript()
+        script.dies = death
+        // The worst moment: the client sleeps when the worker dies.
+        script.waitsForSleep = spin == 0 || death == .unsent
+        var options = RingOptions()
+        options.spinNanosecondsMax = spin
+        try withRing(script, entries: 4, options: options) { rig in
+            // Given
+            let service = rig.service
+            let successor = TestThread()
+            successor.start { service.rings[0].succeed() }
+            // When: more than the ring holds, so that room is waited for, too
+            var tags: [UInt64] = []
+            for round in UInt64(0)..<3 {
+                for index in UInt64(0)..<4 {
+                    #expect(rig.ring.prepareFlush(tag: round * 4 + index))
+                }
+                rig.ring.submit()
+                tags += try rig.collect(4).map(\.tag)
+            }
+            successor.join()
+            // Then
+            #expect(tags.sorted() == (0..<12).map { UInt64($0) })
+            #expect(service.rings[0].record.entries.count == 12)
+            #expect(rig.ring.isOpen)
+            #expect(rig.disk.ended == nil)
+        }
+    }
+
+    @Test("the deadline ends a wait for a worker that is dead; the ring goes on with the next one")
+    func deadline() throws {
+        var script = RingScript()
+        script.dies = .taken
+        try withRing(script) { rig in
+            // Given
+            #expect(rig.ring.prepareFlush(tag: 1))
+            rig.ring.submit()
+            // When
+            let woken = try rig.ring.wait(deadlineNanoseconds: Deadline.after(milliseconds: 2))
+            rig.service.rings[0].succeed()
+            let done = try rig.collect(1)
+            // Then
+            #expect(woken == .timedOut)
+            #expect(done.map(\.tag) == [1])
+        }
+    }
+}
+
 @Suite("Rings that end, and rings that are none")
 struct RingEndTests {
     @Test("the end of the session is noticed with its reason, after the completions")

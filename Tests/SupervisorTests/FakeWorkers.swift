@@ -27,6 +27,14 @@ final class FakeWorker {
     var isDeaf = false
     var isDeafToSessions = false
     private(set) var isLoaded = false
+    /// The successor of one that died is taking the device over.
+    private(set) var isRecovering = false
+    private var pid: Int32 = 42
+    var continuity: Continuity?
+    /// Dies under so many of the next opens, before it answers.
+    var deathsUnderOpen = 0
+    /// Ends this session right after it has told of it.
+    var endsAfterListing: UInt64?
     private(set) var config: DeviceConfig?
     private(set) var requests: [String] = []
     private(set) var isStopped = false
@@ -67,6 +75,20 @@ final class FakeWorker {
         }
     }
 
+    /// As SIGKILL does to a worker whose successor adopts the device: everything is kept.
+    func beReplaced() {
+        die(keepingSessions: true)
+        isRecovering = true
+        pid += 1
+    }
+
+    /// The successor has taken everything over.
+    func finishRecovery() {
+        isRecovering = false
+        isLoaded = true
+        tell(.stateChanged(.ready, reason: ""))
+    }
+
     func tell(_ event: WorkerEvent) { try? channel?.send(event: event) }
 
     private func serve() {
@@ -103,13 +125,20 @@ final class FakeWorker {
                 }
                 try channel.send(reply: .namespace(found), to: id)
             case .openSession(let open):
-                if !isDeafToSessions { try self.open(open, id, channel) }
+                if isDeafToSessions { return }
+                guard deathsUnderOpen > 0 else { return try self.open(open, id, channel) }
+                deathsUnderOpen -= 1
+                // Nobody has the client's end: the successor finds that out at once.
+                beReplaced()
+                isRecovering = false
+                isLoaded = true
             case .closeSession(let session, let reason):
                 end(session, WireError(.sessionRevoked, reason))
                 try channel.send(reply: .done, to: id)
             case .listSessions:
                 let all = sessions.values.sorted { $0.sessionID < $1.sessionID }
                 try channel.send(reply: .sessions(Page(all)), to: id)
+                if let id = endsAfterListing { end(id, WireError(.cancelled, "the client left")) }
             case .inspect(let prefix, _):
                 let tree = [InspectEntry("queue/1/depth", "64"), InspectEntry("serial", serial)]
                 try channel.send(
@@ -126,21 +155,27 @@ final class FakeWorker {
     private var ready: DeviceReady {
         var controller = ControllerInfo()
         controller.serial = serial
-        return DeviceReady(
+        var ready = DeviceReady(
             controller: controller, namespaces: namespaces, bringUpNanoseconds: 1, generation: 1)
+        ready.continuity = continuity
+        return ready
     }
 
     private var device: WorkerDevice {
-        var device = WorkerDevice(state: isLoaded ? .ready : .absent)
+        var device = WorkerDevice(
+            state: isRecovering ? .recovering : isLoaded ? .ready : .absent)
         device.config = config
         device.ready = isLoaded ? ready : nil
-        device.workerPID = 42
+        device.workerPID = pid
         return device
     }
 
     private func load(
         _ config: DeviceConfig, _ id: UInt64, _ channel: Channel<WorkerProtocol>
     ) throws {
+        if isRecovering {
+            return try channel.send(error: WireError(.deviceStarting, "not yet"), to: id)
+        }
         if !loadFailures.isEmpty {
             return try channel.send(error: loadFailures.removeFirst(), to: id)
         }
@@ -159,6 +194,7 @@ final class FakeWorker {
         session.nsid = open.nsid
         session.shared = open.shared
         session.clientUID = open.clientUID
+        session.device = config?.name ?? ""
         sessions[open.sessionID] = session
         let source = try EventLoop.current.watch(mine.fd, []) { [weak self] _ in
             self?.end(open.sessionID, WireError(.cancelled, "the client closed it"))

@@ -47,7 +47,10 @@ class Connection:
             if reply.WhichOneof("body") == "session_ended":
                 sys.exit(f"the session ended: {reply.session_ended.reason}")
             if reply.request_id != self.last:
-                continue  # an event
+                # An event, or a reply that comes twice because the worker was replaced meanwhile.
+                for fd in received:
+                    os.close(fd)
+                continue
             if reply.HasField("error"):
                 sys.exit(f"{body}: {reply.error}")
             return reply, received
@@ -131,7 +134,8 @@ class Ring:
             if any(fd == self.wake.fileno() for fd, _ in ready):
                 assert self.wake.recv(1, socket.MSG_DONTWAIT), "the worker is gone"
             elif ready:
-                return
+                # An event, such as SessionStalled: nothing has to be done about it.
+                assert session.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT), "the session ended"
         self.words[512 // 4] = 0
 
 

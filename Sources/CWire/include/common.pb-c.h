@@ -105,7 +105,7 @@ typedef enum _Nvmed__V1__ErrorCode {
    */
   NVMED__V1__ERROR_CODE__ERROR_CODE_DEVICE_STARTING = 15,
   /*
-   * The worker was restarted and this session did not survive: reopen the disk. Retriable.
+   * The worker was restarted and this session could not be kept: reopen the disk. Retriable.
    */
   NVMED__V1__ERROR_CODE__ERROR_CODE_WORKER_RESTARTED = 16,
   /*

@@ -575,7 +575,9 @@ struct  Nvmed__V1__DiskChanged
 
 
 /*
- * Event: requests wait, for instance while the controller recovers. Nothing has to be done.
+ * Event: requests have waited for a second, because the worker is being replaced or the controller recovers. Nothing
+ * has to be done: a session, its rings and memory outlive their worker. Another one may follow during the same pause,
+ * when a successor dies as well; then SessionResumed or SessionEnded comes, from whichever worker.
  */
 struct  Nvmed__V1__SessionStalled
 {
@@ -591,7 +593,7 @@ struct  Nvmed__V1__SessionStalled
 
 
 /*
- * Event: requests flow again.
+ * Event: requests flow again. It may come without SessionStalled.
  */
 struct  Nvmed__V1__SessionResumed
 {
@@ -608,7 +610,8 @@ struct  Nvmed__V1__SessionResumed
 
 
 /*
- * Event, the last one: the session is over.
+ * Event, the last one: the session is over. WORKER_RESTARTED: it could not be kept over the death of its worker; open
+ * the disk again. Of requests without a reply it is not known whether they were done.
  */
 struct  Nvmed__V1__SessionEnded
 {
