@@ -65,25 +65,37 @@ extension DeviceService {
         guard let bytes = idleState?.configuration(),
             let config = KeptConfiguration.decode(bytes),
             case .enter = step(.recover, "the worker was restarted")
-        else { return endUnknown() }
+        else {
+            endUnknown()
+            return tellLooked()
+        }
         inheritSessions()
         do throws(WireError) {
             try countStart()
         } catch {
             log.error("\(error.message)", id: .crashLoop)
             step(.startFailed, error.message)
-            return endInherited(error)
+            endInherited(error)
+            return tellLooked()
         }
         watchStall()
         loop.task { [weak self] in
+            guard let self else { return }
+            let isAdopted = adopt(config)
+            tellLooked()
+            guard !isAdopted else { return }
             do throws(DriverError) {
-                guard let self, !adopt(config) else { return }
                 try await bringUp(config)
             } catch {
-                _ = self?.startFailed(error)
+                _ = startFailed(error)
             }
         }
     }
+
+    /// Waits until it is known whether the predecessor's controller can be gone on with.
+    func lookedAtPredecessor() async { _ = try? await looked.value() }
+
+    private func tellLooked() { looked.succeed(()) }
 
     /// Goes on with the predecessor's controller; false when that cannot be.
     private func adopt(_ config: DeviceConfig) -> Bool {
@@ -543,7 +555,14 @@ extension DeviceService {
                     device: name))
         }
         stallTimer?.arm(at: since &+ limit)
-        guard !stallIsTold else { return }
+        tellStall()
+    }
+
+    /// Tells the sessions that they are not served, once, when they have not been for a while.
+    func tellStall() {
+        guard let since = stalledSince, !stallIsTold,
+            MonotonicClock.nowNanoseconds &- since >= WorkerLimits.stallNanoseconds
+        else { return }
         stallIsTold = true
         let reason = lifecycle.reason.isEmpty ? "the worker was restarted" : lifecycle.reason
         for session in sessions.compactMap({ $0 }) where !session.hasEnded {

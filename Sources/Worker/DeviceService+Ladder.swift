@@ -75,8 +75,10 @@ extension DeviceService {
         defer { afterAdminCommand() }
         do throws(DriverError) {
             try controller.deleteSubmissionQueue(queue)
+            CrashPoint.hit(.queueDeleted)
             guard endCommands(queue, controller) else { return false }
             try controller.replaceQueue(queue)
+            CrashPoint.hit(.queueRecreated)
         } catch {
             log.warning("the queue could not be replaced: \(error); resetting", queue: name)
             return false

@@ -55,7 +55,11 @@ extension DeviceService {
             } catch {
                 storing.failure = error
             }
-            CrashPoint.hit(storing.ring == nil ? .memoryStored : .ringStored)
+            if storing.ring == nil {
+                CrashPoint.hit(.memoryStored)
+            } else {
+                CrashPoint.hit(.ringStored)
+            }
             storing.isConfirmed = true
             guard let self, let session, session.storing === storing, session.waits == .store
             else { return }

@@ -120,6 +120,8 @@ final class DeviceService {
     /// The adopted controller's admin queue is silent until a client has got a completion.
     var adoptionIsOpen = false
     var adoptionTimer: Timer?
+    /// It is known whether the predecessor's controller can be gone on with.
+    let looked = OneShot<Void>()
     /// Who waits until a bring-up has ended.
     var settling: [OneShot<Void>] = []
     /// Pages of clients' memory that were found to be gone, in all, when `endFaultedSessions` last

@@ -86,8 +86,11 @@ public enum WorkerProgram {
                 id: .workerStuck)
             try waitForEnd(of: holder, deadline)
         }
+        CrashPoint.hit(.adoptFenced)
         do throws(StateAreaError) {
-            return FoundArea(area: try StateArea.adopt(fd), isNew: false)
+            let area = try StateArea.adopt(fd)
+            CrashPoint.hit(.adoptGenerationRaised)
+            return FoundArea(area: area, isNew: false)
         } catch {
             log.error(
                 "the state area of the predecessor is not used: \(error); continuing",
@@ -149,13 +152,16 @@ final class WorkerProcess {
         let store = FDStore(inherited: names)
         self.store = store
         if found.isNew { Self.replace("state", found.area.fd, store, log) }
+        let pause = PauseWatch()
         let keeper = DeviceKeeper(
             device: device, log: log, store: store, stored: StoredDevice(from: &fds), names: names,
             generation: found.area.generation)
         self.keeper = keeper
         var environment = DeviceEnvironment(
             name: device, log: log,
-            open: { config throws(DriverError) in try Self.open(config, device, keeper) },
+            open: { config throws(DriverError) in
+                try Self.open(config, device, keeper, pause)
+            },
             adopt: { config in keeper.adopt(config) },
             stored: StoredFDs(store: store, log: log, from: &fds),
             prepare: { config, reset async throws(DriverError) in
@@ -166,7 +172,12 @@ final class WorkerProcess {
             forget: { keeper.forget() },
             watched: { keeper.watched })
         environment.guestMemory = { config throws(WireError) in try keeper.guestMemory(config) }
-        service = DeviceService(environment: environment, state: found.area)
+        if let limit = Program.environment("NVMED_SESSION_STALL_MS").flatMap({ UInt64($0) }) {
+            environment.stallLimitNanoseconds = limit &* 1_000_000
+        }
+        let service = DeviceService(environment: environment, state: found.area)
+        self.service = service
+        pause.look = { [weak service] in service?.tellStall() }
         let stall = Program.environment("NVMED_CLIENT_STALL_MS").flatMap { UInt64($0) }
         harness = try SupervisorHarness(
             service: service, listener: listener,
@@ -178,11 +189,11 @@ final class WorkerProcess {
 
     /// Connects to a device of a configuration.
     private static func open(
-        _ config: DeviceConfig, _ name: String, _ keeper: DeviceKeeper
+        _ config: DeviceConfig, _ name: String, _ keeper: DeviceKeeper, _ pause: PauseWatch
     ) throws(DriverError) -> any DeviceBacking {
         switch config.transport {
-        case .vfioUser(let path): return WatchedDevice(try keeper.connect(path))
-        case .pci: return WatchedDevice(try keeper.open())
+        case .vfioUser(let path): return WatchedDevice(try keeper.connect(path), pause)
+        case .pci: return WatchedDevice(try keeper.open(), pause)
         case .null:
             do throws(VFIOError) {
                 return try NullController(
@@ -224,6 +235,7 @@ final class WorkerProcess {
         }
         let notifier = notifier
         let log = log
+        let service = service
         service.loop.task { [store] in
             do {
                 try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
@@ -232,8 +244,12 @@ final class WorkerProcess {
                     "the manager has not confirmed the stored state: \(error); continuing",
                     id: .storeFailed)
             }
+            // A predecessor's device works on meanwhile: whoever waits for this process may count
+            // on it. A device that has to be reset takes longer, and is not waited for.
+            await service.lookedAtPredecessor()
             do {
                 try notifier.ready(status: "listening")
+                CrashPoint.hit(.adoptReady)
             } catch {
                 log.error("the manager cannot be told: \(error)")
             }

@@ -10,6 +10,7 @@ import Wire
 class Conversation<P: WireProtocol> {
     let channel: Channel<P>
     private(set) var events: [P.Event] = []
+    private var unclaimed: [UInt64: Message] = [:]
     fileprivate let notify: NotifySocket?
 
     init(_ fd: consuming OwnedFD, _ notify: NotifySocket? = nil) {
@@ -56,16 +57,20 @@ class Conversation<P: WireProtocol> {
         }
     }
 
-    /// The reply to `id`; throws the error when it is one.
+    /// The reply to `id`; throws the error when it is one. Those to others are kept: they come in
+    /// any order.
     func answer(to id: UInt64) throws -> (reply: P.Reply, payload: [UInt8], held: HeldFD?) {
-        while true {
+        while unclaimed[id] == nil {
             let message = try next()
-            guard message.envelope.requestID == id else { continue }
-            switch message.envelope.content {
-            case .reply(let reply): return (reply, message.payload, message.held.first)
-            case .failure(let error): throw error
-            case .request, .event: continue
-            }
+            unclaimed[message.envelope.requestID] = message
+        }
+        guard let message = unclaimed.removeValue(forKey: id) else {
+            throw RigError("no answer to \(id)")
+        }
+        switch message.envelope.content {
+        case .reply(let reply): return (reply, message.payload, message.held.first)
+        case .failure(let error): throw error
+        case .request, .event: throw RigError("\(id) was not answered by a reply")
         }
     }
 

@@ -40,6 +40,9 @@ final class Rig {
         emulator = nil
     }
 
+    /// Ends the emulator: the device is gone, with its content.
+    func stopEmulator() { emulator = nil }
+
     func startEmulator() throws { try startEmulator(emulatorArguments) }
 
     /// Another device in the place of the first, without its faults.

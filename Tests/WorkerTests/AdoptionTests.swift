@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// What clients see when their worker dies and a successor goes on.
+
+import CLinux
+import Glibc
+import Linux
+import TestSupport
+import Testing
+import Wire
+
+extension WorkerProcessTests {
+    @Suite("Sessions that outlive their worker")
+    struct Adoption {
+        /// Kills the worker and waits until its successor has looked at what it left.
+        private func replaceWorker(_ rig: Rig) throws {
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            try rig.startWorker()
+            try rig.notify.wait(for: "READY=1")
+        }
+
+        private func untouched(_ rig: Rig) throws -> [Substring] {
+            try rig.control("stats").split(separator: ",").filter { member in
+                ["Resets", "enables", "QueuesCreated", "identifies"].contains {
+                    member.contains($0)
+                }
+            }
+        }
+
+        @Test("requests in flight, on the socket and in regions are answered by the successor")
+        func requests() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            let memory = try SharedMemory(byteCount: 1 << 20)
+            let again = pattern(4096, seed: 3)
+            memory.fill(again, at: 8192)
+            try client.register(7, memory)
+            let before = try untouched(rig)
+            try rig.control("fault command:hang,queue=io")
+            let held = try client.send(
+                .write(
+                    lba: 64, blockCount: 8, fua: false, location: .region(id: 7, byteOffset: 8192)))
+            let inline = try client.send(
+                .write(lba: 128, blockCount: 8, fua: false, location: .inline),
+                payload: pattern(4096, seed: 4))
+            try supervisor.wait(until: "counters/requests_in_flight", is: "2")
+
+            try replaceWorker(rig)
+            let later = try client.send(.read(lba: 0, blockCount: 1, location: .inline))
+            try rig.control("clear")
+            try rig.control("release")
+            let replies = try [held, inline, later].map { try client.answer(to: $0).reply }
+
+            #expect(replies == [.done, .done, .read])
+            #expect(try client.read(64, 8) == again)
+            #expect(try client.read(128, 8) == pattern(4096, seed: 4))
+            #expect(client.events.isEmpty)
+            #expect(try untouched(rig) == before)
+        }
+
+        @Test("what the client sent while there was no worker is done by the next one")
+        func sentMeanwhile() throws {
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            let memory = try SharedMemory(byteCount: 1 << 16)
+            let register = try client.send(
+                .registerMemory(regionID: 1, byteCount: 1 << 16, readOnly: false),
+                fds: [memory.fd.raw])
+            let write = try client.send(
+                .write(lba: 9, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 5))
+            let unregister = try client.send(.unregisterMemory(regionID: 1))
+            try rig.startWorker()
+            for id in [register, write, unregister] {
+                #expect(try client.answer(to: id).reply == .done)
+            }
+            #expect(try client.read(9, 1) == pattern(512, seed: 5))
+        }
+
+        @Test("one file registered twice is still there twice, and can be given back")
+        func twice() throws {
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            let memory = try SharedMemory(byteCount: 1 << 16)
+            try client.register(1, memory)
+            try client.register(2, memory)
+            try client.write(0, pattern(512, seed: 6))
+
+            try replaceWorker(rig)
+            for id in 1...2 as ClosedRange<UInt64> {
+                _ = try client.ask(
+                    .read(lba: 0, blockCount: 1, location: .region(id: id, byteOffset: id * 4096)))
+                #expect(memory.contents(Int(id) * 4096, 512) == pattern(512, seed: 6))
+                #expect(try client.ask(.unregisterMemory(regionID: id)) == .done)
+            }
+            try rig.notify.pump()
+            #expect(!rig.notify.storedNames.contains { $0.hasPrefix("m-") })
+        }
+
+        @Test("a client that dies with its worker holds its successor back until its commands end")
+        func deadClient() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            var dead: Client? = try supervisor.open()
+            try rig.control("fault command:hang,queue=io")
+            try #require(dead).send(
+                .write(lba: 0, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 7))
+            try supervisor.wait(until: "counters/requests_in_flight", is: "1")
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            dead = nil
+            try rig.startWorker()
+            let client = try rig.connect().open()
+            try rig.control("clear")
+            let write = try client.send(
+                .write(lba: 0, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 8))
+            // Answered by what does not wait for the device.
+            guard case .diskInfo = try client.ask(.getDiskInfo) else {
+                throw RigError("no information")
+            }
+            try rig.control("release")
+
+            #expect(try client.answer(to: write).reply == .done)
+            #expect(try client.read(0, 1) == pattern(512, seed: 8))
+        }
+
+        @Test(
+            "replies that a client has not read are there after the death of the worker, once more")
+        func unread() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            let count: UInt32 = 256
+            try client.write(0, pattern(Int(count) * 512, seed: 9))
+            var ids: [UInt64] = []
+            // More than the socket has room for.
+            for _ in 0..<20 {
+                ids.append(
+                    try client.send(.read(lba: 0, blockCount: count, location: .inline)))
+            }
+            let last = try client.send(.getDiskInfo)
+            try supervisor.wait(until: "sessions/\(client.id)/inflight", is: "0")
+            try replaceWorker(rig)
+
+            for id in ids {
+                #expect(
+                    try client.answer(to: id).payload == pattern(Int(count) * 512, seed: 9))
+            }
+            _ = try client.answer(to: last)
+            #expect(client.events.isEmpty)
+        }
+
+        @Test("sessions are told when a device cannot be served, and when it is again")
+        func stalled() throws {
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            let write = try client.send(
+                .write(lba: 1, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 10))
+            rig.stopEmulator()
+            try rig.startWorker()
+            let reason = try client.event { event -> String? in
+                if case .stalled(let reason) = event { return reason }
+                return nil
+            }
+            try rig.startEmulator()
+            let supervisor = try rig.connect()
+            _ = try supervisor.ask(.loadDriver(rig.config))
+            let nanoseconds = try client.event { event -> UInt64? in
+                if case .resumed(let nanoseconds) = event { return nanoseconds }
+                return nil
+            }
+
+            #expect(!reason.isEmpty)
+            #expect(nanoseconds >= 1_000_000_000)
+            #expect(try client.answer(to: write).reply == .done)
+            #expect(try client.read(1, 1) == pattern(512, seed: 10))
+        }
+
+        @Test("a session that is not served for too long ends with the reason")
+        func limit() throws {
+            let rig = try Rig()
+            rig.workerEnvironment = ["NVMED_SESSION_STALL_MS=1500"]
+            let client = try rig.startLoaded().open()
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            rig.stopEmulator()
+            try rig.startWorker()
+            let reason = try client.reason()
+
+            #expect(reason.code == .deviceFailed)
+            #expect(reason.message.contains("has not been served"))
+            try client.end()
+        }
+
+        @Test("a Cancel that the worker died under is answered")
+        func cancelled() throws {
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try rig.control("fault command:hang,queue=io")
+            try rig.control("fault command:hang,queue=admin,opcode=8")
+            let write = try client.send(
+                .write(lba: 0, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 11))
+            let cancel = try client.send(.cancel(requestID: write))
+            try supervisor.wait(until: "counters/aborts", is: "1")
+            try replaceWorker(rig)
+            try rig.control("clear")
+            try rig.control("release")
+            guard case .cancelled = try client.answer(to: cancel).reply else {
+                throw RigError("no answer to Cancel")
+            }
+        }
+    }
+}
