@@ -61,6 +61,9 @@ struct CommandSlot {
     static let flagSegmented: UInt8 = 8
     /// Of a request record only: the list is one of ranges of blocks.
     static let flagRanges: UInt8 = 16
+    /// Of a slot only, that a reset has written as answered: the offset is its completion position,
+    /// all of it. More than a round's are answered then, and 9 bits do not tell them apart.
+    static let flagPosition: UInt8 = 16
     /// The upper three bits: bytes of a block as a power of two, less 9.
     static let shiftOfFlags: UInt8 = 5
 
@@ -135,6 +138,17 @@ struct CommandSlot {
         get { UInt8(truncatingIfNeeded: owner >> 56) }
         set { owner = owner & ~(0xFF << 56) | UInt64(newValue) << 56 }
     }
+    /// The completion position of the command of a COMPLETING slot, whose state word is given, in a
+    /// ring that has published `tail` completions.
+    func completionPosition(_ word: UInt64, tail: UInt32) -> UInt32 {
+        guard flags & Self.flagPosition == 0 else { return UInt32(truncatingIfNeeded: offset) }
+        let position = UInt32(truncatingIfNeeded: word >> 8)
+        let ahead = (position &- tail) & SlotState.positionMask
+        // Those of one round are few: half of the numbers lie behind the tail.
+        return ahead <= SlotState.positionMask / 2
+            ? tail &+ ahead : tail &+ ahead &- (SlotState.positionMask + 1)
+    }
+
     /// Whether it is a part of a larger request.
     var isPart: Bool { UInt32(request) < RequestRecords.capacity }
     /// Bytes of a block as a power of two.

@@ -90,9 +90,9 @@ extension RingPort {
     /// Returns how far behind the published ones it is.
     mutating func repost(_ completion: IOCompletion, position: UInt32) -> UInt32? {
         inFlight = inFlight &- 1
-        let distance = (position &- publishedTail) & SlotState.positionMask
-        // Those of one round and of one adoption are few, so that half of the numbers lie behind.
-        guard distance <= SlotState.positionMask / 2 else { return nil }
+        let distance = position &- publishedTail
+        // No ring has more in flight; what lies behind was published.
+        guard distance < UInt32(NV_RING_MAX_ENTRIES) else { return nil }
         completionTail = publishedTail &+ distance
         write(
             tag: completion.token, status: completion.status,

@@ -342,14 +342,16 @@ extension Engine {
     // MARK: Completions of a predecessor
 
     /// What the predecessor had taken from the device and perhaps not delivered: calls `deliver`
-    /// with each completion and its position in its ring, modulo 512.
+    /// with each completion and its position in its ring. `completionTails` say what each ring has
+    /// published.
     mutating func recoverAnswered(_ deliver: (IOCompletion, UInt32) -> Void) {
-        queue.forEachCompleting { slot, command, status, position in
+        queue.forEachCompleting { slot, command, status, word in
             guard command.request == CommandSlot.noRequest else { return }
             var completion = IOCompletion()
             unsafe Self.fill(&completion, command, status)
             completion.result = queue.resultOfTaken(slot)
-            deliver(completion, position)
+            let tail = unsafe completionTails[Int(command.ring)]
+            deliver(completion, command.completionPosition(word, tail: tail))
         }
         for index in 0..<RequestRecords.capacity {
             let record = requests.load(index)

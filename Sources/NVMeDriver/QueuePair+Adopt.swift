@@ -147,8 +147,8 @@ extension QueuePair {
     }
 
     /// The slots that a predecessor left COMPLETING: calls `body` with slot, command, status, and
-    /// completion position modulo 512.
-    func forEachCompleting(_ body: (UInt32, CommandSlot, UInt16, UInt32) -> Void) {
+    /// the slot's state word, for `completionPosition`.
+    func forEachCompleting(_ body: (UInt32, CommandSlot, UInt16, UInt64) -> Void) {
         for place in 0..<reapedCount {
             let index = UInt32(unsafe reaped[Int(place)])
             let slot = unsafe slots + Int(index) * 64
@@ -156,8 +156,7 @@ extension QueuePair {
             guard word & SlotState.mask == SlotState.completing else { continue }
             body(
                 index, unsafe CommandSlot(at: slot),
-                UInt16(truncatingIfNeeded: (word >> 17) & 0x7FFF),
-                UInt32(truncatingIfNeeded: word >> 8) & SlotState.positionMask)
+                UInt16(truncatingIfNeeded: (word >> 17) & 0x7FFF), word)
         }
     }
 

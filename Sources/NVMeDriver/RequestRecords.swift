@@ -16,7 +16,7 @@
 // old ones or the new ones:
 //
 //   0  blocks issued
-//   1  state (8) | 0 (8) | completion position modulo 512 (16) | first error status (16) | 0 (16)
+//   1  state (8) | first error status (16) | 0 (8) | completion position (32)
 //
 // The commands of a request (its parts) in flight are counted in private memory, and recounted from
 // the slots by a successor. A part's slot is staged before the record says that it was issued; the
@@ -128,13 +128,11 @@ struct RequestRecords: ~Copyable {
         init(_ issued: UInt64, _ word: UInt64) {
             self.issued = issued
             state = word & 0xFF
-            position = UInt32(truncatingIfNeeded: word >> 16) & SlotState.positionMask
-            status = UInt16(truncatingIfNeeded: word >> 32)
+            status = UInt16(truncatingIfNeeded: word >> 8)
+            position = UInt32(truncatingIfNeeded: word >> 32)
         }
 
-        var word: UInt64 {
-            state | UInt64(position & SlotState.positionMask) << 16 | UInt64(status) << 32
-        }
+        var word: UInt64 { state | UInt64(status) << 8 | UInt64(position) << 32 }
     }
 
     func progress(_ index: UInt32) -> Progress {

@@ -31,6 +31,8 @@ struct SalvagedQueue: ~Copyable {
     private var requests: RequestRecords
     /// Where the next completion of each ring goes.
     private var tails = [UInt32](repeating: 0, count: 256)
+    /// How many completions each ring has published.
+    private var published = [UInt32](repeating: 0, count: 256)
     /// Which parts of requests were answered: errors by request, and those without an answer.
     private var unanswered: [UInt8: Int] = [:]
     /// The pool is the one that the commands were made for; otherwise what lies there is lost, and
@@ -68,8 +70,9 @@ struct SalvagedQueue: ~Copyable {
         UInt16(truncatingIfNeeded: (word >> 17) & 0x7FFF)
     }
 
-    private static func position(_ word: UInt64) -> UInt32 {
-        UInt32(truncatingIfNeeded: word >> 8) & SlotState.positionMask
+    private func position(_ index: UInt32) -> UInt32 {
+        let command = command(index)
+        return command.completionPosition(word(index), tail: published[Int(command.ring)])
     }
 
     /// The completions that have places and may not have been published lie side by side behind
@@ -81,10 +84,11 @@ struct SalvagedQueue: ~Copyable {
             }
             tails[ring] = known.tail
         }
+        published = tails
         var behind: [UInt8: Set<UInt32>] = [:]
         forEachAnswered { ring, position in
-            let distance = (position &- tails[Int(ring)]) & SlotState.positionMask
-            guard ring > 0, distance <= SlotState.positionMask / 2 else { return }
+            let distance = position &- published[Int(ring)]
+            guard ring > 0, distance < 4096 else { return }
             behind[ring, default: []].insert(distance)
         }
         for (ring, distances) in behind {
@@ -100,7 +104,7 @@ struct SalvagedQueue: ~Copyable {
         for index in 0..<slotCount where word(index) & SlotState.mask == SlotState.completing {
             let command = command(index)
             guard command.request == CommandSlot.noRequest else { continue }
-            body(UInt8(truncatingIfNeeded: command.ring), Self.position(word(index)))
+            body(UInt8(truncatingIfNeeded: command.ring), position(index))
         }
         for index in 0..<RequestRecords.capacity {
             let record = requests.load(index)
@@ -119,7 +123,11 @@ struct SalvagedQueue: ~Copyable {
     /// Writes down what the device answered before it was stopped. `queue` is the pair of the old
     /// epoch.
     mutating func takeAnswers(_ queue: inout QueuePair) {
-        while let answer = queue.next() {
+        // As many as 9 bits of a position tell apart; the others count as not answered.
+        let limit = SlotState.positionMask / 2
+        while (1...DataQueue.ringCapacity).allSatisfy({ tails[$0] &- published[$0] < limit }),
+            let answer = queue.next()
+        {
             let command = command(answer.slot)
             let isWhole = command.request == CommandSlot.noRequest
             queue.setCompleting(
@@ -144,7 +152,7 @@ struct SalvagedQueue: ~Copyable {
                 queue.place(
                     index, isLost ? withoutPages(command) : command,
                     answered: isLost ? Self.unknown : Self.status(word),
-                    position: Self.position(word))
+                    position: position(index))
             case SlotState.completing:
                 guard command.isPart else { continue }
                 requests.setStatus(UInt32(command.request), Self.status(word))
@@ -258,6 +266,9 @@ extension QueuePair {
 
     /// Puts a command into a slot of a queue that is not in use yet, as one that was answered.
     func place(_ index: UInt32, _ command: CommandSlot, answered status: UInt16, position: UInt32) {
+        var command = command
+        command.offset = UInt64(position)
+        command.flags |= CommandSlot.flagPosition
         place(index, command, ordinal: 0)
         let slot = unsafe slots + Int(index) * 64
         let low = UInt64((position & SlotState.positionMask) << 8) | UInt64(status & 0x7FFF) << 17
