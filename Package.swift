@@ -116,7 +116,7 @@ let package = Package(
         // Tests, and the programs they start.
         .executableTarget(
             name: "ServiceProbe",
-            dependencies: ["ServiceManager", "Systemd", "Linux", "CLinux"],
+            dependencies: ["ServiceManager", "Systemd", "VFIO", "Linux", "CLinux"],
             path: "Tests/Support/ServiceProbe", swiftSettings: strictSwift),
         .target(
             name: "FakeSystemd",
@@ -175,7 +175,9 @@ let package = Package(
                 "Worker", "Wire", "NVMeDriver", "NVMeClient", "VFIO", "Systemd", "Linux", "CLinux",
                 "TestSupport", "nvmed-worker", "nvmed-emulator",
             ]),
-        tests("VFIOTests", ["VFIO", "Linux", "CLinux", "TestSupport"]),
+        tests(
+            "VFIOTests",
+            ["VFIO", "Linux", "CLinux", "TestSupport", "ServiceProbe", "nvmed-emulator"]),
         tests(
             "DeviceOpenerTests",
             [

@@ -31,8 +31,10 @@ final class VFIOUserSession {
     /// Messages that may arrive while a DMA reply is being waited for; a sane client has one
     /// command outstanding.
     static let maxDeferred = 256
-    /// How long a client may take to answer DMA_READ and DMA_WRITE.
-    static let dmaReplyMilliseconds: UInt64 = 5_000
+    /// How long a client may take to answer DMA_READ and DMA_WRITE: its process may have died while
+    /// a service manager keeps the socket for the next, which is started at once, or after a while
+    /// when many have died. A device of hardware would never give up.
+    static let dmaReplyMilliseconds: UInt64 = 600_000
     /// Messages handled before the queues have their turn again.
     static let messagesPerTurn = 16
 

@@ -2,6 +2,7 @@
 // The descriptors one unit has put aside for its next process.
 
 internal import CLinux
+internal import Glibc
 internal import Linux
 internal import Systemd
 
@@ -14,10 +15,26 @@ final class DescriptorStore {
     private final class Entry {
         let name: String
         let fd: OwnedFD
+        let identity: FileIdentity?
         var source: DescriptorSource?
-        init(name: String, fd: consuming OwnedFD) {
+        init(name: String, identity: FileIdentity?, fd: consuming OwnedFD) {
             self.name = name
+            self.identity = identity
             self.fd = fd
+        }
+    }
+
+    /// What two descriptors of one open file have in common, and most others have not: looked at
+    /// first, because a store may have thousands.
+    private struct FileIdentity: Equatable {
+        let device: UInt64
+        let inode: UInt64
+
+        init?(_ raw: CInt) {
+            var status = stat()
+            guard unsafe fstat(raw, &status) == 0 else { return nil }
+            device = UInt64(status.st_dev)
+            inode = UInt64(status.st_ino)
         }
     }
 
@@ -36,13 +53,15 @@ final class DescriptorStore {
     /// With `poll` it is dropped at a hang-up or error; a file that cannot be polled is just kept.
     func add(_ name: String?, _ fd: consuming OwnedFD, poll: Bool) -> Outcome {
         let raw = fd.raw
+        let identity = FileIdentity(raw)
         // Where kcmp is forbidden a duplicate is kept: it costs a place, nothing else.
-        if entries.contains(where: { nv_same_open_file($0.fd.raw, raw) == 1 }) {
-            return .duplicate
+        let isKnown = entries.contains {
+            $0.identity == identity && nv_same_open_file($0.fd.raw, raw) == 1
         }
+        if isKnown { return .duplicate }
         guard entries.count < limit else { return .full }
         let valid = name.flatMap { FDName.isValid($0) ? $0 : nil } ?? "stored"
-        let entry = Entry(name: valid, fd: fd)
+        let entry = Entry(name: valid, identity: identity, fd: fd)
         if poll {
             entry.source = try? EventLoop.current.watch(entry.fd, []) { [weak self, weak entry] _ in
                 guard let self, let entry else { return }

@@ -54,6 +54,11 @@ public struct ListenFDs: ~Copyable, Sendable {
 
     private init(entries: [Entry]) { self.entries = entries }
 
+    /// Descriptors from elsewhere, whose owner this becomes, with their names.
+    public init(adopting named: [(name: String, raw: CInt)]) {
+        entries = named.map { Entry(name: $0.name, raw: $0.raw) }
+    }
+
     deinit { for entry in entries where entry.raw >= 0 { _ = OwnedFD(adopting: entry.raw) } }
 
     /// The names of those not yet taken, in order.

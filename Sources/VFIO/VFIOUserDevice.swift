@@ -492,8 +492,9 @@ public final class VFIOUserDevice: DeviceBacking {
         let (command, id) = (message.command, message.id)
         do throws(VFIOError) {
             _ = try sender.send(
-                fds: [], deadline: Self.deadline(), operation: VFIOUserCommand.name(command)
-            ) { _ in Self.message(command, id: id, body, flags: flags, error: error) }
+                fds: [], deadline: Self.deadline(), operation: VFIOUserCommand.name(command),
+                answering: id
+            ) { Self.message(command, id: $0, body, flags: flags, error: error) }
         } catch {
             throw fail(error)
         }

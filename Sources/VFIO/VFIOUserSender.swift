@@ -29,16 +29,18 @@ final class VFIOUserSender: Sendable {
     }
 
     /// Sends a whole message, waiting for room until the deadline (CLOCK_MONOTONIC ns), and returns
-    /// its id. `message` is made from the id, and has at most `messageByteCountMax` bytes.
+    /// its id: that of the server's message which it answers, or a new one. `message` is made from
+    /// the id, and has at most `messageByteCountMax` bytes.
     ///
     /// The descriptors travel with the first byte. A message that was sent in part when the
     /// deadline passes has broken the stream for good, hence `gone`.
     func send(
-        fds: [CInt], deadline: UInt64, operation: String, _ message: (_ id: UInt16) -> [UInt8]
+        fds: [CInt], deadline: UInt64, operation: String, answering: UInt16? = nil,
+        _ message: (_ id: UInt16) -> [UInt8]
     ) throws(VFIOError) -> UInt16 {
         try lastID.withLock { id throws(VFIOError) in
-            id = (id &+ 1) & ((1 << Self.countedBits) - 1)
-            let full = generation | id
+            if answering == nil { id = (id &+ 1) & ((1 << Self.countedBits) - 1) }
+            let full = answering ?? generation | id
             let bytes = message(full)
             assert(bytes.count <= Self.messageByteCountMax)
             try transmit(bytes, fds: fds, deadline: deadline, operation: operation)

@@ -4,7 +4,13 @@
 //
 // The numbers come from the state area (`StateArea.nextNumber()`) and are never used twice, so that
 // a descriptor that is left over from anything that went wrong belongs to nothing else.
+//
+// A manager keeps the same open file once, under its first name: guest memory, which a relay
+// registers for each of its disks with one descriptor, would be gone for all but the first. So
+// memory that is stored already is not stored again; its number is what all who use it write down.
 
+internal import CLinux
+internal import Glibc
 internal import Linux
 internal import Systemd
 
@@ -39,10 +45,31 @@ final class StoredFDs {
         var name: String { "\(kind.rawValue)-\(number)" }
     }
 
+    /// A file as such, whatever descriptor it is reached by.
+    private struct FileIdentity: Hashable {
+        let device: UInt64
+        let inode: UInt64
+
+        init?(_ raw: CInt) {
+            var status = stat()
+            guard unsafe fstat(raw, &status) == 0 else { return nil }
+            device = UInt64(status.st_dev)
+            inode = UInt64(status.st_ino)
+        }
+    }
+
+    private struct SharedMemory {
+        var number: UInt64
+        var users: Int
+    }
+
     private let store: FDStore
     private let log: Log
     /// What came back and nobody has taken.
     private var left: [Key: CInt] = [:]
+    /// Stored memory by the file that it is.
+    private var memory: [FileIdentity: SharedMemory] = [:]
+    private var identities: [UInt64: FileIdentity] = [:]
     /// Names that mean nothing to this version.
     private var unknown: [(name: String, raw: CInt)] = []
 
@@ -83,8 +110,19 @@ final class StoredFDs {
 
     /// Takes what a predecessor stored; nil when it did not come back, or was taken. It stays in
     /// the store until `remove`.
+    ///
+    /// Memory may be taken once by each who wrote its number down.
     func take(_ kind: StoredKind, _ number: UInt64) -> OwnedFD? {
-        left.removeValue(forKey: Key(kind: kind, number: number)).map { OwnedFD(adopting: $0) }
+        let key = Key(kind: kind, number: number)
+        guard kind == .memory else {
+            return left.removeValue(forKey: key).map { OwnedFD(adopting: $0) }
+        }
+        guard let raw = left[key], let identity = FileIdentity(raw),
+            let copy = try? OwnedFD.duplicate(ofRaw: raw)
+        else { return nil }
+        memory[identity, default: SharedMemory(number: number, users: 0)].users += 1
+        identities[number] = identity
+        return copy
     }
 
     /// The numbers of a kind that came back and were not taken, rising.
@@ -96,7 +134,15 @@ final class StoredFDs {
     /// of its own. Returns how many there were. To be called when all is adopted.
     @discardableResult
     func removeUnclaimed() -> Int {
-        let entries = left.map { ($0.key.name, $0.value) } + unknown.map { ($0.name, $0.raw) }
+        var entries = unknown.map { ($0.name, $0.raw) }
+        for (key, raw) in left {
+            // Memory that is used stays in the store.
+            guard key.kind == .memory, identities[key.number] != nil else {
+                entries.append((key.name, raw))
+                continue
+            }
+            _ = OwnedFD(adopting: raw)
+        }
         left = [:]
         unknown = []
         guard !entries.isEmpty else { return 0 }
@@ -117,21 +163,40 @@ final class StoredFDs {
 
     /// Stores a descriptor; a successor finds it under the same kind and number. Nothing may rely
     /// on it before `confirm` has returned.
+    ///
+    /// Returns the number to write down: of memory that is stored already it is that one's.
+    @discardableResult
     func keep(
         _ kind: StoredKind, _ number: UInt64, _ fd: borrowing OwnedFD
-    ) throws(FDStoreError) {
+    ) throws(FDStoreError) -> UInt64 {
+        let identity = kind == .memory ? FileIdentity(fd.raw) : nil
+        if let identity, let known = memory[identity] {
+            memory[identity]?.users += 1
+            return known.number
+        }
         try checkRoom(1)
-        guard store.hasManager else { return }
-        try store.store(
-            Key(kind: kind, number: number).name, fd, poll: kind == .session)
+        if store.hasManager {
+            try store.store(Key(kind: kind, number: number).name, fd, poll: kind == .session)
+        }
+        if let identity {
+            memory[identity] = SharedMemory(number: number, users: 1)
+            identities[number] = identity
+        }
+        return number
     }
 
-    /// Removes a descriptor from the store. A session's socket is shut down before, and closed
-    /// after.
+    /// Removes a descriptor from the store: memory, when nobody uses it any more. A session's
+    /// socket is shut down before, and closed after.
     func remove(_ kind: StoredKind, _ number: UInt64) {
         let key = Key(kind: kind, number: number)
+        if kind == .memory, let identity = identities[number] {
+            memory[identity]?.users -= 1
+            guard memory[identity]?.users == 0 else { return }
+            memory[identity] = nil
+            identities[number] = nil
+        }
         if let raw = left.removeValue(forKey: key) { OwnedFD.closeInBackground([raw]) }
-        forget(key.name)
+        if store.hasManager { forget(key.name) }
     }
 
     private func forget(_ name: String) {

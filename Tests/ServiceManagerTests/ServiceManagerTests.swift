@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The manager's contract with its services: what is kept, who is killed, who starts again.
 
+import CLinux
 import Glibc
 import Linux
 import ServiceManager
@@ -115,6 +116,44 @@ struct ServiceManagerTests {
             return [before, try await bench.status().stored]
         }
         #expect(counts == [2, 1])
+    }
+
+    @Test("a polled descriptor whose peer goes while no process runs is evicted too")
+    func evictionBetween() async throws {
+        let names = try await withBench { bench in
+            let probe = try await bench.connect()
+            _ = try await probe.ask("store pool x")
+            // The other end dies with the process that holds it.
+            _ = try await probe.ask("polled s-1")
+            try probe.send("crash")
+            _ = try await bench.ended()
+            let second = try await bench.connect()
+            try second.send("crash")
+            _ = try await bench.ended()
+            return try await bench.connect().ask("names")
+        }
+        #expect(names == "listen,pool")
+    }
+
+    @Test("4 000 stored descriptors come back, to each process in turn, and can be removed")
+    func manyStored() async throws {
+        _ = nv_raise_nofile_limit(16_384)
+        let seen = try await withBench { bench in
+            let probe = try await bench.connect()
+            let filled = try await probe.ask("fill 4000")
+            var counts: [String] = []
+            for _ in 0..<2 {
+                try await bench.connect().send("crash")
+                _ = try await bench.ended()
+                counts.append(try await bench.connect().ask("count"))
+            }
+            let last = try await bench.connect()
+            _ = try await last.ask("remove m-17")
+            return (filled, counts, try await bench.status().stored)
+        }
+        #expect(seen.0 == "ok")
+        #expect(seen.1 == ["4001", "4001"])
+        #expect(seen.2 == 3999)
     }
 
     @Test("a removed name is closed")

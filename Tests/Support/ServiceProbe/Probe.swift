@@ -19,6 +19,7 @@ enum SwiftProbe {
             case "notify": exit(try notify())
             case "barrier": exit(try barrier())
             case "listen-fds", "listen-fds-other": exit(try listenFDs())
+            case "vfio-user": exit(try useDevice(arguments))
             case "fail": exit(1)
             case "signal-wait":
                 while true { pause() }

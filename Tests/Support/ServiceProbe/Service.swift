@@ -87,6 +87,12 @@ final class ProbeService {
                 let pipe = try EventFD()
                 try FDStore(limit: 1).store("x-\(index)", pipe.fd)
             }
+        case "fill":
+            for index in 0..<(Int(words[1]) ?? 0) {
+                try store.store(
+                    "m-\(index)", try MemFD.create(name: "m", byteCount: 64, seals: []))
+            }
+        case "count": return "\(inheritedNames.count)"
         case "duplicate":
             guard let box = made[words[1]] else { return "no \(words[1])" }
             try store.store(words[1], try box.fd.duplicate())

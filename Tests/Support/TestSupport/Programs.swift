@@ -18,6 +18,12 @@ public enum Programs {
     /// The path of one of them.
     public static func path(_ name: String) -> String { directory + "/" + name }
 
+    /// A program of the package beside the running test binary.
+    public static func beside(_ name: String) -> String {
+        let own = Files.target(ofLink: "/proc/self/exe") ?? ""
+        return own.components(droppingLast: 1) + "/" + name
+    }
+
     private static let searchPath =
         unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? "/usr/bin:/bin"
 
