@@ -63,21 +63,9 @@ extension DeviceService {
         _ stretch: ClientMemoryStretch, _ controller: NVMeController
     ) throws(WireError) -> Disposition {
         try checkStoreRoom(1)
-        let number = controller.state.nextNumber()
-        // The manager keeps one descriptor of each open file, and a client may register a file
-        // twice. A device node may only be opened by others.
-        if let copy = stretch.isPhysical ? nil : Self.reopened(fd) {
-            try keep(.memory, number, copy)
-        } else {
-            try keep(.memory, number, fd)
-        }
+        let number = try keep(.memory, controller.state.nextNumber(), fd)
         startStoring(session, StoringRequest(requestID: requestID, number: number))
         return .wait(.store)
-    }
-
-    private static func reopened(_ fd: borrowing OwnedFD) -> OwnedFD? {
-        // O_RDWR
-        try? OwnedFD.open("/proc/self/fd/\(fd.raw)", flags: 2)
     }
 
     private func map(

@@ -23,13 +23,15 @@ extension DeviceService {
         }
     }
 
-    /// Stores a descriptor; `startStoring` waits for its confirmation.
+    /// Stores a descriptor; `startStoring` waits for its confirmation. The number to put on
+    /// record, which is another one's for memory that is stored already.
+    @discardableResult
     func keep(
         _ kind: StoredKind, _ number: UInt64, _ fd: borrowing OwnedFD
-    ) throws(WireError) {
-        guard let stored = environment.stored else { return }
+    ) throws(WireError) -> UInt64 {
+        guard let stored = environment.stored else { return number }
         do throws(FDStoreError) {
-            try stored.keep(kind, number, fd)
+            return try stored.keep(kind, number, fd)
         } catch {
             throw WireError(.resourceExhausted, error.description, device: name)
         }
