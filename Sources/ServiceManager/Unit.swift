@@ -41,7 +41,9 @@ protocol UnitOwner: AnyObject {
 final class Unit {
     enum State { case inactive, starting, ready, ending, again, failing }
 
-    /// A process that lived shorter than this has failed fast.
+    /// A process that lived shorter than this and was never ready has failed fast. What has been
+    /// ready keeps count of its own failures: a worker that is killed again and again while it does
+    /// its work is started at once each time.
     static let fastNanoseconds: UInt64 = 1_000_000_000
     /// So many fast failures in a row are answered at once; then starts wait.
     static let fastFailuresMax = 5
@@ -297,12 +299,12 @@ extension Unit {
             return owner.finished(self)
         }
         log.warning("\(name): pid \(pid): \(exit); starting it again")
-        startAgain()
+        startAgain(wasReady: last == .ready)
     }
 
-    private func startAgain() {
+    private func startAgain(wasReady: Bool) {
         let lived = MonotonicClock.nowNanoseconds &- startedAt
-        fastFailures = lived < Self.fastNanoseconds ? fastFailures + 1 : 0
+        fastFailures = lived < Self.fastNanoseconds && !wasReady ? fastFailures + 1 : 0
         guard fastFailures > Self.fastFailuresMax else {
             restarts += 1
             state = .inactive
