@@ -27,6 +27,8 @@ final class Device {
     /// Sessions by id. The death of their worker ends none of them: until its successor has said
     /// which it has, they count as open.
     var sessions: [UInt64: SessionInfo] = [:]
+    /// What had happened to the device when a session was opened, of those this supervisor opened.
+    var openedIn: [UInt64: Continuity] = [:]
     /// Sessions that ended while the worker was asked for all of them.
     private var endedMeanwhile: Set<UInt64> = []
     /// Sessions to be taken from their clients as soon as there is a worker, and why.
@@ -276,6 +278,9 @@ final class Device {
         for session in told.prefix(SupervisorLimits.sessionsPerDevice)
         where !endedMeanwhile.contains(session.sessionID) {
             sessions[session.sessionID] = session
+            if let known = before[session.sessionID] {
+                sessions[session.sessionID]?.openedNanoseconds = known.openedNanoseconds
+            }
         }
         endedMeanwhile = []
         for (id, session) in before where sessions[id] == nil {
@@ -284,12 +289,14 @@ final class Device {
                     + "while its worker was replaced", id: .sessionEnded, namespace: session.nsid)
         }
         revocations = revocations.filter { sessions[$0.key] != nil }
+        openedIn = openedIn.filter { sessions[$0.key] != nil }
         for id in endWaiting.keys where sessions[id] == nil { tellEnded(id) }
     }
 
     /// Forgets all sessions: the worker has ended them in order.
     private func forgetSessions() {
         sessions = [:]
+        openedIn = [:]
         revocations = [:]
         for id in Array(endWaiting.keys) { tellEnded(id) }
     }
@@ -343,6 +350,7 @@ final class Device {
             }
             if load != nil { endedMeanwhile.insert(id) }
             revocations[id] = nil
+            openedIn[id] = nil
             tellEnded(id)
         }
     }
@@ -549,6 +557,28 @@ final class Device {
 }
 
 extension Device {
+    /// A session was opened just now.
+    func noteOpened(_ id: UInt64) { openedIn[id] = continuity }
+
+    /// A session as clients see it: with what happened to the device since it was opened, if that
+    /// was noted.
+    func told(_ session: SessionInfo) -> SessionInfo {
+        var session = session
+        session.device = name
+        // A worker that took it over may know only since when it has it.
+        if let known = sessions[session.sessionID] {
+            session.openedNanoseconds = min(known.openedNanoseconds, session.openedNanoseconds)
+        }
+        guard session.continuity == nil, var now = continuity,
+            let before = openedIn[session.sessionID]
+        else { return session }
+        now.adoptions -= min(before.adoptions, now.adoptions)
+        now.resets -= min(before.resets, now.resets)
+        if now.generation == before.generation { now.lastPauseNanoseconds = nil }
+        session.continuity = now
+        return session
+    }
+
     /// The device as resolution sees it.
     var known: KnownDevice {
         KnownDevice(

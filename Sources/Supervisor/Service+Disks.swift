@@ -173,6 +173,7 @@ extension Service {
             place.device.sessions[id] = nil
             throw error.about(disk)
         }
+        place.device.noteOpened(id)
         place.device.log.info(
             "session \(id): disk \(disk.name) opened \(access) by process \(caller.peer.pid) "
                 + "of user \(caller.peer.uid)", id: .sessionOpened, namespace: place.nsid)

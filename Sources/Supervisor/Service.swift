@@ -271,16 +271,12 @@ final class Service {
         let gathered = Gathered<SessionInfo>()
         await Self.inParallel(sortedDevices) { device in
             guard let link = device.link, device.state == .ready else {
-                gathered.all += device.sessions.values
+                gathered.all += device.sessions.values.map(device.told)
                 return
             }
             do throws(WireError) {
-                gathered.all += try await link.sessions(deadline).map {
-                    var session = $0
-                    session.device = device.name
-                    return session
-                }
-            } catch { gathered.all += device.sessions.values }
+                gathered.all += try await link.sessions(deadline).map(device.told)
+            } catch { gathered.all += device.sessions.values.map(device.told) }
         }
         return gathered.all
     }

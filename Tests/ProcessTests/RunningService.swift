@@ -123,6 +123,17 @@ final class RunningService: Sendable {
         return pid
     }
 
+    /// The worker that replaced another one, once the supervisor knows it.
+    func successor(of victim: Int32, _ device: String) throws -> Int32 {
+        let deadline = Deadline.after(milliseconds: 30_000)
+        while MonotonicClock.nowNanoseconds < deadline {
+            let info = try connect().device(device)
+            if info.state == .ready, let pid = info.workerPID, pid != victim { return pid }
+            sched_yield()
+        }
+        throw SetUpError("nobody replaced worker \(victim) of device \(device) within 30 s")
+    }
+
     /// The supervisor: the child of the manager that runs nvmed.
     func supervisorPID() throws -> Int32 {
         for pid in Processes.children(of: manager.pid)

@@ -252,11 +252,13 @@ struct ReplacementTests {
             try await rig.replace()
             try await rig.recover()
             let disk = try rig.service.listDisks(name: "root", after: nil, .root).entries[0]
+            let session = await rig.service.listSessions(after: nil, .root).entries.first
 
             #expect(before == Continuity(generation: 1))
             #expect(seen?.lastPauseNanoseconds ?? 0 > 0)
             #expect(rig.device.info.continuity == told)
             #expect(disk.continuity == told)
+            #expect(session?.continuity == told)
         }
     }
 }
