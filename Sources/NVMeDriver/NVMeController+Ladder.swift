@@ -32,7 +32,9 @@ extension NVMeController {
             .deleteIOCompletionQueue(queueID: UInt16(index + 1)),
             "Delete I/O Completion Queue \(index + 1)", timeoutMilliseconds: bound)
         clearQueueMemory(index + 1)
+        CrashPoint.hit(.queueDeleted)
         let pair = try createIOQueue(index + 1, timeoutMilliseconds: bound)
+        CrashPoint.hit(.queueRecreated)
         unsafe engine(index).pointee.replaceQueue(pair)
     }
 

@@ -66,6 +66,7 @@ public struct StateArea: ~Copyable {
     /// Takes over an area that was found: lock, check, raise the generation.
     public static func adopt(_ fd: consuming OwnedFD) throws(StateAreaError) -> StateArea {
         try Self.lock(fd)
+        CrashPoint.hit(.adoptFenced)
         let size = try Self.byteCount(fd)
         guard size >= StateLayout.queuesOffset else { throw .damaged(field: "size \(size)") }
         let memory = try Self.map(fd, size)
@@ -94,6 +95,7 @@ public struct StateArea: ~Copyable {
         area.lastNumber = words[4]
         area.stalledSinceNanoseconds = words[5]
         area.writeHeader()
+        CrashPoint.hit(.adoptGenerationRaised)
         return area
     }
 
