@@ -345,6 +345,26 @@ public final class VFIOUserDevice: DeviceBacking {
         }
     }
 
+    /// Takes away what this process or a predecessor told the server of. Servers that cannot forget everything at
+    /// once are told of each window that is known.
+    public func forgetMappings() throws(VFIOError) {
+        guard isAdopted || !windows.isEmpty else { return }
+        if vectorCount == 0 { try learnDevice() }
+        var body = ByteWriter()
+        // VFIO_DMA_UNMAP_FLAG_ALL
+        for value: UInt32 in [24, 2] { body.u32(value) }
+        for value: UInt64 in [0, 0] { body.u64(value) }
+        do throws(VFIOError) {
+            _ = try request(VFIOUserCommand.dmaUnmap, body.bytes)
+        } catch {
+            guard case .refused = error else { throw error }
+            for window in windows {
+                try unmapIfMapped(iova: window.iova, byteCount: window.byteCount)
+            }
+        }
+        windows.removeAll()
+    }
+
     /// Hands an eventfd for each vector 0… to the server, one message each (servers bound the
     /// descriptors of a message).
     public func connectInterrupts(_ eventFDs: [CInt]) throws(VFIOError) {

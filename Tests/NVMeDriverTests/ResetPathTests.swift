@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+// Controllers that cannot be gone on with: they are reset, and what was with them is given out again
+// in order, or ends, once.
+
+import CMemory
+import Linux
+import NVMeSpec
+import TestSupport
+import Testing
+import VFIO
+
+@testable import NVMeDriver
+
+@Suite("The reset path", .serialized)
+struct ResetPathTests {
+    private static let unknown = Status.abortedQueueDeletion.rawValue
+
+    private func startOver(
+        _ rig: AdoptionRig, _ replay: Replay = .everything, pool: Bool = true
+    ) throws {
+        try rig.controller.startOver(rig.inheritance(pool: pool), replay: { _ in replay })
+    }
+
+    @Test("commands that the device held are given out again, in order", arguments: [1, 8, 40])
+    func replayed(count: Int) throws {
+        // Given: writes of one place that the device never answers.
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=\(count)"])
+        rig.fill(at: 0, byteCount: 1 << 20, seed: 1)
+        for token in 1...UInt64(count) {
+            try rig.submit(IOOperation.write, lba: 0, offset: Int(token) * 4096, token: token)
+        }
+        _ = try rig.counter("faultsInjected")
+        // When
+        try rig.crash()
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(count).values.allSatisfy { $0 == 0 })
+        try rig.submit(IOOperation.read, lba: 0, offset: 2 << 20, token: 99)
+        #expect(try rig.complete(1) == [99: 0])
+        #expect(rig.equal(count * 4096, 2 << 20, byteCount: 4096))
+        #expect(rig.controller.state.salvageEpoch == 0)
+        // And the result can be adopted.
+        try rig.crashAndAdopt()
+        #expect(try rig.counter("enables") == 2)
+    }
+
+    @Test("what must not be done twice ends, and what changes nothing is done again")
+    func harmless() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=5"])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.read, lba: 8, offset: 4096, token: 2)
+        try rig.submit(IOOperation.writeZeroes, lba: 16, token: 3)
+        try rig.submit(IOOperation.flush, lba: 0, byteCount: 0, token: 4)
+        try rig.submit(IOOperation.deallocate, lba: 0, token: 5)
+        // When
+        try rig.crash()
+        try startOver(rig, .harmless)
+        // Then
+        let expected: [UInt64: UInt16] = [
+            1: Self.unknown, 2: 0, 3: Self.unknown, 4: 0, 5: Self.unknown,
+        ]
+        #expect(try rig.complete(5) == expected)
+        #expect(unsafe rig.controller.engine(0).pointee.isIdle)
+    }
+
+    @Test("a session that is over gets nothing done")
+    func nothing() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=2"])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.read, lba: 0, offset: 4096, token: 2)
+        // When
+        try rig.crash()
+        try startOver(rig, .nothing)
+        // Then
+        #expect(try rig.complete(2) == [1: Self.unknown, 2: Self.unknown])
+    }
+
+    @Test("what the device had answered is delivered, and not done again")
+    func answered() throws {
+        // Given
+        let rig = try AdoptionRig()
+        for token in 1...20 as ClosedRange<UInt64> {
+            try rig.submit(IOOperation.write, lba: token * 8, token: token)
+        }
+        let written = try waitForWrites(rig, 20 * 4096)
+        // When
+        try rig.crash()
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(20).values.allSatisfy { $0 == 0 })
+        #expect(try rig.counter("bytesWritten") == written)
+    }
+
+    private func waitForWrites(_ rig: AdoptionRig, _ byteCount: Int) throws -> Int {
+        let deadline = MonotonicClock.nowNanoseconds + 20_000_000_000
+        while try rig.counter("bytesWritten") < byteCount,
+            MonotonicClock.nowNanoseconds < deadline
+        {}
+        return try rig.counter("bytesWritten")
+    }
+
+    @Test("a request of many commands begins again")
+    func manyCommands() throws {
+        // Given
+        let rig = try AdoptionRig([
+            "--mdts", "1", "--fault", "command:hang,opcode=1,skip=10,times=1",
+        ])
+        rig.fill(at: 0, byteCount: 1 << 20, seed: 6)
+        try rig.submit(IOOperation.write, lba: 64, byteCount: 1 << 20, token: 1)
+        // When
+        try rig.crash()
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(1) == [1: 0])
+        #expect(unsafe rig.controller.engine(0).pointee.isIdle)
+    }
+
+    @Test("regions are where they were")
+    func regions() throws {
+        // Given
+        let rig = try AdoptionRig()
+        let before = try requireValue(rig.controller.state.region(rig.region))
+        rig.fill(at: 0, byteCount: 4096, seed: 7)
+        // When
+        try rig.crash()
+        try startOver(rig)
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.read, lba: 0, offset: 8192, token: 2)
+        // Then
+        #expect(try rig.complete(2).values.allSatisfy { $0 == 0 })
+        #expect(rig.equal(0, 8192, byteCount: 4096))
+        #expect(rig.controller.state.region(rig.region) == before)
+    }
+
+    @Test("after a refusal to adopt, the same object starts over")
+    func afterRefusal() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=3"])
+        for token in 1...3 as ClosedRange<UInt64> {
+            try rig.submit(IOOperation.write, lba: token * 8, token: token)
+        }
+        try rig.crash()
+        #expect(throws: DriverError.self) {
+            try rig.controller.adopt(rig.inheritance(interrupts: false))
+        }
+        // When
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(3).values.allSatisfy { $0 == 0 })
+    }
+
+    @Test("without its pool, what did not lie there is done again")
+    func withoutPool() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=2"])
+        rig.fill(at: 0, byteCount: 4096, seed: 8)
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.flush, lba: 0, byteCount: 0, token: 2)
+        try rig.crash()
+        // When
+        try startOver(rig, pool: false)
+        // Then
+        #expect(try rig.complete(2) == [1: 0, 2: 0])
+    }
+
+    /// A bring-up that fails at a command of its own, by opcode: Identify, Set Features, Create I/O
+    /// Completion Queue, Create I/O Submission Queue.
+    @Test("a reset that does not come to its end loses nothing", arguments: [6, 9, 5, 1])
+    func secondAttempt(opcode: Int) throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=4"])
+        rig.fill(at: 0, byteCount: 65536, seed: 9)
+        for token in 1...4 as ClosedRange<UInt64> {
+            try rig.submit(IOOperation.write, lba: 0, offset: Int(token) * 4096, token: token)
+        }
+        try rig.crash()
+        _ = try rig.emulator.command(
+            "fault command:status=0/6,queue=admin,opcode=\(opcode),times=1")
+        #expect(throws: DriverError.self) { try startOver(rig) }
+        #expect(rig.controller.state.salvageEpoch == 1)
+        // When: another process tries.
+        try rig.crash()
+        #expect(throws: DriverError.self) { try rig.controller.adopt(rig.inheritance()) }
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(4).values.allSatisfy { $0 == 0 })
+        try rig.submit(IOOperation.read, lba: 0, offset: 1 << 20, token: 9)
+        _ = try rig.complete(1)
+        #expect(rig.equal(4 * 4096, 1 << 20, byteCount: 4096))
+    }
+
+    @Test("a damaged slot leaves nothing to be kept")
+    func damaged() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=1"])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        let offset = rig.controller.state.layout.slotsOffset(1, epoch: 1)
+        try rig.crash(Flip(offset: offset + 3, mask: 0x10))
+        // When, then
+        #expect(throws: DriverError.self) { try rig.controller.adopt(rig.inheritance()) }
+        #expect(throws: DriverError.self) { try startOver(rig) }
+        try rig.controller.start()
+        #expect(rig.controller.state.salvageEpoch == 0)
+    }
+}
