@@ -23,8 +23,10 @@ let strictC: [CSetting] = [
 /// The commit this package was built from, for `--version` and for saved state.
 let commit = Context.gitInformation?.currentCommit ?? "unknown"
 
-func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
-    .target(name: name, dependencies: dependencies, swiftSettings: strictSwift)
+func module(
+    _ name: String, _ dependencies: [Target.Dependency] = [], exclude: [String] = []
+) -> Target {
+    .target(name: name, dependencies: dependencies, exclude: exclude, swiftSettings: strictSwift)
 }
 
 func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
@@ -88,7 +90,7 @@ let package = Package(
             [
                 "NVMeDriver", "NVMeSpec", "NullDevice", "VFIO", "DMA", "Wire", "Systemd", "Linux",
                 "CLinux",
-            ]),
+            ], exclude: ["CRASHES.md"]),
         module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
         module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
         module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing", "CStatistics"]),

@@ -35,7 +35,8 @@ public struct PageAllocator: ~Copyable {
         return nil
     }
 
-    /// Takes a run that is known to be in use; false (and nothing changes) when some of it is taken.
+    /// Takes a run that is known to be in use; false (and nothing changes) when some of it is
+    /// taken.
     public mutating func claim(_ first: Int, _ count: Int) -> Bool {
         guard first >= 0, count > 0, count <= pageCount, first <= pageCount - count else {
             return false

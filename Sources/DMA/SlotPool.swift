@@ -207,8 +207,8 @@ public struct SlotPool: Sendable, Equatable {
         return run
     }
 
-    /// Takes pages that need not lie in a row, in as few runs as there have to be: the largest holes
-    /// first. All of them or none.
+    /// Takes pages that need not lie in a row, in as few runs as there have to be: the largest
+    /// holes first. All of them or none.
     public mutating func allocateScattered(
         _ count: Int, owner: String, tag: String
     ) throws(SlotPoolError) -> [PageRun] {

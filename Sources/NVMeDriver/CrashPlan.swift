@@ -32,7 +32,7 @@
                 let base = unsafe mmap(
                     nil, Self.byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
                 guard fd >= 0, unsafe base != MAP_FAILED, let base = unsafe base else {
-                    fatalError("NVMED_CRASH_PLAN=\(path) cannot be mapped")
+                    Self.refuse("NVMED_CRASH_PLAN=\(path) cannot be mapped")
                 }
                 close(fd)
                 unsafe memory = base
@@ -45,11 +45,16 @@
                 let parts = text.split(separator: ":")
                 guard let first = parts.first, let point = CrashPoint(name: String(first)),
                     let count = UInt32(parts.count > 1 ? String(parts[1]) : "1"), count > 0
-                else { fatalError("\(name)=\(text) names no crash point; name:count is wanted") }
+                else { Self.refuse("\(name)=\(text) names no crash point; name:count is wanted") }
                 unsafe nv_store32(memory + 64, UInt32(point.rawValue) + 1)
                 unsafe nv_store32(memory + 68, count)
                 unsafe nv_store32(memory + 72, UInt32(action))
             }
+        }
+
+        private static func refuse(_ text: String) -> Never {
+            Program.complain(text)
+            _exit(64)
         }
 
         @usableFromInline

@@ -3,8 +3,8 @@
 //
 // Each point stands directly after the step that it names, or before the one that would undo its
 // meaning. In production `hit` is nothing; with -DNVMED_CRASH_POINTS (a build for tests only,
-// `.ci/crash build`) a point kills or stops its process there. Tests walk `allCases`, so that a point
-// that nobody calls or no scenario reaches is found.
+// `.ci/crash build`) a point kills or stops its process there. Tests walk `allCases`, so that a
+// point that nobody calls or no scenario reaches is found.
 
 /// A point at which a process can be ended by a test.
 public enum CrashPoint: UInt8, CaseIterable, Sendable {

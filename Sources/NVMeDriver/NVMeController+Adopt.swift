@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Going on with the controller of a predecessor that died: DESIGN, section 5, "Adoption".
 //
-// Who may have done what: the predecessor died between any two instructions; the device went on; the
-// state area and the pool's file are as they were left, or damaged. Everything is checked against
-// everything else first (`check…`), and only then is anything changed (`commit`). Whatever does not
-// fit makes the controller one that cannot be adopted, and costs this device a reset.
+// Who may have done what: the predecessor died between any two instructions; the device went on;
+// the state area and the pool's file are as they were left, or damaged. Everything is checked
+// against everything else first (`check…`), and only then is anything changed (`commit`).
+// Whatever does not fit makes the controller one that cannot be adopted, and costs this device a
+// reset.
 
 internal import CMemory
 internal import DMA
@@ -500,8 +501,8 @@ extension AdminQueue {
     /// Tells the device of the commands that it never saw, or sends a probe when it may not have
     /// been told of the last ones.
     ///
-    /// Commands that nobody ever saw, and whose entries are not known any more, become Get Features,
-    /// whose answer ends them as well; event requests are themselves.
+    /// Commands that nobody ever saw, and whose entries are not known any more, become Get
+    /// Features, whose answer ends them as well; event requests are themselves.
     mutating func ringAdopted(_ device: any DeviceBacking) throws(DriverError) {
         let unseen = queue.unseenSlots() ?? []
         for slot in unseen {

@@ -7,7 +7,7 @@
 //   FREE                          nothing
 //   STAGED, before the tail       with the device: answered some day, or the answer waits
 //   STAGED, from the tail on      the device never saw it: its queue entry is written again
-//   COMPLETING                    answered: delivered again (whoever has it, ignores it), then freed
+//   COMPLETING                    answered: delivered again (who has it ignores it), then freed
 //   doorbell written ≠ tail       the device may not know of the last commands: one more command, a
 //                                 probe, makes a tail that no register can hold yet
 //

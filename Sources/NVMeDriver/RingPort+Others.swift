@@ -5,8 +5,8 @@ internal import CMemory
 internal import CRing
 internal import NVMeSpec
 
-/// Codes of completions: the raw values of `ErrorCode` in Proto/common.proto, for rings and messages
-/// alike.
+/// Codes of completions: the raw values of `ErrorCode` in Proto/common.proto, for rings and
+/// messages alike.
 public enum RingCode {
     static let invalidArgument: UInt16 = 1
     static let readOnly: UInt16 = 10

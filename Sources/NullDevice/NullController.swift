@@ -7,10 +7,10 @@
 // the memory held. Doorbells are not mapped: an I/O command is completed within the call of
 // `writeDoorbell` that tells of it, so that no interrupt is ever raised.
 //
-// It cannot be adopted (`checkAdoptable` says so): registers and queue positions live in the worker's
-// own memory and die with it. A worker that follows takes the path of a reset: it brings a new one
-// up, and what was in flight is sent again, which does no harm to a device that keeps nothing.
-// Sessions, rings and registered memory go on as with any other device.
+// It cannot be adopted (`checkAdoptable` says so): registers and queue positions live in the
+// worker's own memory and die with it. A worker that follows takes the path of a reset: it brings a
+// new one up, and what was in flight is sent again, which does no harm to a device that keeps
+// nothing. Sessions, rings and registered memory go on as with any other device.
 
 internal import CMemory
 public import Linux

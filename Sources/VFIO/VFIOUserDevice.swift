@@ -345,8 +345,8 @@ public final class VFIOUserDevice: DeviceBacking {
         }
     }
 
-    /// Takes away what this process or a predecessor told the server of. Servers that cannot forget everything at
-    /// once are told of each window that is known.
+    /// Takes away what this process or a predecessor told the server of. Servers that cannot forget
+    /// everything at once are told of each window that is known.
     public func forgetMappings() throws(VFIOError) {
         guard isAdopted || !windows.isEmpty else { return }
         if vectorCount == 0 { try learnDevice() }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model of a stretch of a disk that outlives its client: what each block may hold, exactly.
 //
-// The model is a file, shared with the program that kills (`.ci/soak`, `.ci/crash`): 64-bit words of
-// control and counters first, the first message at 1024, the history of each block from 4096 on. A
-// client that is killed leaves its writes in the history as begun; its successor goes on from there.
+// The model is a file, shared with the program that kills (`.ci/soak`, `.ci/crash`): 64-bit words
+// of control and counters first, the first message at 1024, the history of each block from 4096 on.
+// A client that is killed leaves its writes in the history as begun; its successor goes on from
+// there.
 //
 // A block is one logical block, which NVMe writes whole. Each write has a begin and an end by a
-// clock that counts events, so that order is exact. A read that began at `r` may return the write `w`
-// unless another write began after `w` ended, and ended before `r` began. Nothing else is allowed:
-// neither an older write (lost, or done again later), nor a mixture.
+// clock that counts events, so that order is exact. A read that began at `r` may return the write
+// `w` unless another write began after `w` ended, and ended before `r` began. Nothing else is
+// allowed: neither an older write (lost, or done again later), nor a mixture.
 
 import CMemory
 import Glibc

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Controllers that cannot be gone on with: they are reset, and what was with them is given out again
-// in order, or ends, once.
+// Controllers that cannot be gone on with: they are reset, and what was with them is given out
+// again in order, or ends, once.
 
 import CMemory
 import Linux

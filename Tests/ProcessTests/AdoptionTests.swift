@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Workers that are killed under load, while clients go on: nothing is lost, doubled or answered with
-// an error, and the controller is not touched.
+// Workers that are killed under load, while clients go on: nothing is lost, doubled or answered
+// with an error, and the controller is not touched.
 
 import Glibc
 import Linux
