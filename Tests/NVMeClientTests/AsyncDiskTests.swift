@@ -32,7 +32,7 @@ private func use(
     try await body(disk)
 }
 
-@Suite("Rings for async code", .timeLimit(.minutes(2)))
+@Suite("Rings for async code", .timeLimit(.minutes(5)))
 struct AsyncDiskTests {
     @Test("more tasks than the ring has room for: each gets its own data")
     func manyTasks() async throws {

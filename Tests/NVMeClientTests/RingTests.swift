@@ -277,7 +277,7 @@ struct RingTests {
     }
 }
 
-@Suite("Rings whose worker is replaced", .timeLimit(.minutes(2)))
+@Suite("Rings whose worker is replaced", .timeLimit(.minutes(5)))
 struct RingReplacementTests {
     @Test(
         "whatever a worker dies in the middle of, no entry, completion or wake-up is lost",

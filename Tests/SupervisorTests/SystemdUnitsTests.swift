@@ -59,7 +59,7 @@ private final class Rig {
     }
 }
 
-@Suite("Workers under systemd", .timeLimit(.minutes(1)))
+@Suite("Workers under systemd", .timeLimit(.minutes(5)))
 struct SystemdUnitsTests {
     private static let service = "nvmed-worker@ssd-0.service"
 

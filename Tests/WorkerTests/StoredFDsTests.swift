@@ -43,7 +43,7 @@ private func awaitClosed(_ raw: CInt) {
     while isOpen(raw), MonotonicClock.nowNanoseconds < deadline { sched_yield() }
 }
 
-@Suite("Stored descriptors of a worker", .timeLimit(.minutes(2)))
+@Suite("Stored descriptors of a worker", .timeLimit(.minutes(5)))
 struct StoredFDsTests {
     @Test("each is found once, by its kind and its number")
     func take() async throws {
