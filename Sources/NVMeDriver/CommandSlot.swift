@@ -180,12 +180,49 @@ struct CommandSlot {
         at slot: UnsafeMutableRawPointer, key: UInt32, sequence: UInt64, ordinal: UInt32
     ) {
         let crc = unsafe store(at: slot, key: key)
-        let word6 = UInt64(namespaceID) | crc << 32
+        unsafe Self.stage(
+            at: slot, word6: UInt64(namespaceID) | crc << 32, key: key, sequence: sequence,
+            ordinal: ordinal)
+    }
+
+    /// The same of a request that is one command: each word goes straight from there to here, so
+    /// that none has to be kept meanwhile.
+    @inline(__always)
+    static func stage(
+        _ request: UnsafePointer<IORequest>, at slot: UnsafeMutableRawPointer, key: UInt32,
+        sequence: UInt64, ordinal: UInt32
+    ) {
+        let words = unsafe UnsafeRawPointer(request)
+        var crc = unsafe copy(words, slot, 0, UInt64(key))
+        crc = unsafe copy(words, slot, 8, crc)
+        crc = unsafe copy(words, slot, 16, crc)
+        crc = unsafe copy(words, slot, 24, crc)
+        crc = unsafe copy(words, slot, 32, crc)
+        crc = unsafe copy(words, slot, 40, crc)
+        unsafe stage(
+            at: slot, word6: UInt64(nv_load32(words + 48)) | crc << 32, key: key,
+            sequence: sequence, ordinal: ordinal)
+    }
+
+    @inline(__always)
+    private static func copy(
+        _ words: UnsafeRawPointer, _ slot: UnsafeMutableRawPointer, _ offset: Int, _ crc: UInt64
+    ) -> UInt64 {
+        let word = unsafe nv_load64(words + offset)
+        unsafe nv_store64(slot + offset, word)
+        return Checksum.step(crc, word)
+    }
+
+    @inline(__always)
+    private static func stage(
+        at slot: UnsafeMutableRawPointer, word6: UInt64, key: UInt32, sequence: UInt64,
+        ordinal: UInt32
+    ) {
         unsafe nv_store64(slot + 48, word6)
         // The state after the content, for whoever maps this area later.
         nv_dma_wmb()
         CrashPoint.hit(.slotFilled)
-        unsafe Self.setState(
+        unsafe setState(
             at: slot, word6: word6, key: key,
             low: SlotState.staged | sequence | UInt64(ordinal &<< 8))
         CrashPoint.hit(.slotStaged)
@@ -206,6 +243,19 @@ struct CommandSlot {
         crc = Checksum.step(crc, token)
         crc = Checksum.step(crc, owner)
         return Checksum.step(crc, pagesAndOpcode)
+    }
+
+    /// Dword 12 of the command.
+    @inline(__always)
+    var dword12: UInt64 { Self.dword12(blockCount: blockCount, flags: flags) }
+
+    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2).
+    /// The flags of a slot are such that one shift puts each there.
+    @inline(__always)
+    static func dword12(blockCount: UInt32, flags: UInt8) -> UInt64 {
+        let fua = UInt64(flags & flagForceUnitAccess) << 29
+        let deallocate = UInt64(flags & flagDeallocate) << 23
+        return UInt64((blockCount &- 1) & 0xFFFF) | fua | deallocate
     }
 
     /// Replaces the state word; `low` is its low half. A FREE slot's `word6` is 0.

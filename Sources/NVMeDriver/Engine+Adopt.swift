@@ -217,7 +217,7 @@ extension Engine {
         else { throw notAdoptable("the data of slot \(slot) is not there any more") }
         queue.writeAgain(
             slot, prp1: pages.prp1, prp2: pages.prp2, dword10And11: command.lba,
-            dword12And13: Self.dword12(command))
+            dword12And13: command.dword12)
     }
 
     private func pages(

@@ -326,7 +326,7 @@ extension Engine {
         _ slot: UInt32, _ command: CommandSlot
     ) -> (prp1: UInt64, dword10And11: UInt64, dword12And13: UInt64) {
         guard command.opcode == IOOperation.deallocate else {
-            return (0, command.lba, Self.dword12(command))
+            return (0, command.lba, command.dword12)
         }
         let range = unsafe queue.list(slot)
         unsafe nv_store32(range, 0)

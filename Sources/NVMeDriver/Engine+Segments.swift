@@ -123,7 +123,7 @@ extension Engine {
         command.flags |= CommandSlot.flagSegmented
         queue.push(
             slot, command, prp1: pages.first, prp2: pages.second, dword10And11: command.lba,
-            dword12And13: Self.dword12(command))
+            dword12And13: command.dword12)
         countSubmitted()
         return .accepted
     }
@@ -208,7 +208,7 @@ extension Engine {
         }
         queue.push(
             slot, command, prp1: pages.first, prp2: pages.second, dword10And11: command.lba,
-            dword12And13: Self.dword12(command))
+            dword12And13: command.dword12)
         requests.didIssue(index, blocks: direct)
         requests.setPlace(index, end)
         return true

@@ -106,8 +106,10 @@ public struct Engine: ~Copyable {
             region: request.pointee.region, offset: request.pointee.offset, byteCount: byteCount,
             session: request.pointee.session)
         guard address != 0, blocks != 0 else { return unsafe submitOther(request, slot) }
-        unsafe pushData(
-            slot, CommandSlot(request), address: address, byteCount: byteCount)
+        let prp2 = unsafe PhysicalRegionPages.second(
+            address: address, byteCount: byteCount, list: queue.list(slot),
+            listIOVA: queue.listIOVA(slot))
+        unsafe queue.push(slot, request, prp1: address, prp2: prp2)
         submitted = submitted &+ 1
         return .accepted
     }
@@ -129,16 +131,7 @@ public struct Engine: ~Copyable {
             listIOVA: queue.listIOVA(slot))
         queue.push(
             slot, command, prp1: address, prp2: prp2, dword10And11: command.lba,
-            dword12And13: Self.dword12(command))
-    }
-
-    /// NLB is zero-based; FUA is bit 30, DEAC of Write Zeroes bit 25 (NVM Command Set 1.0, 3.2).
-    /// The flags of a slot are such that one shift puts each there.
-    @inline(__always)
-    static func dword12(_ command: CommandSlot) -> UInt64 {
-        let fua = UInt64(command.flags & CommandSlot.flagForceUnitAccess) << 29
-        let deallocate = UInt64(command.flags & CommandSlot.flagDeallocate) << 23
-        return UInt64((command.blockCount &- 1) & 0xFFFF) | fua | deallocate
+            dword12And13: command.dword12)
     }
 
     /// Tells the device about everything submitted since the last call.

@@ -224,6 +224,28 @@ struct QueuePair: ~Copyable {
             prp1: prp1, prp2: prp2, dword10And11: dword10And11, dword12And13: dword12And13)
     }
 
+    /// `push` of a request that moves data by one command.
+    @inline(__always)
+    mutating func push(
+        _ slotIndex: UInt32, _ request: UnsafePointer<IORequest>, prp1: UInt64, prp2: UInt64
+    ) {
+        freeCount = freeCount &- 1
+        let slot = unsafe slots + Int(slotIndex) &* 64
+        let sequence = unsafe nv_load64(slot + 56) & SlotState.sequenceMask
+        unsafe CommandSlot.stage(
+            request, at: slot, key: slotKey &+ slotIndex, sequence: sequence, ordinal: tail)
+        unsafe ticks[Int(slotIndex)] = tick
+        let commandID = UInt64(slotIndex) | sequence << SlotState.sequenceToCommandID
+        let head =
+            unsafe UInt64(request.pointee.operation)
+            | UInt64(request.pointee.namespaceID) << 32
+        writeEntry(
+            head | commandID << 16, prp1: prp1, prp2: prp2,
+            dword10And11: unsafe request.pointee.lba,
+            dword12And13: unsafe CommandSlot.dword12(
+                blockCount: request.pointee.blockCount, flags: request.pointee.flags))
+    }
+
     /// Writes the next entry of the submission queue; `head` is dwords 0 and 1.
     @inline(__always)
     mutating func writeEntry(
