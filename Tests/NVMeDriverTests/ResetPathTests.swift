@@ -84,7 +84,7 @@ struct ResetPathTests {
         for token in 1...20 as ClosedRange<UInt64> {
             try rig.submit(IOOperation.write, lba: token * 8, token: token)
         }
-        let written = try waitForWrites(rig, 20 * 4096)
+        let written = try wait(rig, "bytesWritten", 20 * 4096)
         // When
         try rig.crash()
         try startOver(rig)
@@ -93,12 +93,28 @@ struct ResetPathTests {
         #expect(try rig.counter("bytesWritten") == written)
     }
 
-    private func waitForWrites(_ rig: AdoptionRig, _ byteCount: Int) throws -> Int {
+    private func wait(_ rig: AdoptionRig, _ counter: String, _ byteCount: Int) throws -> Int {
         let deadline = MonotonicClock.nowNanoseconds + 20_000_000_000
-        while try rig.counter("bytesWritten") < byteCount,
-            MonotonicClock.nowNanoseconds < deadline
-        {}
-        return try rig.counter("bytesWritten")
+        while try rig.counter(counter) < byteCount, MonotonicClock.nowNanoseconds < deadline {}
+        return try rig.counter(counter)
+    }
+
+    @Test("a read that the device answered into pages of the pool comes to its client")
+    func answeredReadOfPages() throws {
+        // Given: a read to a place that the device cannot be told, so that it is copied.
+        let rig = try AdoptionRig()
+        rig.fill(at: 0, byteCount: 4096, seed: 10)
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        _ = try rig.complete(1)
+        let before = try rig.counter("bytesRead")
+        try rig.submit(IOOperation.read, lba: 0, offset: 65537, token: 2)
+        _ = try wait(rig, "bytesRead", before + 4096)
+        // When
+        try rig.crash()
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(1) == [2: 0])
+        #expect(rig.equal(0, 65537, byteCount: 4096))
     }
 
     @Test("a request of many commands begins again")
@@ -115,6 +131,47 @@ struct ResetPathTests {
         // Then
         #expect(try rig.complete(1) == [1: 0])
         #expect(unsafe rig.controller.engine(0).pointee.isIdle)
+    }
+
+    /// Commands of 8 KiB: one, some, as many as a request may have with the device, and more.
+    @Test(
+        "a write of many commands that must not be done twice ends, whatever was answered",
+        arguments: [2, 11, 32, 128], [Replay.harmless, .nothing])
+    func manyCommandsOnce(count: Int, replay: Replay) throws {
+        // Given: of those that the device has, all but the last were answered.
+        let last = min(count, Int(Engine.maxChildrenInFlight)) - 1
+        let rig = try AdoptionRig([
+            "--mdts", "1", "--fault", "command:hang,opcode=1,queue=io,skip=\(last),times=1",
+        ])
+        rig.fill(at: 0, byteCount: count * 8192, seed: 6)
+        try rig.submit(IOOperation.write, lba: 64, byteCount: count * 8192, token: 1)
+        let written = try wait(rig, "bytesWritten", last * 8192)
+        // When
+        try rig.crash()
+        try startOver(rig, replay)
+        // Then
+        #expect(try rig.complete(1) == [1: Self.unknown])
+        try rig.submit(IOOperation.flush, lba: 0, byteCount: 0, token: 2)
+        #expect(try rig.complete(1) == [2: 0])
+        #expect(written == last * 8192)
+        #expect(try rig.counter("bytesWritten") == written)
+        #expect(unsafe rig.controller.engine(0).pointee.isIdle)
+    }
+
+    @Test(
+        "a write of many commands that were all answered is done, and not done again",
+        arguments: [Replay.everything, .harmless])
+    func manyCommandsAnswered(replay: Replay) throws {
+        // Given
+        let rig = try AdoptionRig(["--mdts", "1"])
+        try rig.submit(IOOperation.write, lba: 64, byteCount: 16 * 8192, token: 1)
+        let written = try wait(rig, "bytesWritten", 16 * 8192)
+        // When
+        try rig.crash()
+        try startOver(rig, replay)
+        // Then
+        #expect(try rig.complete(1) == [1: 0])
+        #expect(try rig.counter("bytesWritten") == written)
     }
 
     @Test("regions are where they were")
