@@ -28,7 +28,8 @@ def clients(disks):
     started = []
     for index, disk in enumerate(disks):
         name = disk.rstrip("+")
-        shape = dict(depth=8, bytes=32 << 10, seed=7 + index, limit=SECONDS)
+        # QEMU's controller has no Verify, and does not say what a deallocated block reads as.
+        shape = dict(depth=8, bytes=32 << 10, seed=7 + index, limit=SECONDS, operations="read,write,flush,zeroes")
         started.append(Client(Service, name + "-ring", name, BLOCKS, way="ring", first=0, exercise=200, **shape))
         if disk.endswith("+"):
             started.append(Client(Service, name + "-inline", name, BLOCKS, way="inline", first=BLOCKS, **shape))

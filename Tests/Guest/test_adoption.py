@@ -53,8 +53,8 @@ def judge(result):
 def served(guest, serial, name, throttled=None, settings=""):
     guest.serve(serial, name, (1,), settings, disk_settings="Shared=yes\n")
     prepare(guest)
-    # The fd store does not forget before the worker has run.
-    guest.expect(f"nvmectl io flush {name}1", 60)
+    # The models of the clients begin with zeroes: twice 512 blocks of at most 4 KiB.
+    guest.expect(f"nvmectl io zero {name}1 --length 4M", 60)
     try:
         if throttled:
             guest.throttle(throttled, operations=OPERATIONS_PER_SECOND)
