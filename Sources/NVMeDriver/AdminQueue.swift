@@ -287,6 +287,7 @@ extension QueuePair {
             if pending & Self.submissionDoorbellPending != 0 {
                 try device.writeDoorbell(
                     offset: submissionDoorbellOffset, value: committedPositions.tail)
+                logDoorbell()
             }
             if pending & Self.completionDoorbellPending != 0 {
                 try device.writeDoorbell(

@@ -289,6 +289,13 @@ struct QueuePair: ~Copyable {
                 submissionDoorbell, tail & mask, pending: Self.submissionDoorbellPending)
         }
         committedTail = tail
+        // The log must not say that the device was told before it was: a message is still to come.
+        if pendingDoorbells & Self.submissionDoorbellPending == 0 { logDoorbell() }
+    }
+
+    /// The device was told of `committedTail`.
+    @inline(__always)
+    func logDoorbell() {
         CrashPoint.hit(.doorbellRung)
         publishDoorbell()
         CrashPoint.hit(.doorbellLogged)
