@@ -43,6 +43,7 @@ extension DeviceService {
         tree.add("counters/function_resets", counters.functionResets)
         tree.add("counters/faults", counters.faults)
         tree.add("counters/bring_ups", counters.bringUps)
+        tree.add("counters/adoptions", counters.adoptions)
         tree.add("counters/sessions_opened", counters.sessionsOpened)
         tree.add("counters/queue_full", counters.queueFull)
         tree.add("counters/rejected_messages", counters.rejectedMessages)
@@ -72,6 +73,8 @@ extension DeviceService {
         tree.add("controller/shadow_doorbells", controller.hasShadowDoorbells)
         tree.add("controller/event_requests", controller.eventRequests)
         tree.add("controller/bring_up_ns", controller.bringUpNanoseconds)
+        // 0 where this worker brought the controller up itself.
+        tree.add("controller/adoption_ns", controller.adoptionNanoseconds)
         tree.add("controller/namespaces_left_out", controller.namespacesLeftOut)
         tree.add("memory/pool_bytes", controller.poolByteCount)
         tree.add("memory/regions", sessions.reduce(0) { $0 + ($1?.regions.count ?? 0) })
