@@ -227,7 +227,10 @@ class Stack:
             end.settimeout(PATIENCE_SECONDS)
             end.connect(self.control)
             end.send(command.encode())
-            return end.recv(1 << 20).decode()
+            answer = end.recv(1 << 20).decode()
+        if answer.startswith("error"):
+            raise Failure(f"the emulator, asked to {command}: {answer}")
+        return answer
 
     def statistics(self):
         return json.loads(self.ask_emulator("stats"))
