@@ -194,6 +194,8 @@ extension WorkerProcessTests {
             let supervisor = try rig.startLoaded()
             let client = try supervisor.open()
             try rig.control("fault interrupt:lost,queue=io")
+            // What is answered at once is found without an interrupt.
+            try rig.control("fault command:delay=20,queue=io")
 
             try client.write(0, pattern(512, seed: 13))
             let data = try client.read(0, 1)
