@@ -209,6 +209,6 @@ final class StoredFDs {
 
     /// Waits until the manager has everything that was stored so far, bounded. The loop goes on.
     func confirm() async throws {
-        try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
+        try await store.barrier(timeoutNanoseconds: WorkerLimits.confirmNanoseconds)
     }
 }

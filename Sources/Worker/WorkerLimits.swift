@@ -97,8 +97,12 @@ enum WorkerLimits {
     /// How long the last close of a device is waited for: a function level reset takes 100 ms, and
     /// the watchdog's patience is longer.
     static let closeMilliseconds: Int32 = 2_000
-    /// How long the service manager may take to confirm a stored descriptor.
+    /// How long the service manager may take to confirm a stored descriptor while nothing else goes
+    /// on here.
     static let barrierNanoseconds: UInt64 = 5_000_000_000
+    /// How long it may take while the loop goes on, and only the client who asked waits: a manager
+    /// that reloads its units on a slow machine confirms nothing for seconds.
+    static let confirmNanoseconds: UInt64 = 30_000_000_000
     /// How long a client may leave its replies unread, unless NVMED_CLIENT_STALL_MS says otherwise.
     static let clientStallMilliseconds: UInt64 = 30_000
     /// Open files of the process: a session has one, a region another while it is registered.
