@@ -138,7 +138,8 @@ def test_unplug_during_the_pause(guest):
         guest.expect(f"kill -KILL {before}")
         guest.monitor.wait_event("DEVICE_DELETED", 90, since=events, device="nvme-c")
         ended = reader.result()
-        check(ended.json["error"]["code"] in ("device-removed", "device-failed"), f"{ended}")
+        # The successor says so, or, when it is slower than the supervisor's patience, nobody is left to.
+        check(ended.json["error"]["code"] in ("device-removed", "device-failed", "worker-restarted"), f"{ended}")
         test_faults.plug_c(guest)
         test_faults.wait_state(guest, "ac", "ready")
         guest.expect("nvmectl io verify ac1 --length 64K --pattern zero", 60)
