@@ -130,6 +130,12 @@ extension QueuePair {
         }
     }
 
+    /// The next answer of a stopped device that nobody has taken: they need not follow each other.
+    mutating func nextUntaken() -> Answer? {
+        skipTaken()
+        return next()
+    }
+
     // MARK: Answers that were taken
 
     /// Dword 0 of the answer that a COMPLETING slot had, as long as the head had not passed it; 0

@@ -7,6 +7,9 @@
 //   with the device, may be done    staged, as never seen by the device, in the old order
 //     again
 //   with the device, otherwise      answered: nobody knows whether it was done
+//   a read into pages of the pool   like one that was not answered: what was read has not come to
+//     that only the last look found   its client
+//     answered
 //   a part of a larger request      nothing: the request begins again, or ends as above; a read
 //                                     begins again even when all of its parts were answered
 //
@@ -127,9 +130,13 @@ struct SalvagedQueue: ~Copyable {
         // As many as 9 bits of a position tell apart; the others count as not answered.
         let limit = SlotState.positionMask / 2
         while (1...DataQueue.ringCapacity).allSatisfy({ tails[$0] &- published[$0] < limit }),
-            let answer = queue.next()
+            let answer = queue.nextUntaken()
         {
             let command = command(answer.slot)
+            // What was read still lies in pages, and its client would never get it.
+            if command.opcode == IOOperation.read, answer.status == 0, command.pageCount > 0 {
+                continue
+            }
             let isWhole = command.request == CommandSlot.noRequest
             queue.setCompleting(
                 answer,

@@ -178,6 +178,10 @@ final class DeviceKeeper {
         }
     }
 
+    /// The memory file of a predecessor's DMA pool, once, when `adopt` gave no device: what lay in
+    /// it is needed also when the device is brought up again.
+    func takePool() -> OwnedFD? { stored.pool.take() }
+
     // MARK: Opening
 
     /// Sees to it that `open` finds a device: a predecessor's, the one that is open, or a new one
@@ -347,9 +351,16 @@ final class DeviceKeeper {
 
     /// Stores what a successor needs, and waits until the manager has it. Blocks, bounded.
     func keep(_ controller: NVMeController) {
-        if let pool = controller.poolFD { replace("pool", pool) }
+        // What is there already stays: who died between its removal and its return would have lost
+        // it.
+        if let pool = controller.poolFD, !(controller.poolIsInherited && has("pool")) {
+            replace("pool", pool)
+        }
         let interrupts = controller.interruptDescriptors
-        for (index, raw) in interrupts.enumerated() { replace("irq-\(index)", raw) }
+        for (index, raw) in interrupts.enumerated()
+        where !(controller.interruptsAreInherited && has("irq-\(index)")) {
+            replace("irq-\(index)", raw)
+        }
         // A predecessor may have had more.
         var surplus = interrupts.count
         while storedNames.remove("irq-\(surplus)") != nil {
@@ -362,6 +373,8 @@ final class DeviceKeeper {
         }
         barrier()
     }
+
+    private func has(_ name: String) -> Bool { storedNames.contains(name) }
 
     private func barrier() {
         do throws(SystemCallError) {

@@ -28,9 +28,9 @@ final class InheritedDescriptors {
         self.stored = stored
     }
 
-    /// The memory of clients only: the device is brought up again.
-    init(_ stored: StoredFDs?) {
-        pool = nil
+    /// The device is brought up again: only the memory of clients, and the pool, count.
+    init(pool: consuming OwnedFD?, _ stored: StoredFDs?) {
+        if let fd = pool { self.pool = HeldDescriptor(fd) } else { self.pool = nil }
         interrupts = []
         self.stored = stored
     }
@@ -145,7 +145,9 @@ extension DeviceService {
 
     /// Brings a controller up again with a predecessor's requests and memory.
     func startOver(_ controller: NVMeController) throws(DriverError) {
-        let inherited = self.inherited ?? InheritedDescriptors(environment.stored)
+        let inherited =
+            self.inherited
+            ?? InheritedDescriptors(pool: environment.takePool(), environment.stored)
         self.inherited = inherited
         try controller.startOver(
             inherited.inheritance, replay: { self.replay($0) }, tick: coarseClock,

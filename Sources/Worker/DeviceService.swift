@@ -34,6 +34,8 @@ struct DeviceEnvironment {
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
     /// A predecessor's device, which works on, when it came back; nil: it has to be brought up.
     var adopt: @Control (DeviceConfig) -> LiveDevice? = { _ in nil }
+    /// A predecessor's DMA pool, once, when `adopt` gave no device.
+    var takePool: @Control () -> OwnedFD? = { nil }
     /// What sessions, rings and regions keep for a successor; nil in tests without one.
     var stored: StoredFDs?
     /// Sees to what takes time before a device can be opened; with `reset`, after the function was

@@ -163,6 +163,7 @@ final class WorkerProcess {
                 try Self.open(config, device, keeper, pause)
             },
             adopt: { config in keeper.adopt(config) },
+            takePool: { keeper.takePool() },
             stored: StoredFDs(store: store, log: log, from: &fds),
             prepare: { config, reset async throws(DriverError) in
                 try await keeper.prepare(config, reset: reset)
