@@ -188,7 +188,11 @@ final class DeviceService {
         idleState = consume state
     }
 
-    deinit { unsafe completions.deallocate() }
+    deinit {
+        // They count in `statistics`, which would go first.
+        for thread in threads { thread.stop() }
+        unsafe completions.deallocate()
+    }
 
     /// The device's name.
     var name: String { environment.name }
