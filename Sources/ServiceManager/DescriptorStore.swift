@@ -2,7 +2,6 @@
 // The descriptors one unit has put aside for its next process.
 
 internal import CLinux
-internal import Glibc
 internal import Linux
 internal import Systemd
 
@@ -24,20 +23,6 @@ final class DescriptorStore {
         }
     }
 
-    /// What two descriptors of one open file have in common, and most others have not: looked at
-    /// first, because a store may have thousands.
-    private struct FileIdentity: Equatable {
-        let device: UInt64
-        let inode: UInt64
-
-        init?(_ raw: CInt) {
-            var status = stat()
-            guard unsafe fstat(raw, &status) == 0 else { return nil }
-            device = UInt64(status.st_dev)
-            inode = UInt64(status.st_ino)
-        }
-    }
-
     private var entries: [Entry] = []
     private let limit: Int
 
@@ -53,6 +38,7 @@ final class DescriptorStore {
     /// With `poll` it is dropped at a hang-up or error; a file that cannot be polled is just kept.
     func add(_ name: String?, _ fd: consuming OwnedFD, poll: Bool) -> Outcome {
         let raw = fd.raw
+        // Looked at first, because a store may have thousands.
         let identity = FileIdentity(raw)
         // Where kcmp is forbidden a duplicate is kept: it costs a place, nothing else.
         let isKnown = entries.contains {

@@ -45,19 +45,6 @@ final class StoredFDs {
         var name: String { "\(kind.rawValue)-\(number)" }
     }
 
-    /// A file as such, whatever descriptor it is reached by.
-    private struct FileIdentity: Hashable {
-        let device: UInt64
-        let inode: UInt64
-
-        init?(_ raw: CInt) {
-            var status = stat()
-            guard unsafe fstat(raw, &status) == 0 else { return nil }
-            device = UInt64(status.st_dev)
-            inode = UInt64(status.st_ino)
-        }
-    }
-
     private struct SharedMemory {
         var number: UInt64
         var users: Int
