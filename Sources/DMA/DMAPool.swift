@@ -38,6 +38,9 @@ public struct PoolLayout: Sendable {
     /// Bytes of the zone that the device also writes.
     public var deviceWritesByteCount: Int { max(readWrite, Self.pageByteCount) }
 
+    /// Bytes of both.
+    public var byteCount: Int { deviceReadsByteCount + deviceWritesByteCount }
+
     private static func reserve(_ used: inout Int, _ byteCount: Int) -> PoolSlice {
         let slice = PoolSlice(
             offset: used, byteCount: (byteCount + pageByteCount - 1) & ~(pageByteCount - 1))
@@ -59,16 +62,26 @@ public struct DMAPool: ~Copyable {
     public let deviceReadsIOVA: UInt64
     /// The device's address of the zone it also writes.
     public let deviceWritesIOVA: UInt64
+    /// Bytes of the layout; the file may be longer.
+    public let byteCount: Int
     private let memory: Mapping
     private let deviceReadsByteCount: Int
 
-    /// Creates the memory file and makes it reachable for the device.
+    /// Creates the memory file, or uses `given`, and makes it reachable for the device.
+    ///
+    /// A file that is given must have `layout`'s bytes at least and belong to nobody else; what is
+    /// in it is overwritten with zeroes.
     public init(
-        layout: PoolLayout, name: String, device: any DeviceBacking, space: inout IOVASpace
+        layout: PoolLayout, name: String, device: any DeviceBacking, space: inout IOVASpace,
+        file given: consuming OwnedFD? = nil
     ) throws(VFIOError) {
         let readBytes = layout.deviceReadsByteCount
         let writeBytes = layout.deviceWritesByteCount
+        byteCount = readBytes + writeBytes
         if device.usesPhysicalAddresses {
+            guard given == nil else {
+                throw .unsupported("a pool in a file for a device without an IOMMU")
+            }
             // Both zones are writable: there is nothing between the device and memory.
             let run = try PhysicalRun.allocate(readBytes + writeBytes, name, device)
             deviceReadsIOVA = run.address
@@ -82,8 +95,17 @@ public struct DMAPool: ~Copyable {
         guard let reads = space.allocate(byteCount: UInt64(readBytes)),
             let writes = space.allocate(byteCount: UInt64(writeBytes))
         else { throw .unsupported("no I/O virtual addresses left for the pool") }
-        let file = try Self.file(name, readBytes + writeBytes)
-        let bytes = try Self.mapping(file, readBytes + writeBytes)
+        let file: OwnedFD
+        let bytes: Mapping
+        if let given = given.take() {
+            bytes = try Self.mapping(given, try Self.size(given, readBytes + writeBytes))
+            unsafe bytes.base.initializeMemory(
+                as: UInt8.self, repeating: 0, count: readBytes + writeBytes)
+            file = given
+        } else {
+            file = try Self.file(name, readBytes + writeBytes)
+            bytes = try Self.mapping(file, readBytes + writeBytes)
+        }
         bytes.excludeFromCoreDumps()
         try device.map(
             unsafe DMAWindow(
@@ -113,12 +135,8 @@ public struct DMAPool: ~Copyable {
     public init(
         adopting fd: consuming OwnedFD, layout: PoolLayout, readsIOVA: UInt64, writesIOVA: UInt64
     ) throws(VFIOError) {
-        let byteCount = layout.deviceReadsByteCount + layout.deviceWritesByteCount
-        let size = (try? MemFD.byteCount(of: fd)) ?? -1
-        guard size == byteCount else {
-            throw .unsupported("the pool's file has \(size) bytes, not \(byteCount)")
-        }
-        let bytes = try Self.mapping(fd, size)
+        byteCount = layout.deviceReadsByteCount + layout.deviceWritesByteCount
+        let bytes = try Self.mapping(fd, try Self.size(fd, byteCount))
         bytes.excludeFromCoreDumps()
         self.fd = fd
         memory = bytes
@@ -134,7 +152,7 @@ public struct DMAPool: ~Copyable {
                 access: .deviceReads),
             DMAWindow(
                 iova: deviceWritesIOVA,
-                byteCount: UInt64(memory.byteCount - deviceReadsByteCount),
+                byteCount: UInt64(byteCount - deviceReadsByteCount),
                 base: memory.base + deviceReadsByteCount, access: .deviceReadsAndWrites),
         ]
     }
@@ -151,6 +169,17 @@ public struct DMAPool: ~Copyable {
             try device.map(window, fd: fd, offset: offset)
             offset += window.byteCount
         }
+    }
+
+    /// The size of a file that is long enough.
+    private static func size(
+        _ fd: borrowing OwnedFD, _ byteCount: Int
+    ) throws(VFIOError) -> Int {
+        let size = (try? MemFD.byteCount(of: fd)) ?? -1
+        guard size >= byteCount else {
+            throw .unsupported("the pool's file has \(size) bytes, not \(byteCount)")
+        }
+        return size
     }
 
     private static func file(_ name: String, _ byteCount: Int) throws(VFIOError) -> OwnedFD {
@@ -170,9 +199,6 @@ public struct DMAPool: ~Copyable {
             throw .system(error)
         }
     }
-
-    /// The size in bytes.
-    public var byteCount: Int { memory.byteCount }
 
     /// Fills a slice of the zone that the device only reads with zeroes.
     public func clearDeviceReads(_ slice: PoolSlice) {

@@ -25,6 +25,9 @@ struct ControllerMemoryPlan {
     /// Queue 0 is the admin queue.
     var queues: [Queue] = []
     var adminBuffer: PoolSlice
+    /// One page, in the zone that the device only reads: what says that a saved state belongs to
+    /// this pool (`PoolSeal`).
+    var token: PoolSlice
     var shadow: PoolSlice
     var eventIndex: PoolSlice
     var bounce: PoolSlice
@@ -41,6 +44,7 @@ struct ControllerMemoryPlan {
         for _ in 0..<queueCount {
             queues.append(Self.queue(&layout, entries: entries, listByteCount: listByteCount))
         }
+        token = layout.reserveDeviceReads(PoolSeal.byteCount)
         adminBuffer = layout.reserveDeviceWrites(Self.adminBufferByteCount)
         shadow = layout.reserveDeviceWrites(4096)
         eventIndex = layout.reserveDeviceWrites(4096)

@@ -38,6 +38,16 @@ extension DataThread {
         unsafe nv_futex_wake(word(Word.want))
     }
 
+    /// Has the thread stand still until `release`: nothing is taken from rings, nothing reaped. Each
+    /// `hold` needs its `release`, or `stop`, which ends the thread where it stands.
+    public func hold() { enter() }
+
+    /// Lets the thread go on after `hold`.
+    public func release() {
+        leave()
+        wake()
+    }
+
     private func awaitMode(_ isReached: (UInt32) -> Bool) {
         let deadline =
             MonotonicClock.nowNanoseconds + UInt64(Self.exclusiveMilliseconds) * 1_000_000

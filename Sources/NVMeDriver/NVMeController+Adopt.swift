@@ -368,6 +368,8 @@ extension NVMeController {
     // MARK: From here on things change
 
     private func commit(_ unfinished: [UInt32]) throws(DriverError) {
+        // Whoever was about to be saved was not: it goes on here.
+        unsealPool()
         for index in unfinished {
             guard let record = state.region(index) else { continue }
             do throws(VFIOError) {

@@ -185,9 +185,11 @@ extension NVMeController {
 
     func makePool(_ queues: Int) throws(DriverError) {
         let plan = makePlan(queues)
+        let file = try poolFile(plan.layout.byteCount)
         do throws(VFIOError) {
             pool = try DMAPool(
-                layout: plan.layout, name: "nvmed-pool", device: device, space: &space)
+                layout: plan.layout, name: "nvmed-pool", device: device, space: &space,
+                file: file)
         } catch { throw .device(error) }
         usePool(plan)
     }

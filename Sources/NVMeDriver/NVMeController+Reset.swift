@@ -33,6 +33,7 @@ extension NVMeController {
         leaveQueues()
         let record = try beginSalvage()
         try takeMemory(record, inheritance)
+        unsealPool()
         do throws(DriverError) {
             CrashPoint.hit(.resetEpochRaised)
             try resetAndCheck()

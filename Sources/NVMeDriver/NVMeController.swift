@@ -11,7 +11,7 @@
 
 internal import CMemory
 internal import DMA
-internal import Linux
+public import Linux
 public import NVMeSpec
 public import VFIO
 
@@ -64,6 +64,12 @@ public final class NVMeController {
     /// Runs something while nobody else touches a queue; where data threads have queues, whoever
     /// started them sets it.
     public var exclusively: (_ queue: Int, _ body: () -> Void) -> Void = { _, body in body() }
+
+    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil: a
+    /// memory file of the process is made. Whoever configures one sets it before `start`.
+    public var poolFile: (_ byteCount: Int) throws(DriverError) -> OwnedFD? = {
+        _ throws(DriverError) in nil
+    }
 
     /// Namespaces beyond this are left out: each costs three admin commands at start.
     public static let maxNamespaces = 1024
