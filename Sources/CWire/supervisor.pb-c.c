@@ -637,7 +637,277 @@ void   nvmed__v1__supervisor_shutdown__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__supervisor_shutdown__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_descriptors[24] =
+void   nvmed__v1__servicing_save__init
+                     (Nvmed__V1__ServicingSave         *message)
+{
+  static const Nvmed__V1__ServicingSave init_value = NVMED__V1__SERVICING_SAVE__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__servicing_save__get_packed_size
+                     (const Nvmed__V1__ServicingSave *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_save__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__servicing_save__pack
+                     (const Nvmed__V1__ServicingSave *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_save__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__servicing_save__pack_to_buffer
+                     (const Nvmed__V1__ServicingSave *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_save__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__ServicingSave *
+       nvmed__v1__servicing_save__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__ServicingSave *)
+     protobuf_c_message_unpack (&nvmed__v1__servicing_save__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__servicing_save__free_unpacked
+                     (Nvmed__V1__ServicingSave *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__servicing_save__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__servicing_cancel__init
+                     (Nvmed__V1__ServicingCancel         *message)
+{
+  static const Nvmed__V1__ServicingCancel init_value = NVMED__V1__SERVICING_CANCEL__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__servicing_cancel__get_packed_size
+                     (const Nvmed__V1__ServicingCancel *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_cancel__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__servicing_cancel__pack
+                     (const Nvmed__V1__ServicingCancel *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_cancel__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__servicing_cancel__pack_to_buffer
+                     (const Nvmed__V1__ServicingCancel *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_cancel__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__ServicingCancel *
+       nvmed__v1__servicing_cancel__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__ServicingCancel *)
+     protobuf_c_message_unpack (&nvmed__v1__servicing_cancel__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__servicing_cancel__free_unpacked
+                     (Nvmed__V1__ServicingCancel *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__servicing_cancel__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__servicing_restore__init
+                     (Nvmed__V1__ServicingRestore         *message)
+{
+  static const Nvmed__V1__ServicingRestore init_value = NVMED__V1__SERVICING_RESTORE__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__servicing_restore__get_packed_size
+                     (const Nvmed__V1__ServicingRestore *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_restore__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__servicing_restore__pack
+                     (const Nvmed__V1__ServicingRestore *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_restore__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__servicing_restore__pack_to_buffer
+                     (const Nvmed__V1__ServicingRestore *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_restore__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__ServicingRestore *
+       nvmed__v1__servicing_restore__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__ServicingRestore *)
+     protobuf_c_message_unpack (&nvmed__v1__servicing_restore__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__servicing_restore__free_unpacked
+                     (Nvmed__V1__ServicingRestore *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__servicing_restore__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__get_servicing__init
+                     (Nvmed__V1__GetServicing         *message)
+{
+  static const Nvmed__V1__GetServicing init_value = NVMED__V1__GET_SERVICING__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__get_servicing__get_packed_size
+                     (const Nvmed__V1__GetServicing *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__get_servicing__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__get_servicing__pack
+                     (const Nvmed__V1__GetServicing *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__get_servicing__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__get_servicing__pack_to_buffer
+                     (const Nvmed__V1__GetServicing *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__get_servicing__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__GetServicing *
+       nvmed__v1__get_servicing__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__GetServicing *)
+     protobuf_c_message_unpack (&nvmed__v1__get_servicing__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__get_servicing__free_unpacked
+                     (Nvmed__V1__GetServicing *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__get_servicing__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__servicing_device__init
+                     (Nvmed__V1__ServicingDevice         *message)
+{
+  static const Nvmed__V1__ServicingDevice init_value = NVMED__V1__SERVICING_DEVICE__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__servicing_device__get_packed_size
+                     (const Nvmed__V1__ServicingDevice *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_device__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__servicing_device__pack
+                     (const Nvmed__V1__ServicingDevice *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_device__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__servicing_device__pack_to_buffer
+                     (const Nvmed__V1__ServicingDevice *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_device__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__ServicingDevice *
+       nvmed__v1__servicing_device__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__ServicingDevice *)
+     protobuf_c_message_unpack (&nvmed__v1__servicing_device__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__servicing_device__free_unpacked
+                     (Nvmed__V1__ServicingDevice *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__servicing_device__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__servicing_status__init
+                     (Nvmed__V1__ServicingStatus         *message)
+{
+  static const Nvmed__V1__ServicingStatus init_value = NVMED__V1__SERVICING_STATUS__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__servicing_status__get_packed_size
+                     (const Nvmed__V1__ServicingStatus *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_status__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__servicing_status__pack
+                     (const Nvmed__V1__ServicingStatus *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_status__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__servicing_status__pack_to_buffer
+                     (const Nvmed__V1__ServicingStatus *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__servicing_status__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__ServicingStatus *
+       nvmed__v1__servicing_status__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__ServicingStatus *)
+     protobuf_c_message_unpack (&nvmed__v1__servicing_status__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__servicing_status__free_unpacked
+                     (Nvmed__V1__ServicingStatus *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__servicing_status__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_descriptors[29] =
 {
   {
     "version",
@@ -832,6 +1102,54 @@ static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_desc
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "servicing_save",
+    31,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, servicing_save),
+    &nvmed__v1__servicing_save__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "servicing_cancel",
+    32,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, servicing_cancel),
+    &nvmed__v1__servicing_cancel__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "get_servicing",
+    33,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, get_servicing),
+    &nvmed__v1__get_servicing__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "servicing_restore",
+    34,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, servicing_restore),
+    &nvmed__v1__servicing_restore__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -927,18 +1245,31 @@ static const ProtobufCFieldDescriptor nvmed__v1__supervisor_envelope__field_desc
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "servicing_status",
+    68,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__SupervisorEnvelope, body_case),
+    offsetof(Nvmed__V1__SupervisorEnvelope, servicing_status),
+    &nvmed__v1__servicing_status__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__supervisor_envelope__field_indices_by_name[] = {
   9,   /* field[9] = close_session */
   2,   /* field[2] = deadline_ns */
-  17,   /* field[17] = device_list */
-  18,   /* field[18] = disk_list */
-  19,   /* field[19] = disk_opened */
-  16,   /* field[16] = done */
+  21,   /* field[21] = device_list */
+  22,   /* field[22] = disk_list */
+  23,   /* field[23] = disk_opened */
+  20,   /* field[20] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
+  18,   /* field[18] = get_servicing */
   10,   /* field[10] = inspect */
-  21,   /* field[21] = inspect_reply */
+  25,   /* field[25] = inspect_reply */
   5,   /* field[5] = list_devices */
   6,   /* field[6] = list_disks */
   8,   /* field[8] = list_sessions */
@@ -946,20 +1277,24 @@ static const unsigned nvmed__v1__supervisor_envelope__field_indices_by_name[] = 
   15,   /* field[15] = open_statistics */
   14,   /* field[14] = release_device */
   11,   /* field[11] = reload */
-  22,   /* field[22] = reload_reply */
+  26,   /* field[26] = reload_reply */
   1,   /* field[1] = request_id */
   12,   /* field[12] = retry_device */
-  20,   /* field[20] = session_list */
+  17,   /* field[17] = servicing_cancel */
+  19,   /* field[19] = servicing_restore */
+  16,   /* field[16] = servicing_save */
+  28,   /* field[28] = servicing_status */
+  24,   /* field[24] = session_list */
   13,   /* field[13] = shutdown */
-  23,   /* field[23] = statistics_opened */
+  27,   /* field[27] = statistics_opened */
   0,   /* field[0] = version */
 };
 static const ProtobufCIntRange nvmed__v1__supervisor_envelope__number_ranges[3 + 1] =
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 16 },
-  { 0, 24 }
+  { 60, 20 },
+  { 0, 29 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor =
 {
@@ -969,7 +1304,7 @@ const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor =
   "Nvmed__V1__SupervisorEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__SupervisorEnvelope),
-  24,
+  29,
   nvmed__v1__supervisor_envelope__field_descriptors,
   nvmed__v1__supervisor_envelope__field_indices_by_name,
   3,  nvmed__v1__supervisor_envelope__number_ranges,
@@ -1650,4 +1985,456 @@ const ProtobufCMessageDescriptor nvmed__v1__supervisor_shutdown__descriptor =
   0,  nvmed__v1__supervisor_shutdown__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__supervisor_shutdown__init,
   NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__servicing_save__field_descriptors[2] =
+{
+  {
+    "deadline_ns",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__ServicingSave, has_deadline_ns),
+    offsetof(Nvmed__V1__ServicingSave, deadline_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "all_or_nothing",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__ServicingSave, has_all_or_nothing),
+    offsetof(Nvmed__V1__ServicingSave, all_or_nothing),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__servicing_save__field_indices_by_name[] = {
+  1,   /* field[1] = all_or_nothing */
+  0,   /* field[0] = deadline_ns */
+};
+static const ProtobufCIntRange nvmed__v1__servicing_save__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__servicing_save__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingSave",
+  "ServicingSave",
+  "Nvmed__V1__ServicingSave",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__ServicingSave),
+  2,
+  nvmed__v1__servicing_save__field_descriptors,
+  nvmed__v1__servicing_save__field_indices_by_name,
+  1,  nvmed__v1__servicing_save__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__servicing_save__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define nvmed__v1__servicing_cancel__field_descriptors NULL
+#define nvmed__v1__servicing_cancel__field_indices_by_name NULL
+#define nvmed__v1__servicing_cancel__number_ranges NULL
+const ProtobufCMessageDescriptor nvmed__v1__servicing_cancel__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingCancel",
+  "ServicingCancel",
+  "Nvmed__V1__ServicingCancel",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__ServicingCancel),
+  0,
+  nvmed__v1__servicing_cancel__field_descriptors,
+  nvmed__v1__servicing_cancel__field_indices_by_name,
+  0,  nvmed__v1__servicing_cancel__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__servicing_cancel__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define nvmed__v1__servicing_restore__field_descriptors NULL
+#define nvmed__v1__servicing_restore__field_indices_by_name NULL
+#define nvmed__v1__servicing_restore__number_ranges NULL
+const ProtobufCMessageDescriptor nvmed__v1__servicing_restore__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingRestore",
+  "ServicingRestore",
+  "Nvmed__V1__ServicingRestore",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__ServicingRestore),
+  0,
+  nvmed__v1__servicing_restore__field_descriptors,
+  nvmed__v1__servicing_restore__field_indices_by_name,
+  0,  nvmed__v1__servicing_restore__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__servicing_restore__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__get_servicing__field_descriptors[1] =
+{
+  {
+    "after",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__GetServicing, has_after),
+    offsetof(Nvmed__V1__GetServicing, after),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__get_servicing__field_indices_by_name[] = {
+  0,   /* field[0] = after */
+};
+static const ProtobufCIntRange nvmed__v1__get_servicing__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__get_servicing__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.GetServicing",
+  "GetServicing",
+  "Nvmed__V1__GetServicing",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__GetServicing),
+  1,
+  nvmed__v1__get_servicing__field_descriptors,
+  nvmed__v1__get_servicing__field_indices_by_name,
+  1,  nvmed__v1__get_servicing__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__get_servicing__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__servicing_device__field_descriptors[8] =
+{
+  {
+    "name",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__ServicingDevice, has_name),
+    offsetof(Nvmed__V1__ServicingDevice, name),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "step",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_ENUM,
+    offsetof(Nvmed__V1__ServicingDevice, has_step),
+    offsetof(Nvmed__V1__ServicingDevice, step),
+    &nvmed__v1__servicing_step__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reason",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__ServicingDevice, reason),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "commands_in_flight",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__ServicingDevice, has_commands_in_flight),
+    offsetof(Nvmed__V1__ServicingDevice, commands_in_flight),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "byte_count",
+    5,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__ServicingDevice, has_byte_count),
+    offsetof(Nvmed__V1__ServicingDevice, byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "duration_ns",
+    6,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__ServicingDevice, has_duration_ns),
+    offsetof(Nvmed__V1__ServicingDevice, duration_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "queue_count",
+    7,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__ServicingDevice, has_queue_count),
+    offsetof(Nvmed__V1__ServicingDevice, queue_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "session_count",
+    8,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__ServicingDevice, has_session_count),
+    offsetof(Nvmed__V1__ServicingDevice, session_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__servicing_device__field_indices_by_name[] = {
+  4,   /* field[4] = byte_count */
+  3,   /* field[3] = commands_in_flight */
+  5,   /* field[5] = duration_ns */
+  0,   /* field[0] = name */
+  6,   /* field[6] = queue_count */
+  2,   /* field[2] = reason */
+  7,   /* field[7] = session_count */
+  1,   /* field[1] = step */
+};
+static const ProtobufCIntRange nvmed__v1__servicing_device__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 8 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__servicing_device__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingDevice",
+  "ServicingDevice",
+  "Nvmed__V1__ServicingDevice",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__ServicingDevice),
+  8,
+  nvmed__v1__servicing_device__field_descriptors,
+  nvmed__v1__servicing_device__field_indices_by_name,
+  1,  nvmed__v1__servicing_device__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__servicing_device__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__servicing_status__field_descriptors[7] =
+{
+  {
+    "phase",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_ENUM,
+    offsetof(Nvmed__V1__ServicingStatus, has_phase),
+    offsetof(Nvmed__V1__ServicingStatus, phase),
+    &nvmed__v1__servicing_phase__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "devices",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__ServicingStatus, n_devices),
+    offsetof(Nvmed__V1__ServicingStatus, devices),
+    &nvmed__v1__servicing_device__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "more",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__ServicingStatus, has_more),
+    offsetof(Nvmed__V1__ServicingStatus, more),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "duration_ns",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__ServicingStatus, has_duration_ns),
+    offsetof(Nvmed__V1__ServicingStatus, duration_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "problem",
+    5,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__ServicingStatus, problem),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "saved_at_realtime_ns",
+    6,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__ServicingStatus, has_saved_at_realtime_ns),
+    offsetof(Nvmed__V1__ServicingStatus, saved_at_realtime_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "byte_count",
+    7,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__ServicingStatus, has_byte_count),
+    offsetof(Nvmed__V1__ServicingStatus, byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__servicing_status__field_indices_by_name[] = {
+  6,   /* field[6] = byte_count */
+  1,   /* field[1] = devices */
+  3,   /* field[3] = duration_ns */
+  2,   /* field[2] = more */
+  0,   /* field[0] = phase */
+  4,   /* field[4] = problem */
+  5,   /* field[5] = saved_at_realtime_ns */
+};
+static const ProtobufCIntRange nvmed__v1__servicing_status__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 7 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__servicing_status__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingStatus",
+  "ServicingStatus",
+  "Nvmed__V1__ServicingStatus",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__ServicingStatus),
+  7,
+  nvmed__v1__servicing_status__field_descriptors,
+  nvmed__v1__servicing_status__field_indices_by_name,
+  1,  nvmed__v1__servicing_status__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__servicing_status__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCEnumValue nvmed__v1__servicing_phase__enum_values_by_number[5] =
+{
+  { "SERVICING_PHASE_UNSPECIFIED", "NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_UNSPECIFIED", 0 },
+  { "SERVICING_PHASE_IDLE", "NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_IDLE", 1 },
+  { "SERVICING_PHASE_SAVING", "NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_SAVING", 2 },
+  { "SERVICING_PHASE_SAVED", "NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_SAVED", 3 },
+  { "SERVICING_PHASE_RESTORING", "NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_RESTORING", 4 },
+};
+static const ProtobufCIntRange nvmed__v1__servicing_phase__value_ranges[] = {
+{0, 0},{0, 5}
+};
+static const ProtobufCEnumValueIndex nvmed__v1__servicing_phase__enum_values_by_name[5] =
+{
+  { "SERVICING_PHASE_IDLE", 1 },
+  { "SERVICING_PHASE_RESTORING", 4 },
+  { "SERVICING_PHASE_SAVED", 3 },
+  { "SERVICING_PHASE_SAVING", 2 },
+  { "SERVICING_PHASE_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor nvmed__v1__servicing_phase__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingPhase",
+  "ServicingPhase",
+  "Nvmed__V1__ServicingPhase",
+  "nvmed.v1",
+  5,
+  nvmed__v1__servicing_phase__enum_values_by_number,
+  5,
+  nvmed__v1__servicing_phase__enum_values_by_name,
+  1,
+  nvmed__v1__servicing_phase__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue nvmed__v1__servicing_step__enum_values_by_number[12] =
+{
+  { "SERVICING_STEP_UNSPECIFIED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_UNSPECIFIED", 0 },
+  { "SERVICING_STEP_WAITING", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_WAITING", 1 },
+  { "SERVICING_STEP_FREEZING", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_FREEZING", 2 },
+  { "SERVICING_STEP_FROZEN", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_FROZEN", 3 },
+  { "SERVICING_STEP_ENDING", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_ENDING", 4 },
+  { "SERVICING_STEP_SAVED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_SAVED", 5 },
+  { "SERVICING_STEP_COLD", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_COLD", 6 },
+  { "SERVICING_STEP_THAWED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_THAWED", 7 },
+  { "SERVICING_STEP_RESTORING", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_RESTORING", 8 },
+  { "SERVICING_STEP_RESTORED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_RESTORED", 9 },
+  { "SERVICING_STEP_GONE", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_GONE", 10 },
+  { "SERVICING_STEP_FAILED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_FAILED", 11 },
+};
+static const ProtobufCIntRange nvmed__v1__servicing_step__value_ranges[] = {
+{0, 0},{0, 12}
+};
+static const ProtobufCEnumValueIndex nvmed__v1__servicing_step__enum_values_by_name[12] =
+{
+  { "SERVICING_STEP_COLD", 6 },
+  { "SERVICING_STEP_ENDING", 4 },
+  { "SERVICING_STEP_FAILED", 11 },
+  { "SERVICING_STEP_FREEZING", 2 },
+  { "SERVICING_STEP_FROZEN", 3 },
+  { "SERVICING_STEP_GONE", 10 },
+  { "SERVICING_STEP_RESTORED", 9 },
+  { "SERVICING_STEP_RESTORING", 8 },
+  { "SERVICING_STEP_SAVED", 5 },
+  { "SERVICING_STEP_THAWED", 7 },
+  { "SERVICING_STEP_UNSPECIFIED", 0 },
+  { "SERVICING_STEP_WAITING", 1 },
+};
+const ProtobufCEnumDescriptor nvmed__v1__servicing_step__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "nvmed.v1.ServicingStep",
+  "ServicingStep",
+  "Nvmed__V1__ServicingStep",
+  "nvmed.v1",
+  12,
+  nvmed__v1__servicing_step__enum_values_by_number,
+  12,
+  nvmed__v1__servicing_step__enum_values_by_name,
+  1,
+  nvmed__v1__servicing_step__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
 };

@@ -592,6 +592,141 @@ void   nvmed__v1__worker_shutdown__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__worker_shutdown__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   nvmed__v1__save__init
+                     (Nvmed__V1__Save         *message)
+{
+  static const Nvmed__V1__Save init_value = NVMED__V1__SAVE__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__save__get_packed_size
+                     (const Nvmed__V1__Save *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__save__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__save__pack
+                     (const Nvmed__V1__Save *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__save__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__save__pack_to_buffer
+                     (const Nvmed__V1__Save *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__save__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__Save *
+       nvmed__v1__save__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__Save *)
+     protobuf_c_message_unpack (&nvmed__v1__save__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__save__free_unpacked
+                     (Nvmed__V1__Save *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__save__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__saved__init
+                     (Nvmed__V1__Saved         *message)
+{
+  static const Nvmed__V1__Saved init_value = NVMED__V1__SAVED__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__saved__get_packed_size
+                     (const Nvmed__V1__Saved *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__saved__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__saved__pack
+                     (const Nvmed__V1__Saved *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__saved__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__saved__pack_to_buffer
+                     (const Nvmed__V1__Saved *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__saved__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__Saved *
+       nvmed__v1__saved__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__Saved *)
+     protobuf_c_message_unpack (&nvmed__v1__saved__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__saved__free_unpacked
+                     (Nvmed__V1__Saved *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__saved__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__thaw__init
+                     (Nvmed__V1__Thaw         *message)
+{
+  static const Nvmed__V1__Thaw init_value = NVMED__V1__THAW__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__thaw__get_packed_size
+                     (const Nvmed__V1__Thaw *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__thaw__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__thaw__pack
+                     (const Nvmed__V1__Thaw *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__thaw__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__thaw__pack_to_buffer
+                     (const Nvmed__V1__Thaw *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__thaw__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__Thaw *
+       nvmed__v1__thaw__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__Thaw *)
+     protobuf_c_message_unpack (&nvmed__v1__thaw__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__thaw__free_unpacked
+                     (Nvmed__V1__Thaw *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__thaw__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   nvmed__v1__state_changed__init
                      (Nvmed__V1__StateChanged         *message)
 {
@@ -727,7 +862,7 @@ void   nvmed__v1__worker_session_ended__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__worker_session_ended__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descriptors[26] =
+static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descriptors[29] =
 {
   {
     "version",
@@ -898,6 +1033,30 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descript
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "save",
+    29,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__WorkerEnvelope, body_case),
+    offsetof(Nvmed__V1__WorkerEnvelope, save),
+    &nvmed__v1__save__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "thaw",
+    30,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__WorkerEnvelope, body_case),
+    offsetof(Nvmed__V1__WorkerEnvelope, thaw),
+    &nvmed__v1__thaw__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -994,6 +1153,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descript
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "saved",
+    68,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__WorkerEnvelope, body_case),
+    offsetof(Nvmed__V1__WorkerEnvelope, saved),
+    &nvmed__v1__saved__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "state_changed",
     90,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -1045,38 +1216,41 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_envelope__field_descript
 static const unsigned nvmed__v1__worker_envelope__field_indices_by_name[] = {
   9,   /* field[9] = close_session */
   2,   /* field[2] = deadline_ns */
-  20,   /* field[20] = device */
-  15,   /* field[15] = device_ready */
-  14,   /* field[14] = done */
+  22,   /* field[22] = device */
+  17,   /* field[17] = device_ready */
+  16,   /* field[16] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
   6,   /* field[6] = get_device */
   7,   /* field[7] = get_namespace */
-  24,   /* field[24] = health */
+  27,   /* field[27] = health */
   11,   /* field[11] = inspect */
-  19,   /* field[19] = inspect_reply */
+  21,   /* field[21] = inspect_reply */
   10,   /* field[10] = list_sessions */
   5,   /* field[5] = load_driver */
-  23,   /* field[23] = namespace_changed */
-  16,   /* field[16] = namespace_info */
+  26,   /* field[26] = namespace_changed */
+  18,   /* field[18] = namespace_info */
   8,   /* field[8] = open_session */
   13,   /* field[13] = open_statistics */
   1,   /* field[1] = request_id */
-  25,   /* field[25] = session_ended */
-  18,   /* field[18] = session_list */
-  17,   /* field[17] = session_opened */
+  14,   /* field[14] = save */
+  24,   /* field[24] = saved */
+  28,   /* field[28] = session_ended */
+  20,   /* field[20] = session_list */
+  19,   /* field[19] = session_opened */
   12,   /* field[12] = shutdown */
-  22,   /* field[22] = state_changed */
-  21,   /* field[21] = statistics_opened */
+  25,   /* field[25] = state_changed */
+  23,   /* field[23] = statistics_opened */
+  15,   /* field[15] = thaw */
   0,   /* field[0] = version */
 };
 static const ProtobufCIntRange nvmed__v1__worker_envelope__number_ranges[4 + 1] =
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 14 },
-  { 90, 22 },
-  { 0, 26 }
+  { 60, 16 },
+  { 90, 25 },
+  { 0, 29 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
 {
@@ -1086,14 +1260,14 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   "Nvmed__V1__WorkerEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__WorkerEnvelope),
-  26,
+  29,
   nvmed__v1__worker_envelope__field_descriptors,
   nvmed__v1__worker_envelope__field_indices_by_name,
   4,  nvmed__v1__worker_envelope__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__worker_envelope__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[17] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[20] =
 {
   {
     "name",
@@ -1299,6 +1473,42 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptor
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "keep_alive",
+    18,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__DeviceConfig, has_keep_alive),
+    offsetof(Nvmed__V1__DeviceConfig, keep_alive),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pool_backing",
+    19,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_ENUM,
+    offsetof(Nvmed__V1__DeviceConfig, has_pool_backing),
+    offsetof(Nvmed__V1__DeviceConfig, pool_backing),
+    &nvmed__v1__pool_backing__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pool_path",
+    20,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__DeviceConfig, has_pool_path),
+    offsetof(Nvmed__V1__DeviceConfig, pool_path),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   2,   /* field[2] = address */
@@ -1309,11 +1519,14 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   11,   /* field[11] = interrupt_affinity */
   7,   /* field[7] = io_timeout_ms */
   9,   /* field[9] = iommu */
+  17,   /* field[17] = keep_alive */
   5,   /* field[5] = max_transfer_byte_count */
   0,   /* field[0] = name */
   13,   /* field[13] = null_block_byte_count */
   12,   /* field[12] = null_byte_count */
+  18,   /* field[18] = pool_backing */
   6,   /* field[6] = pool_byte_count */
+  19,   /* field[19] = pool_path */
   3,   /* field[3] = queue_count */
   4,   /* field[4] = queue_depth */
   14,   /* field[14] = spin_ns */
@@ -1322,7 +1535,7 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__device_config__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 17 }
+  { 0, 20 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
 {
@@ -1332,7 +1545,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
   "Nvmed__V1__DeviceConfig",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceConfig),
-  17,
+  20,
   nvmed__v1__device_config__field_descriptors,
   nvmed__v1__device_config__field_indices_by_name,
   1,  nvmed__v1__device_config__number_ranges,
@@ -1390,7 +1603,7 @@ const ProtobufCMessageDescriptor nvmed__v1__guest_memory__descriptor =
   (ProtobufCMessageInit) nvmed__v1__guest_memory__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__load_driver__field_descriptors[1] =
+static const ProtobufCFieldDescriptor nvmed__v1__load_driver__field_descriptors[2] =
 {
   {
     "config",
@@ -1404,14 +1617,27 @@ static const ProtobufCFieldDescriptor nvmed__v1__load_driver__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "saved_state",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__LoadDriver, has_saved_state),
+    offsetof(Nvmed__V1__LoadDriver, saved_state),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__load_driver__field_indices_by_name[] = {
   0,   /* field[0] = config */
+  1,   /* field[1] = saved_state */
 };
 static const ProtobufCIntRange nvmed__v1__load_driver__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 1 }
+  { 0, 2 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__load_driver__descriptor =
 {
@@ -1421,7 +1647,7 @@ const ProtobufCMessageDescriptor nvmed__v1__load_driver__descriptor =
   "Nvmed__V1__LoadDriver",
   "nvmed.v1",
   sizeof(Nvmed__V1__LoadDriver),
-  1,
+  2,
   nvmed__v1__load_driver__field_descriptors,
   nvmed__v1__load_driver__field_indices_by_name,
   1,  nvmed__v1__load_driver__number_ranges,
@@ -1583,7 +1809,7 @@ const ProtobufCMessageDescriptor nvmed__v1__controller_info__descriptor =
   (ProtobufCMessageInit) nvmed__v1__controller_info__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors[7] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors[9] =
 {
   {
     "controller",
@@ -1669,20 +1895,46 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_ready__field_descriptors
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "restored",
+    8,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__DeviceReady, has_restored),
+    offsetof(Nvmed__V1__DeviceReady, restored),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "cold_reason",
+    9,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Nvmed__V1__DeviceReady, cold_reason),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_ready__field_indices_by_name[] = {
   2,   /* field[2] = bring_up_ns */
+  8,   /* field[8] = cold_reason */
   5,   /* field[5] = continuity */
   0,   /* field[0] = controller */
   4,   /* field[4] = descriptor_count */
   3,   /* field[3] = generation */
   1,   /* field[1] = namespaces */
   6,   /* field[6] = reset_reason */
+  7,   /* field[7] = restored */
 };
 static const ProtobufCIntRange nvmed__v1__device_ready__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 7 }
+  { 0, 9 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor =
 {
@@ -1692,7 +1944,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_ready__descriptor =
   "Nvmed__V1__DeviceReady",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceReady),
-  7,
+  9,
   nvmed__v1__device_ready__field_descriptors,
   nvmed__v1__device_ready__field_indices_by_name,
   1,  nvmed__v1__device_ready__number_ranges,
@@ -2043,7 +2295,7 @@ const ProtobufCMessageDescriptor nvmed__v1__open_worker_statistics__descriptor =
   (ProtobufCMessageInit) nvmed__v1__open_worker_statistics__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__worker_shutdown__field_descriptors[1] =
+static const ProtobufCFieldDescriptor nvmed__v1__worker_shutdown__field_descriptors[2] =
 {
   {
     "do_not_reset",
@@ -2057,14 +2309,27 @@ static const ProtobufCFieldDescriptor nvmed__v1__worker_shutdown__field_descript
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "saved",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__WorkerShutdown, has_saved),
+    offsetof(Nvmed__V1__WorkerShutdown, saved),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__worker_shutdown__field_indices_by_name[] = {
   0,   /* field[0] = do_not_reset */
+  1,   /* field[1] = saved */
 };
 static const ProtobufCIntRange nvmed__v1__worker_shutdown__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 1 }
+  { 0, 2 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__worker_shutdown__descriptor =
 {
@@ -2074,11 +2339,183 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_shutdown__descriptor =
   "Nvmed__V1__WorkerShutdown",
   "nvmed.v1",
   sizeof(Nvmed__V1__WorkerShutdown),
-  1,
+  2,
   nvmed__v1__worker_shutdown__field_descriptors,
   nvmed__v1__worker_shutdown__field_indices_by_name,
   1,  nvmed__v1__worker_shutdown__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__worker_shutdown__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__save__field_descriptors[3] =
+{
+  {
+    "token",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__Save, has_token),
+    offsetof(Nvmed__V1__Save, token),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "drain_ns",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Save, has_drain_ns),
+    offsetof(Nvmed__V1__Save, drain_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "lease_ns",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Save, has_lease_ns),
+    offsetof(Nvmed__V1__Save, lease_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__save__field_indices_by_name[] = {
+  1,   /* field[1] = drain_ns */
+  2,   /* field[2] = lease_ns */
+  0,   /* field[0] = token */
+};
+static const ProtobufCIntRange nvmed__v1__save__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__save__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.Save",
+  "Save",
+  "Nvmed__V1__Save",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__Save),
+  3,
+  nvmed__v1__save__field_descriptors,
+  nvmed__v1__save__field_indices_by_name,
+  1,  nvmed__v1__save__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__save__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__saved__field_descriptors[5] =
+{
+  {
+    "byte_count",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Saved, has_byte_count),
+    offsetof(Nvmed__V1__Saved, byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "commands_in_flight",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Saved, has_commands_in_flight),
+    offsetof(Nvmed__V1__Saved, commands_in_flight),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "queue_count",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Saved, has_queue_count),
+    offsetof(Nvmed__V1__Saved, queue_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "session_count",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__Saved, has_session_count),
+    offsetof(Nvmed__V1__Saved, session_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "drained_ns",
+    5,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__Saved, has_drained_ns),
+    offsetof(Nvmed__V1__Saved, drained_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__saved__field_indices_by_name[] = {
+  0,   /* field[0] = byte_count */
+  1,   /* field[1] = commands_in_flight */
+  4,   /* field[4] = drained_ns */
+  2,   /* field[2] = queue_count */
+  3,   /* field[3] = session_count */
+};
+static const ProtobufCIntRange nvmed__v1__saved__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__saved__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.Saved",
+  "Saved",
+  "Nvmed__V1__Saved",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__Saved),
+  5,
+  nvmed__v1__saved__field_descriptors,
+  nvmed__v1__saved__field_indices_by_name,
+  1,  nvmed__v1__saved__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__saved__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define nvmed__v1__thaw__field_descriptors NULL
+#define nvmed__v1__thaw__field_indices_by_name NULL
+#define nvmed__v1__thaw__number_ranges NULL
+const ProtobufCMessageDescriptor nvmed__v1__thaw__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.Thaw",
+  "Thaw",
+  "Nvmed__V1__Thaw",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__Thaw),
+  0,
+  nvmed__v1__thaw__field_descriptors,
+  nvmed__v1__thaw__field_indices_by_name,
+  0,  nvmed__v1__thaw__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__thaw__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor nvmed__v1__state_changed__field_descriptors[2] =
@@ -2298,5 +2735,39 @@ const ProtobufCEnumDescriptor nvmed__v1__translation_mode__descriptor =
   nvmed__v1__translation_mode__enum_values_by_name,
   1,
   nvmed__v1__translation_mode__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue nvmed__v1__pool_backing__enum_values_by_number[5] =
+{
+  { "POOL_BACKING_UNSPECIFIED", "NVMED__V1__POOL_BACKING__POOL_BACKING_UNSPECIFIED", 0 },
+  { "POOL_BACKING_MEMFD", "NVMED__V1__POOL_BACKING__POOL_BACKING_MEMFD", 1 },
+  { "POOL_BACKING_HUGETLB", "NVMED__V1__POOL_BACKING__POOL_BACKING_HUGETLB", 2 },
+  { "POOL_BACKING_FILE", "NVMED__V1__POOL_BACKING__POOL_BACKING_FILE", 3 },
+  { "POOL_BACKING_DAX", "NVMED__V1__POOL_BACKING__POOL_BACKING_DAX", 4 },
+};
+static const ProtobufCIntRange nvmed__v1__pool_backing__value_ranges[] = {
+{0, 0},{0, 5}
+};
+static const ProtobufCEnumValueIndex nvmed__v1__pool_backing__enum_values_by_name[5] =
+{
+  { "POOL_BACKING_DAX", 4 },
+  { "POOL_BACKING_FILE", 3 },
+  { "POOL_BACKING_HUGETLB", 2 },
+  { "POOL_BACKING_MEMFD", 1 },
+  { "POOL_BACKING_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor nvmed__v1__pool_backing__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "nvmed.v1.PoolBacking",
+  "PoolBacking",
+  "Nvmed__V1__PoolBacking",
+  "nvmed.v1",
+  5,
+  nvmed__v1__pool_backing__enum_values_by_number,
+  5,
+  nvmed__v1__pool_backing__enum_values_by_name,
+  1,
+  nvmed__v1__pool_backing__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };

@@ -197,6 +197,8 @@ final class Client {
         case .shutdown:
             try await service.shutdown(caller)
             return Answer(.done)
+        case .servicingSave, .servicingCancel, .servicingRestore, .getServicing:
+            throw WireError(.notSupported, "this version does not save")
         }
     }
 

@@ -121,6 +121,25 @@ extension SupervisorProtocol {
             let m = try unsafe Field.need(c.pointee.open_statistics, "open_statistics").pointee
             return .openStatistics(
                 device: try unsafe Field.name(m.has_device, m.device, "open_statistics.device"))
+        default: return try unsafe servicing(c)
+        }
+    }
+
+    private static func servicing(
+        _ c: UnsafePointer<Nvmed__V1__SupervisorEnvelope>
+    ) throws(WireError) -> SupervisorRequest? {
+        switch unsafe c.pointee.body_case {
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_SAVE:
+            let m = try unsafe Field.need(c.pointee.servicing_save, "servicing_save").pointee
+            return .servicingSave(
+                deadlineNanoseconds: unsafe Field.optional(m.has_deadline_ns, m.deadline_ns),
+                allOrNothing: unsafe m.all_or_nothing != 0)
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_CANCEL: return .servicingCancel
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_RESTORE: return .servicingRestore
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_GET_SERVICING:
+            let m = try unsafe Field.need(c.pointee.get_servicing, "get_servicing").pointee
+            return .getServicing(
+                after: try unsafe Field.optionalName(m.has_after, m.after, "get_servicing.after"))
         default: return nil
         }
     }
@@ -163,6 +182,10 @@ extension SupervisorProtocol {
         case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_STATISTICS_OPENED:
             let m = try unsafe Field.need(c.pointee.statistics_opened, "statistics_opened")
             return .statistics(byteCount: unsafe m.pointee.byte_count)
+        case NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_STATUS:
+            return .servicing(
+                try unsafe ServicingStatus(
+                    Field.need(c.pointee.servicing_status, "servicing_status")))
         default: return nil
         }
     }
@@ -218,6 +241,14 @@ extension SupervisorProtocol {
                 $0.flag(3, undo)
             }
         case .openStatistics(let device): w.message(30) { $0.text(1, device) }
+        case .servicingSave(let deadline, let allOrNothing):
+            w.message(31) {
+                $0.number(1, deadline)
+                $0.flag(2, allOrNothing)
+            }
+        case .servicingCancel: w.message(32) { _ in }
+        case .getServicing(let after): w.message(33) { $0.text(1, after) }
+        case .servicingRestore: w.message(34) { _ in }
         }
     }
 
@@ -240,6 +271,7 @@ extension SupervisorProtocol {
                 for warning in warnings.prefix(WireLimits.pageEntryCount) { w.text(1, warning) }
             }
         case .statistics(let byteCount): w.message(67) { $0.number(1, byteCount) }
+        case .servicing(let status): w.message(68) { status.write(into: &$0) }
         }
     }
 }

@@ -54,6 +54,15 @@ public enum SupervisorRequest: Sendable, Hashable {
     case openStatistics(device: String)
     /// Stops everything in order. Reply: `.done`.
     case shutdown
+    /// Saves all devices that are kept alive, until a point of CLOCK_MONOTONIC. Reply: `.done` when
+    /// the state is durable and the workers have ended.
+    case servicingSave(deadlineNanoseconds: UInt64?, allOrNothing: Bool)
+    /// Gives up the save that is under way. Reply: `.done` when all devices go on.
+    case servicingCancel
+    /// Takes the saved devices up again. Reply: `.done` when each is dealt with.
+    case servicingRestore
+    /// Reply: `.servicing`.
+    case getServicing(after: String?)
 }
 
 /// What the supervisor answers.
@@ -74,6 +83,8 @@ public enum SupervisorReply: Sendable, Hashable {
     case reloaded(warnings: [String])
     /// Statistics of so many bytes; one descriptor travels along.
     case statistics(byteCount: UInt64)
+    /// How servicing stands.
+    case servicing(ServicingStatus)
 }
 
 /// The supervisor tells nothing unasked (yet).

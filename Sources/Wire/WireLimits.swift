@@ -34,6 +34,11 @@ public enum WireLimits {
     /// The most bytes that the reasons why namespaces of one device are not served take together:
     /// they fit the same message.
     public static let refusalsByteCount = 4 << 10
+    /// Bytes of the token that ties a saved state to a pool.
+    public static let saveTokenByteCount = 16
+    /// The most bytes of one device's saved state: a few KiB for each of its queues and sessions,
+    /// and a hundred for each command in flight, of which there are at most 65,536.
+    public static let savedStateByteCount: UInt64 = 64 << 20
     /// The most entries of one page of a list.
     public static let pageEntryCount = 256
     /// The bytes that the entries of one page may take, which leaves room for the envelope.

@@ -34,6 +34,9 @@ extension DeviceConfig {
             writer.number(16, processor)
         }
         if let guestMemory { writer.message(17) { guestMemory.write(into: &$0) } }
+        if keepAlive { writer.flag(18, true) }
+        writer.number(19, poolBacking?.rawValue)
+        writer.text(20, poolPath)
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
@@ -68,6 +71,7 @@ extension DeviceConfig {
         dataAffinity = try unsafe Self.processors(
             c.data_affinity, c.n_data_affinity, "config.data_affinity")
         try unsafe readPCI(c)
+        try unsafe readPool(c)
     }
 
     private static func processors(
@@ -98,6 +102,28 @@ extension DeviceConfig {
         interruptAffinity = try unsafe Self.processors(
             c.interrupt_affinity, c.n_interrupt_affinity, "config.interrupt_affinity")
         if let place = unsafe c.guest_memory { guestMemory = try unsafe GuestMemoryPlace(place) }
+    }
+}
+
+extension DeviceConfig {
+    /// What servicing needs.
+    private mutating func readPool(_ c: Nvmed__V1__DeviceConfig) throws(WireError) {
+        keepAlive = unsafe c.keep_alive != 0
+        if unsafe c.has_pool_backing != 0, unsafe c.pool_backing.rawValue != 0 {
+            let number = unsafe UInt32(truncatingIfNeeded: c.pool_backing.rawValue)
+            guard let backing = PoolBacking(rawValue: number) else {
+                throw WireError(
+                    .invalidArgument, "pool backing \(number) is unknown",
+                    field: "config.pool_backing")
+            }
+            poolBacking = backing
+        }
+        let path = try unsafe Field.bytesText(c.pool_path, "config.pool_path")
+        poolPath = path.isEmpty ? nil : path
+        guard poolPath != nil || poolBacking == nil || poolBacking == .memfd else {
+            throw WireError(
+                .invalidArgument, "a pool in a file needs a path", field: "config.pool_path")
+        }
     }
 }
 
@@ -142,6 +168,8 @@ extension DeviceReady {
         if descriptorCount > 0 { writer.number(5, descriptorCount) }
         if let continuity { writer.message(6) { continuity.write(into: &$0) } }
         writer.text(7, resetReason)
+        writer.flag(8, restored)
+        writer.text(9, coldReason)
     }
 
     init(_ c: UnsafePointer<Nvmed__V1__DeviceReady>) throws(WireError) {
@@ -156,6 +184,8 @@ extension DeviceReady {
         descriptorCount = unsafe c.pointee.descriptor_count
         continuity = unsafe Continuity(c.pointee.continuity)
         resetReason = unsafe Field.text(c.pointee.reset_reason)
+        restored = unsafe c.pointee.restored != 0
+        coldReason = unsafe Field.text(c.pointee.cold_reason)
         guard Int(descriptorCount) <= WireLimits.fdCount else {
             throw WireError(
                 .invalidArgument, "\(descriptorCount) descriptors are more than a message carries",
@@ -212,11 +242,12 @@ extension OpenSession {
 }
 
 extension WorkerProtocol {
-    /// One descriptor comes with an opened session; with a device that is ready, as many as it
-    /// says.
+    /// One descriptor comes with an opened session and with a saved state, either way; with a
+    /// device that is ready, as many as it says.
     public static func fdCount(of content: Content<WorkerProtocol>) -> Int {
         switch content {
-        case .reply(.sessionOpened), .reply(.statistics): 1
+        case .reply(.sessionOpened), .reply(.statistics), .reply(.saved): 1
+        case .request(.loadDriver(_, let savedState)): savedState ? 1 : 0
         case .reply(.deviceReady(let ready)): Int(ready.descriptorCount)
         default: 0
         }
@@ -262,7 +293,8 @@ extension WorkerProtocol {
         case NVMED__V1__WORKER_ENVELOPE__BODY_LOAD_DRIVER:
             let m = try unsafe Field.need(c.pointee.load_driver, "load_driver")
             return .loadDriver(
-                try unsafe DeviceConfig(Field.need(m.pointee.config, "load_driver.config")))
+                try unsafe DeviceConfig(Field.need(m.pointee.config, "load_driver.config")),
+                savedState: unsafe m.pointee.saved_state != 0)
         case NVMED__V1__WORKER_ENVELOPE__BODY_GET_DEVICE: return .getDevice
         case NVMED__V1__WORKER_ENVELOPE__BODY_GET_NAMESPACE:
             let m = try unsafe Field.need(c.pointee.get_namespace, "get_namespace").pointee
@@ -284,10 +316,26 @@ extension WorkerProtocol {
             return .inspect(prefix: prefix, after: after)
         case NVMED__V1__WORKER_ENVELOPE__BODY_SHUTDOWN:
             let m = try unsafe Field.need(c.pointee.shutdown, "shutdown")
-            return .shutdown(doNotReset: unsafe m.pointee.do_not_reset != 0)
+            return try unsafe shutdown(m.pointee)
         case NVMED__V1__WORKER_ENVELOPE__BODY_OPEN_STATISTICS: return .openStatistics
+        case NVMED__V1__WORKER_ENVELOPE__BODY_SAVE:
+            return .save(try unsafe SaveDevice(Field.need(c.pointee.save, "save")))
+        case NVMED__V1__WORKER_ENVELOPE__BODY_THAW: return .thaw
         default: return nil
         }
+    }
+
+    private static func shutdown(
+        _ m: Nvmed__V1__WorkerShutdown
+    ) throws(WireError) -> WorkerRequest {
+        let (doNotReset, saved) = unsafe (m.do_not_reset != 0, m.saved != 0)
+        guard doNotReset || !saved else {
+            throw WireError(
+                .invalidArgument,
+                "what is saved may not be reset: shutdown.saved goes only with "
+                    + "do_not_reset", field: "shutdown.saved")
+        }
+        return .shutdown(doNotReset: doNotReset, saved: saved)
     }
 
     private static func reply(
@@ -316,6 +364,8 @@ extension WorkerProtocol {
         case NVMED__V1__WORKER_ENVELOPE__BODY_STATISTICS_OPENED:
             let m = try unsafe Field.need(c.pointee.statistics_opened, "statistics_opened")
             return .statistics(byteCount: unsafe m.pointee.byte_count)
+        case NVMED__V1__WORKER_ENVELOPE__BODY_SAVED:
+            return .saved(try unsafe DeviceSaved(Field.need(c.pointee.saved, "saved")))
         default: return nil
         }
     }
@@ -360,8 +410,11 @@ extension WorkerProtocol {
 
     private static func write(_ request: WorkerRequest, _ w: inout MessageWriter) {
         switch request {
-        case .loadDriver(let config):
-            w.message(20) { w in w.message(1) { config.write(into: &$0) } }
+        case .loadDriver(let config, let savedState):
+            w.message(20) { w in
+                w.message(1) { config.write(into: &$0) }
+                w.flag(2, savedState)
+            }
         case .getDevice: w.message(21) { _ in }
         case .getNamespace(let nsid): w.message(22) { $0.number(1, nsid) }
         case .openSession(let session): w.message(23) { session.write(into: &$0) }
@@ -376,8 +429,14 @@ extension WorkerProtocol {
                 $0.text(1, prefix)
                 $0.text(2, after)
             }
-        case .shutdown(let doNotReset): w.message(27) { $0.flag(1, doNotReset) }
+        case .shutdown(let doNotReset, let saved):
+            w.message(27) {
+                $0.flag(1, doNotReset)
+                $0.flag(2, saved)
+            }
         case .openStatistics: w.message(28) { _ in }
+        case .save(let save): w.message(29) { save.write(into: &$0) }
+        case .thaw: w.message(30) { _ in }
         }
     }
 
@@ -393,6 +452,7 @@ extension WorkerProtocol {
         case .inspect(let page): w.message(65) { page.write(into: &$0) { $0.write(into: &$1) } }
         case .device(let device): w.message(66) { device.write(into: &$0) }
         case .statistics(let byteCount): w.message(67) { $0.number(1, byteCount) }
+        case .saved(let saved): w.message(68) { saved.write(into: &$0) }
         }
     }
 

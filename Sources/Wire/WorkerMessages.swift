@@ -57,6 +57,12 @@ public struct DeviceConfig: Sendable, Hashable {
     public var nullBlockByteCount: UInt32?
     /// Of a device without an IOMMU: the guest memory that clients may register.
     public var guestMemory: GuestMemoryPlace?
+    /// The controller keeps running when everything above it is stopped.
+    public var keepAlive = false
+    /// What the DMA pool lies in; nil: memory of the worker.
+    public var poolBacking: PoolBacking?
+    /// Where the DMA pool is: a file, or the node of a DAX device; nil: nowhere.
+    public var poolPath: String?
     /// A device with the worker's defaults.
     public init(name: String, transport: Transport) {
         self.name = name
@@ -107,6 +113,11 @@ public struct DeviceReady: Sendable, Hashable {
     public var continuity: Continuity?
     /// Why this worker had to reset the controller that it found; empty: it had not.
     public var resetReason = ""
+    /// The controller was taken over as a saved state has it.
+    public var restored = false
+    /// Why the saved state that `loadDriver` brought was of no use; empty: there was none, or it
+    /// was used.
+    public var coldReason = ""
     /// Describes a device that is up.
     public init(
         controller: ControllerInfo, namespaces: [NamespaceInfo], bringUpNanoseconds: UInt64,
@@ -172,8 +183,9 @@ public struct OpenSession: Sendable, Hashable {
 
 /// What the supervisor asks of a worker.
 public enum WorkerRequest: Sendable, Hashable {
-    /// Brings the device up. Reply: `.deviceReady`.
-    case loadDriver(DeviceConfig)
+    /// Brings the device up; with `savedState` one descriptor travels along: what its worker saved
+    /// before everything was stopped. Reply: `.deviceReady`.
+    case loadDriver(DeviceConfig, savedState: Bool = false)
     /// Reply: `.device`.
     case getDevice
     /// Reply: `.namespace`.
@@ -186,10 +198,15 @@ public enum WorkerRequest: Sendable, Hashable {
     case listSessions(after: UInt64?)
     /// Reply: `.inspect`.
     case inspect(prefix: String, after: String?)
-    /// Orderly end. Reply: `.done`, then the process exits.
-    case shutdown(doNotReset: Bool)
+    /// Orderly end; `saved`: of a frozen device whose state is durable. Reply: `.done`, then the
+    /// process exits.
+    case shutdown(doNotReset: Bool, saved: Bool = false)
     /// Reply: `.statistics`.
     case openStatistics
+    /// Freezes the device. Reply: `.saved`, with one descriptor: its state.
+    case save(SaveDevice)
+    /// Lets a frozen device go on. Reply: `.done`.
+    case thaw
 }
 
 /// What a worker answers its supervisor.
@@ -210,6 +227,8 @@ public enum WorkerReply: Sendable, Hashable {
     case inspect(Page<InspectEntry>)
     /// Statistics of so many bytes; one descriptor travels along.
     case statistics(byteCount: UInt64)
+    /// The device is frozen; one descriptor travels along.
+    case saved(DeviceSaved)
 }
 
 /// What a worker tells its supervisor unasked.

@@ -20,7 +20,7 @@ enum KeptConfiguration {
         let arena = MessageArena()
         return unsafe bytes.withUnsafeBytes { raw in
             let decoded = try? unsafe Codec<WorkerProtocol>.decode(raw, fdCount: 0, arena: arena)
-            guard case .request(.loadDriver(let config)) = decoded?.envelope.content else {
+            guard case .request(.loadDriver(let config, _)) = decoded?.envelope.content else {
                 return nil
             }
             return config

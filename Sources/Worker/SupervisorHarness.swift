@@ -167,7 +167,7 @@ final class SupervisorHarness: DeviceObserver {
         _ request: WorkerRequest, _ id: UInt64, _ channel: Channel<WorkerProtocol>
     ) throws(WireError) {
         switch request {
-        case .loadDriver(let config):
+        case .loadDriver(let config, _):
             try checkName(config)
             service.loop.task { [weak self] in await self?.load(config, id, channel) }
         case .getDevice: reply(.device(device()), id, channel)
@@ -190,7 +190,10 @@ final class SupervisorHarness: DeviceObserver {
                 throw WireError(.resourceExhausted, "there is no memory for statistics")
             }
             reply(.statistics(byteCount: memory.byteCount), id, channel, fds: [memory.raw])
-        case .shutdown(let doNotReset):
+        case .shutdown(_, saved: true), .save:
+            throw WireError(.notSupported, "this worker does not save", device: service.name)
+        case .thaw: reply(.done, id, channel)
+        case .shutdown(let doNotReset, _):
             shutDown(doNotReset) { [weak self] in self?.reply(.done, id, channel) }
         }
     }

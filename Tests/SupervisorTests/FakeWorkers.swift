@@ -117,7 +117,7 @@ final class FakeWorker {
         if isDeaf { return }
         do {
             switch request {
-            case .loadDriver(let config): try load(config, id, channel)
+            case .loadDriver(let config, _): try load(config, id, channel)
             case .getDevice: try channel.send(reply: .device(device), to: id)
             case .getNamespace(let nsid):
                 guard let found = namespaces.first(where: { $0.nsid == nsid }) else {
@@ -144,6 +144,8 @@ final class FakeWorker {
                 try channel.send(
                     reply: .inspect(Page(tree.filter { $0.path.hasPrefix(prefix) })), to: id)
             case .openStatistics:
+                try channel.send(error: WireError(.notSupported, "none here"), to: id)
+            case .save, .thaw:
                 try channel.send(error: WireError(.notSupported, "none here"), to: id)
             case .shutdown:
                 isStopped = true

@@ -63,6 +63,64 @@ struct FixtureTests {
             try decoded(fixture, as: SupervisorProtocol.self, fdCount: 1).envelope == envelope)
     }
 
+    @Test("a save names its token, and what was saved comes with one descriptor")
+    func save() throws {
+        let request = bytes(
+            """
+            08 01           # 1 version: 1
+            10 09           # 2 request_id: 9
+            ea 01 15        # 29 save, 21 bytes
+            0a 10           #   1 token, 16 bytes
+            01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 10
+            10 e8 07        #   2 drain_ns: 1000
+            """)
+        let reply = bytes(
+            """
+            08 01           # 1 version: 1
+            10 09           # 2 request_id: 9
+            20 01           # 4 fd_count: 1
+            a2 04 0b        # 68 saved, 11 bytes
+            08 80 20        #   1 byte_count: 4096
+            10 03           #   2 commands_in_flight: 3
+            18 02           #   3 queue_count: 2
+            20 01           #   4 session_count: 1
+            28 00           #   5 drained_ns: 0
+            """)
+        var saved = DeviceSaved(byteCount: 4096)
+        saved.commandsInFlight = 3
+        saved.queueCount = 2
+        saved.sessionCount = 1
+        let asked = Envelope<WorkerProtocol>(
+            requestID: 9,
+            content: .request(.save(SaveDevice(token: Samples.nguid, drainNanoseconds: 1000))))
+        let told = Envelope<WorkerProtocol>(requestID: 9, content: .reply(.saved(saved)))
+        #expect(try encoded(asked) == request)
+        #expect(try decoded(request, as: WorkerProtocol.self).envelope == asked)
+        #expect(try encoded(told) == reply)
+        #expect(try decoded(reply, as: WorkerProtocol.self, fdCount: 1).envelope == told)
+    }
+
+    @Test("a saved state travels with the request that loads the driver")
+    func loadSaved() throws {
+        let fixture = bytes(
+            """
+            08 01           # 1 version: 1
+            10 02           # 2 request_id: 2
+            20 01           # 4 fd_count: 1
+            a2 01 09        # 20 load_driver, 9 bytes
+            0a 05           #   1 config, 5 bytes
+            0a 01 6e        #     1 name: "n"
+            10 03           #     2 transport: null
+            10 01           #   2 saved_state: true
+            """)
+        let envelope = Envelope<WorkerProtocol>(
+            requestID: 2,
+            content: .request(
+                .loadDriver(DeviceConfig(name: "n", transport: .null), savedState: true)))
+        #expect(try encoded(envelope) == fixture)
+        #expect(try decoded(fixture, as: WorkerProtocol.self, fdCount: 1).envelope == envelope)
+    }
+
     @Test("fields may come in any order and repeated, and unknown ones are passed over")
     func foreignOrder() throws {
         let fixture = bytes(

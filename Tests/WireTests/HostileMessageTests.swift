@@ -68,6 +68,31 @@ struct HostileMessageTests {
         #expect(rejection?.requestID == 4)
     }
 
+    @Test("a save without a whole token is refused by name", arguments: ["", "0a 03 01 02 03"])
+    func shortToken(token: String) {
+        let body = bytes(token)
+        let head = bytes("08 01 10 07 ea 01") + [UInt8(body.count)]
+        let rejection = rejection(head + body, as: WorkerProtocol.self)
+        #expect(rejection?.error.code == .invalidArgument)
+        #expect(rejection?.error.field == "save.token")
+    }
+
+    @Test("a pool in a file without a path is refused by name")
+    func poolWithoutPath() {
+        // load_driver{config{name "n", transport null, pool_backing hugetlb}}
+        let message = bytes("08 01 10 07 a2 01 0a 0a 08 0a 01 6e 10 03 98 01 02")
+        let rejection = rejection(message, as: WorkerProtocol.self)
+        #expect(rejection?.error.field == "config.pool_path")
+    }
+
+    @Test("what is saved is not to be reset")
+    func savedReset() {
+        // shutdown{saved}
+        let rejection = rejection(
+            bytes("08 01 10 07 da 01 02 10 01"), as: WorkerProtocol.self)
+        #expect(rejection?.error.field == "shutdown.saved")
+    }
+
     @Test("a head larger than the limit is refused")
     func largeHead() {
         let filler = bytes("7a 80 80 01") + [UInt8](repeating: 7, count: 16384)

@@ -139,6 +139,55 @@ enum Samples {
         return config
     }
 
+    static var keptConfig: DeviceConfig {
+        var config = config
+        config.keepAlive = true
+        config.poolBacking = .hugetlb
+        config.poolPath = "/dev/hugepages/nvmed/nvme0"
+        return config
+    }
+
+    static var restored: DeviceReady {
+        var ready = ready
+        ready.restored = true
+        return ready
+    }
+
+    static var cold: DeviceReady {
+        var ready = ready
+        ready.coldReason = "the token in the pool is another one"
+        return ready
+    }
+
+    static let save = SaveDevice(
+        token: nguid, drainNanoseconds: 4_000_000_000, leaseNanoseconds: 9_000_000_000)
+
+    static var saved: DeviceSaved {
+        var saved = DeviceSaved(byteCount: 12345)
+        saved.commandsInFlight = 3
+        saved.queueCount = 4
+        saved.sessionCount = 5
+        saved.drainedNanoseconds = 6
+        return saved
+    }
+
+    static var servicing: ServicingStatus {
+        var one = ServicingDevice(name: "nvme0", step: .restored)
+        one.commandsInFlight = 0
+        one.byteCount = 12345
+        one.durationNanoseconds = 7
+        one.queueCount = 4
+        one.sessionCount = 5
+        var other = ServicingDevice(name: "nvme1", step: .cold)
+        other.reason = "it was not ready"
+        var status = ServicingStatus(phase: .saved, devices: Page([one, other], more: true))
+        status.durationNanoseconds = 8
+        status.problem = "nvme1: it was not ready"
+        status.savedAtRealtimeNanoseconds = 1 << 60
+        status.byteCount = 20000
+        return status
+    }
+
     static var pciReady: DeviceReady {
         var ready = ready
         ready.descriptorCount = 2
@@ -247,6 +296,13 @@ enum Messages {
         .request(.listSessions(after: 5)), .request(.listSessions(after: nil)),
         .request(.inspect(prefix: "a", after: "a/b")), .request(.inspect(prefix: "", after: nil)),
         .request(.shutdown(doNotReset: true)), .request(.shutdown(doNotReset: false)),
+        .request(.shutdown(doNotReset: true, saved: true)),
+        .request(.loadDriver(Samples.keptConfig, savedState: true)),
+        .request(.save(Samples.save)),
+        .request(.save(SaveDevice(token: Samples.uuid, drainNanoseconds: 0))),
+        .request(.thaw), .reply(.saved(Samples.saved)),
+        .reply(.saved(DeviceSaved(byteCount: 0))),
+        .reply(.deviceReady(Samples.restored)), .reply(.deviceReady(Samples.cold)),
         .request(.openStatistics), .reply(.statistics(byteCount: 6 << 20)),
         .reply(.done), .reply(.deviceReady(Samples.ready)), .reply(.device(Samples.workerDevice)),
         .reply(.namespace(Samples.namespace)), .reply(.sessionOpened(Samples.diskInfo)),
@@ -290,6 +346,11 @@ enum Messages {
         .request(.releaseDevice(name: "nvme0", reason: "unbind", undo: false)),
         .request(.releaseDevice(name: "nvme0", reason: "", undo: true)),
         .request(.openStatistics(device: "nvme0")), .reply(.statistics(byteCount: 6 << 20)),
+        .request(.servicingSave(deadlineNanoseconds: 1 << 62, allOrNothing: true)),
+        .request(.servicingSave(deadlineNanoseconds: nil, allOrNothing: false)),
+        .request(.servicingCancel), .request(.servicingRestore),
+        .request(.getServicing(after: "nvme0")), .request(.getServicing(after: nil)),
+        .reply(.servicing(Samples.servicing)), .reply(.servicing(ServicingStatus(phase: .idle))),
         .reply(.done), .reply(.devices(Page([Samples.device], more: true))),
         .reply(.disks(Page([Samples.diskEntry], more: false))),
         .reply(.diskOpened(sessionID: 5, Samples.diskInfo)),

@@ -30,10 +30,96 @@ typedef struct Nvmed__V1__RetryDevice Nvmed__V1__RetryDevice;
 typedef struct Nvmed__V1__OpenStatistics Nvmed__V1__OpenStatistics;
 typedef struct Nvmed__V1__ReleaseDevice Nvmed__V1__ReleaseDevice;
 typedef struct Nvmed__V1__SupervisorShutdown Nvmed__V1__SupervisorShutdown;
+typedef struct Nvmed__V1__ServicingSave Nvmed__V1__ServicingSave;
+typedef struct Nvmed__V1__ServicingCancel Nvmed__V1__ServicingCancel;
+typedef struct Nvmed__V1__ServicingRestore Nvmed__V1__ServicingRestore;
+typedef struct Nvmed__V1__GetServicing Nvmed__V1__GetServicing;
+typedef struct Nvmed__V1__ServicingDevice Nvmed__V1__ServicingDevice;
+typedef struct Nvmed__V1__ServicingStatus Nvmed__V1__ServicingStatus;
 
 
 /* --- enums --- */
 
+/*
+ * Where the service is in servicing.
+ */
+typedef enum _Nvmed__V1__ServicingPhase {
+  /*
+   * Absent: unknown.
+   */
+  NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_UNSPECIFIED = 0,
+  /*
+   * Nothing is saved.
+   */
+  NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_IDLE = 1,
+  /*
+   * The devices are being frozen and written down; it can be cancelled.
+   */
+  NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_SAVING = 2,
+  /*
+   * The state is durable. The workers of the saved devices have ended, or are about to.
+   */
+  NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_SAVED = 3,
+  /*
+   * The devices are being taken up again.
+   */
+  NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_RESTORING = 4
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__SERVICING_PHASE)
+} Nvmed__V1__ServicingPhase;
+/*
+ * Where one device is in servicing.
+ */
+typedef enum _Nvmed__V1__ServicingStep {
+  /*
+   * Absent: unknown.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_UNSPECIFIED = 0,
+  /*
+   * It is waited for until it is ready, to be saved.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_WAITING = 1,
+  /*
+   * It is being frozen.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_FREEZING = 2,
+  /*
+   * It is frozen, and its state is told.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_FROZEN = 3,
+  /*
+   * Its state is durable; its worker is ending.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_ENDING = 4,
+  /*
+   * Its state is durable and its worker has ended.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_SAVED = 5,
+  /*
+   * It is left out of the save, or was started without its state; the reason says why.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_COLD = 6,
+  /*
+   * It goes on after a save that failed or was cancelled.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_THAWED = 7,
+  /*
+   * Its worker has its saved state and takes the controller over.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_RESTORING = 8,
+  /*
+   * It was taken over as it was saved.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_RESTORED = 9,
+  /*
+   * It is saved, but not configured any more.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_GONE = 10,
+  /*
+   * It was saved, and could not be brought up at all.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_FAILED = 11
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__SERVICING_STEP)
+} Nvmed__V1__ServicingStep;
 
 /* --- messages --- */
 
@@ -50,6 +136,10 @@ typedef enum {
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SHUTDOWN = 28,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELEASE_DEVICE = 29,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_OPEN_STATISTICS = 30,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_SAVE = 31,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_CANCEL = 32,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_GET_SERVICING = 33,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_RESTORE = 34,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DEVICE_LIST = 61,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_DISK_LIST = 62,
@@ -57,7 +147,8 @@ typedef enum {
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SESSION_LIST = 64,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_INSPECT_REPLY = 65,
   NVMED__V1__SUPERVISOR_ENVELOPE__BODY_RELOAD_REPLY = 66,
-  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_STATISTICS_OPENED = 67
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_STATISTICS_OPENED = 67,
+  NVMED__V1__SUPERVISOR_ENVELOPE__BODY_SERVICING_STATUS = 68
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__SUPERVISOR_ENVELOPE__BODY__CASE)
 } Nvmed__V1__SupervisorEnvelope__BodyCase;
 
@@ -104,6 +195,10 @@ struct  Nvmed__V1__SupervisorEnvelope
     Nvmed__V1__SupervisorShutdown *shutdown;
     Nvmed__V1__ReleaseDevice *release_device;
     Nvmed__V1__OpenStatistics *open_statistics;
+    Nvmed__V1__ServicingSave *servicing_save;
+    Nvmed__V1__ServicingCancel *servicing_cancel;
+    Nvmed__V1__GetServicing *get_servicing;
+    Nvmed__V1__ServicingRestore *servicing_restore;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceList *device_list;
     Nvmed__V1__DiskList *disk_list;
@@ -112,6 +207,7 @@ struct  Nvmed__V1__SupervisorEnvelope
     Nvmed__V1__InspectReply *inspect_reply;
     Nvmed__V1__ReloadReply *reload_reply;
     Nvmed__V1__StatisticsOpened *statistics_opened;
+    Nvmed__V1__ServicingStatus *servicing_status;
   };
 };
 #define NVMED__V1__SUPERVISOR_ENVELOPE__INIT \
@@ -413,6 +509,171 @@ struct  Nvmed__V1__SupervisorShutdown
      }
 
 
+/*
+ * Saves all devices that are configured to be kept alive, for operators: they are frozen and their state is written
+ * down; then their workers end, and their controllers go on. Devices that cannot be saved in time are left out: they
+ * go on until they are stopped, and start cold. Reply: Done when the state is durable and the workers have ended, or
+ * an error, and then every device goes on as if nothing had been asked. The connection's end cancels nothing.
+ */
+struct  Nvmed__V1__ServicingSave
+{
+  ProtobufCMessage base;
+  /*
+   * CLOCK_MONOTONIC nanoseconds by which everything must have been written down. Absent: 30 seconds from now.
+   */
+  protobuf_c_boolean has_deadline_ns;
+  uint64_t deadline_ns;
+  /*
+   * One device that cannot be saved makes the whole fail. Absent: false.
+   */
+  protobuf_c_boolean has_all_or_nothing;
+  protobuf_c_boolean all_or_nothing;
+};
+#define NVMED__V1__SERVICING_SAVE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__servicing_save__descriptor) \
+    , 0, 0, 0, 0 }
+
+
+/*
+ * Gives up the save that is under way, for operators. Reply: Done when all devices go on; BUSY when the state is
+ * durable already.
+ */
+struct  Nvmed__V1__ServicingCancel
+{
+  ProtobufCMessage base;
+};
+#define NVMED__V1__SERVICING_CANCEL__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__servicing_cancel__descriptor) \
+     }
+
+
+/*
+ * Takes the saved devices up again, for operators; nvmed does so by itself when it starts. Reply: Done when each of
+ * them is restored, started cold, or given up; NOT_FOUND when nothing is saved.
+ */
+struct  Nvmed__V1__ServicingRestore
+{
+  ProtobufCMessage base;
+};
+#define NVMED__V1__SERVICING_RESTORE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__servicing_restore__descriptor) \
+     }
+
+
+/*
+ * Asks how servicing stands. Reply: ServicingStatus.
+ */
+struct  Nvmed__V1__GetServicing
+{
+  ProtobufCMessage base;
+  /*
+   * Only devices with names that sort (bytewise) after this. Absent: from the first.
+   */
+  protobuf_c_boolean has_after;
+  ProtobufCBinaryData after;
+};
+#define NVMED__V1__GET_SERVICING__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__get_servicing__descriptor) \
+    , 0, {0,NULL} }
+
+
+/*
+ * One device in servicing.
+ */
+struct  Nvmed__V1__ServicingDevice
+{
+  ProtobufCMessage base;
+  /*
+   * The configured name.
+   */
+  protobuf_c_boolean has_name;
+  ProtobufCBinaryData name;
+  /*
+   * Where it is.
+   */
+  protobuf_c_boolean has_step;
+  Nvmed__V1__ServicingStep step;
+  /*
+   * Why, in English. Absent: nothing to say.
+   */
+  char *reason;
+  /*
+   * Commands in flight that were carried over. Absent: not known.
+   */
+  protobuf_c_boolean has_commands_in_flight;
+  uint32_t commands_in_flight;
+  /*
+   * Bytes of its state. Absent: not known.
+   */
+  protobuf_c_boolean has_byte_count;
+  uint64_t byte_count;
+  /*
+   * How long its save or restore has taken so far, or took, in nanoseconds.
+   */
+  protobuf_c_boolean has_duration_ns;
+  uint64_t duration_ns;
+  /*
+   * I/O queue pairs that were carried over. Absent: not known.
+   */
+  protobuf_c_boolean has_queue_count;
+  uint32_t queue_count;
+  /*
+   * Sessions that it had when it was saved. Absent: not known.
+   */
+  protobuf_c_boolean has_session_count;
+  uint32_t session_count;
+};
+#define NVMED__V1__SERVICING_DEVICE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__servicing_device__descriptor) \
+    , 0, {0,NULL}, 0, NVMED__V1__SERVICING_STEP__SERVICING_STEP_UNSPECIFIED, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+
+/*
+ * How servicing stands: what is under way, or what the last save or restore came to.
+ */
+struct  Nvmed__V1__ServicingStatus
+{
+  ProtobufCMessage base;
+  /*
+   * Where the service is.
+   */
+  protobuf_c_boolean has_phase;
+  Nvmed__V1__ServicingPhase phase;
+  /*
+   * The devices that it concerns, by name, bytewise rising.
+   */
+  size_t n_devices;
+  Nvmed__V1__ServicingDevice **devices;
+  /*
+   * There are more: ask again with `after` = the last name here.
+   */
+  protobuf_c_boolean has_more;
+  protobuf_c_boolean more;
+  /*
+   * How long the save or restore has taken so far, or took, in nanoseconds. Absent: there was none.
+   */
+  protobuf_c_boolean has_duration_ns;
+  uint64_t duration_ns;
+  /*
+   * Why the last save or restore failed, in English. Absent: it did not.
+   */
+  char *problem;
+  /*
+   * When the state was saved: CLOCK_REALTIME nanoseconds. Absent: nothing is saved.
+   */
+  protobuf_c_boolean has_saved_at_realtime_ns;
+  uint64_t saved_at_realtime_ns;
+  /*
+   * Bytes of the state that is written down. Absent: nothing is saved.
+   */
+  protobuf_c_boolean has_byte_count;
+  uint64_t byte_count;
+};
+#define NVMED__V1__SERVICING_STATUS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__servicing_status__descriptor) \
+    , 0, NVMED__V1__SERVICING_PHASE__SERVICING_PHASE_UNSPECIFIED, 0,NULL, 0, 0, 0, 0, NULL, 0, 0, 0, 0 }
+
+
 /* Nvmed__V1__SupervisorEnvelope methods */
 void   nvmed__v1__supervisor_envelope__init
                      (Nvmed__V1__SupervisorEnvelope         *message);
@@ -679,6 +940,120 @@ Nvmed__V1__SupervisorShutdown *
 void   nvmed__v1__supervisor_shutdown__free_unpacked
                      (Nvmed__V1__SupervisorShutdown *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__ServicingSave methods */
+void   nvmed__v1__servicing_save__init
+                     (Nvmed__V1__ServicingSave         *message);
+size_t nvmed__v1__servicing_save__get_packed_size
+                     (const Nvmed__V1__ServicingSave   *message);
+size_t nvmed__v1__servicing_save__pack
+                     (const Nvmed__V1__ServicingSave   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__servicing_save__pack_to_buffer
+                     (const Nvmed__V1__ServicingSave   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__ServicingSave *
+       nvmed__v1__servicing_save__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__servicing_save__free_unpacked
+                     (Nvmed__V1__ServicingSave *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__ServicingCancel methods */
+void   nvmed__v1__servicing_cancel__init
+                     (Nvmed__V1__ServicingCancel         *message);
+size_t nvmed__v1__servicing_cancel__get_packed_size
+                     (const Nvmed__V1__ServicingCancel   *message);
+size_t nvmed__v1__servicing_cancel__pack
+                     (const Nvmed__V1__ServicingCancel   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__servicing_cancel__pack_to_buffer
+                     (const Nvmed__V1__ServicingCancel   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__ServicingCancel *
+       nvmed__v1__servicing_cancel__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__servicing_cancel__free_unpacked
+                     (Nvmed__V1__ServicingCancel *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__ServicingRestore methods */
+void   nvmed__v1__servicing_restore__init
+                     (Nvmed__V1__ServicingRestore         *message);
+size_t nvmed__v1__servicing_restore__get_packed_size
+                     (const Nvmed__V1__ServicingRestore   *message);
+size_t nvmed__v1__servicing_restore__pack
+                     (const Nvmed__V1__ServicingRestore   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__servicing_restore__pack_to_buffer
+                     (const Nvmed__V1__ServicingRestore   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__ServicingRestore *
+       nvmed__v1__servicing_restore__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__servicing_restore__free_unpacked
+                     (Nvmed__V1__ServicingRestore *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__GetServicing methods */
+void   nvmed__v1__get_servicing__init
+                     (Nvmed__V1__GetServicing         *message);
+size_t nvmed__v1__get_servicing__get_packed_size
+                     (const Nvmed__V1__GetServicing   *message);
+size_t nvmed__v1__get_servicing__pack
+                     (const Nvmed__V1__GetServicing   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__get_servicing__pack_to_buffer
+                     (const Nvmed__V1__GetServicing   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__GetServicing *
+       nvmed__v1__get_servicing__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__get_servicing__free_unpacked
+                     (Nvmed__V1__GetServicing *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__ServicingDevice methods */
+void   nvmed__v1__servicing_device__init
+                     (Nvmed__V1__ServicingDevice         *message);
+size_t nvmed__v1__servicing_device__get_packed_size
+                     (const Nvmed__V1__ServicingDevice   *message);
+size_t nvmed__v1__servicing_device__pack
+                     (const Nvmed__V1__ServicingDevice   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__servicing_device__pack_to_buffer
+                     (const Nvmed__V1__ServicingDevice   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__ServicingDevice *
+       nvmed__v1__servicing_device__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__servicing_device__free_unpacked
+                     (Nvmed__V1__ServicingDevice *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__ServicingStatus methods */
+void   nvmed__v1__servicing_status__init
+                     (Nvmed__V1__ServicingStatus         *message);
+size_t nvmed__v1__servicing_status__get_packed_size
+                     (const Nvmed__V1__ServicingStatus   *message);
+size_t nvmed__v1__servicing_status__pack
+                     (const Nvmed__V1__ServicingStatus   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__servicing_status__pack_to_buffer
+                     (const Nvmed__V1__ServicingStatus   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__ServicingStatus *
+       nvmed__v1__servicing_status__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__servicing_status__free_unpacked
+                     (Nvmed__V1__ServicingStatus *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Nvmed__V1__SupervisorEnvelope_Closure)
@@ -723,12 +1098,32 @@ typedef void (*Nvmed__V1__ReleaseDevice_Closure)
 typedef void (*Nvmed__V1__SupervisorShutdown_Closure)
                  (const Nvmed__V1__SupervisorShutdown *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__ServicingSave_Closure)
+                 (const Nvmed__V1__ServicingSave *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__ServicingCancel_Closure)
+                 (const Nvmed__V1__ServicingCancel *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__ServicingRestore_Closure)
+                 (const Nvmed__V1__ServicingRestore *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__GetServicing_Closure)
+                 (const Nvmed__V1__GetServicing *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__ServicingDevice_Closure)
+                 (const Nvmed__V1__ServicingDevice *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__ServicingStatus_Closure)
+                 (const Nvmed__V1__ServicingStatus *message,
+                  void *closure_data);
 
 /* --- services --- */
 
 
 /* --- descriptors --- */
 
+extern const ProtobufCEnumDescriptor    nvmed__v1__servicing_phase__descriptor;
+extern const ProtobufCEnumDescriptor    nvmed__v1__servicing_step__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__supervisor_envelope__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__list_devices__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_list__descriptor;
@@ -743,6 +1138,12 @@ extern const ProtobufCMessageDescriptor nvmed__v1__retry_device__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__open_statistics__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__release_device__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__supervisor_shutdown__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__servicing_save__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__servicing_cancel__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__servicing_restore__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__get_servicing__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__servicing_device__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__servicing_status__descriptor;
 
 PROTOBUF_C__END_DECLS
 

@@ -29,6 +29,9 @@ typedef struct Nvmed__V1__OpenSession Nvmed__V1__OpenSession;
 typedef struct Nvmed__V1__SessionOpened Nvmed__V1__SessionOpened;
 typedef struct Nvmed__V1__OpenWorkerStatistics Nvmed__V1__OpenWorkerStatistics;
 typedef struct Nvmed__V1__WorkerShutdown Nvmed__V1__WorkerShutdown;
+typedef struct Nvmed__V1__Save Nvmed__V1__Save;
+typedef struct Nvmed__V1__Saved Nvmed__V1__Saved;
+typedef struct Nvmed__V1__Thaw Nvmed__V1__Thaw;
 typedef struct Nvmed__V1__StateChanged Nvmed__V1__StateChanged;
 typedef struct Nvmed__V1__NamespaceChanged Nvmed__V1__NamespaceChanged;
 typedef struct Nvmed__V1__WorkerSessionEnded Nvmed__V1__WorkerSessionEnded;
@@ -84,6 +87,32 @@ typedef enum _Nvmed__V1__TranslationMode {
   NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_NOIOMMU = 4
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__TRANSLATION_MODE)
 } Nvmed__V1__TranslationMode;
+/*
+ * What the DMA pool lies in.
+ */
+typedef enum _Nvmed__V1__PoolBacking {
+  /*
+   * Absent: memory of the worker that nothing but its descriptor keeps.
+   */
+  NVMED__V1__POOL_BACKING__POOL_BACKING_UNSPECIFIED = 0,
+  /*
+   * The same, said aloud. It does not outlive the processes.
+   */
+  NVMED__V1__POOL_BACKING__POOL_BACKING_MEMFD = 1,
+  /*
+   * A file on a hugetlbfs.
+   */
+  NVMED__V1__POOL_BACKING__POOL_BACKING_HUGETLB = 2,
+  /*
+   * A file on another file system of memory: tmpfs.
+   */
+  NVMED__V1__POOL_BACKING__POOL_BACKING_FILE = 3,
+  /*
+   * A DAX device: memory that was reserved at boot.
+   */
+  NVMED__V1__POOL_BACKING__POOL_BACKING_DAX = 4
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__POOL_BACKING)
+} Nvmed__V1__PoolBacking;
 
 /* --- messages --- */
 
@@ -98,6 +127,8 @@ typedef enum {
   NVMED__V1__WORKER_ENVELOPE__BODY_INSPECT = 26,
   NVMED__V1__WORKER_ENVELOPE__BODY_SHUTDOWN = 27,
   NVMED__V1__WORKER_ENVELOPE__BODY_OPEN_STATISTICS = 28,
+  NVMED__V1__WORKER_ENVELOPE__BODY_SAVE = 29,
+  NVMED__V1__WORKER_ENVELOPE__BODY_THAW = 30,
   NVMED__V1__WORKER_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE_READY = 61,
   NVMED__V1__WORKER_ENVELOPE__BODY_NAMESPACE_INFO = 62,
@@ -106,6 +137,7 @@ typedef enum {
   NVMED__V1__WORKER_ENVELOPE__BODY_INSPECT_REPLY = 65,
   NVMED__V1__WORKER_ENVELOPE__BODY_DEVICE = 66,
   NVMED__V1__WORKER_ENVELOPE__BODY_STATISTICS_OPENED = 67,
+  NVMED__V1__WORKER_ENVELOPE__BODY_SAVED = 68,
   NVMED__V1__WORKER_ENVELOPE__BODY_STATE_CHANGED = 90,
   NVMED__V1__WORKER_ENVELOPE__BODY_NAMESPACE_CHANGED = 91,
   NVMED__V1__WORKER_ENVELOPE__BODY_HEALTH = 92,
@@ -154,6 +186,8 @@ struct  Nvmed__V1__WorkerEnvelope
     Nvmed__V1__Inspect *inspect;
     Nvmed__V1__WorkerShutdown *shutdown;
     Nvmed__V1__OpenWorkerStatistics *open_statistics;
+    Nvmed__V1__Save *save;
+    Nvmed__V1__Thaw *thaw;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceReady *device_ready;
     Nvmed__V1__NamespaceInfo *namespace_info;
@@ -162,6 +196,7 @@ struct  Nvmed__V1__WorkerEnvelope
     Nvmed__V1__InspectReply *inspect_reply;
     Nvmed__V1__WorkerDevice *device;
     Nvmed__V1__StatisticsOpened *statistics_opened;
+    Nvmed__V1__Saved *saved;
     Nvmed__V1__StateChanged *state_changed;
     Nvmed__V1__NamespaceChanged *namespace_changed;
     Nvmed__V1__Health *health;
@@ -264,10 +299,25 @@ struct  Nvmed__V1__DeviceConfig
    * configuration decides. Absent: none.
    */
   Nvmed__V1__GuestMemory *guest_memory;
+  /*
+   * The controller keeps running when everything above it is stopped: it may be asked to save. Absent: false.
+   */
+  protobuf_c_boolean has_keep_alive;
+  protobuf_c_boolean keep_alive;
+  /*
+   * What the DMA pool lies in. Absent: memory of the worker.
+   */
+  protobuf_c_boolean has_pool_backing;
+  Nvmed__V1__PoolBacking pool_backing;
+  /*
+   * Where: a file, or the node of a DAX device. Absent for memory of the worker.
+   */
+  protobuf_c_boolean has_pool_path;
+  ProtobufCBinaryData pool_path;
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL, NULL }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL, NULL, 0, 0, 0, NVMED__V1__POOL_BACKING__POOL_BACKING_UNSPECIFIED, 0, {0,NULL} }
 
 
 /*
@@ -302,10 +352,17 @@ struct  Nvmed__V1__LoadDriver
    * How.
    */
   Nvmed__V1__DeviceConfig *config;
+  /*
+   * One descriptor travels along: the state that this device's worker saved before everything was stopped (Saved), in
+   * a sealed memory file. The worker takes the controller over if it is still as it was saved, and else resets it and
+   * starts cold. A worker that has the device already passes it over. Absent: false.
+   */
+  protobuf_c_boolean has_saved_state;
+  protobuf_c_boolean saved_state;
 };
 #define NVMED__V1__LOAD_DRIVER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__load_driver__descriptor) \
-    , NULL }
+    , NULL, 0, 0 }
 
 
 /*
@@ -409,10 +466,20 @@ struct  Nvmed__V1__DeviceReady
    * Why this worker had to reset the controller that it found, in English. Absent: it had not.
    */
   char *reset_reason;
+  /*
+   * The controller was taken over as the saved state has it. Absent: false.
+   */
+  protobuf_c_boolean has_restored;
+  protobuf_c_boolean restored;
+  /*
+   * Why the saved state that LoadDriver brought was of no use, in English: the device was started cold. Absent: there
+   * was none, or it was used.
+   */
+  char *cold_reason;
 };
 #define NVMED__V1__DEVICE_READY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_ready__descriptor) \
-    , NULL, 0,NULL, 0, 0, 0, 0, 0, 0, NULL, NULL }
+    , NULL, 0,NULL, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL }
 
 
 /*
@@ -574,10 +641,99 @@ struct  Nvmed__V1__WorkerShutdown
    */
   protobuf_c_boolean has_do_not_reset;
   protobuf_c_boolean do_not_reset;
+  /*
+   * What Saved told is durable: end the sessions with the reason that the service is being serviced, keep nothing in
+   * the service manager, and end. Only with `do_not_reset`. A worker that is not frozen (any more) answers BUSY and
+   * does nothing. Absent: false.
+   */
+  protobuf_c_boolean has_saved;
+  protobuf_c_boolean saved;
 };
 #define NVMED__V1__WORKER_SHUTDOWN__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__worker_shutdown__descriptor) \
-    , 0, 0 }
+    , 0, 0, 0, 0 }
+
+
+/*
+ * Freezes the device and tells its state, so that it can go on after everything above it was stopped: no more
+ * requests are taken, those in flight get time to end, the queues are made quiet, the token is written into the pool.
+ * Reply: Saved. The device stays frozen until Thaw, WorkerShutdown with `saved`, the end of this connection, or the
+ * lease. Whatever happens before the reply: an error, and the device goes on. While it is frozen already: BUSY.
+ */
+struct  Nvmed__V1__Save
+{
+  ProtobufCMessage base;
+  /*
+   * 16 bytes, chosen anew for each attempt. The pool that holds them belongs to the state told in the reply; when the
+   * device goes on they are destroyed first.
+   */
+  protobuf_c_boolean has_token;
+  ProtobufCBinaryData token;
+  /*
+   * Nanoseconds that commands in flight get to end where they cannot be carried over. Absent: none.
+   */
+  protobuf_c_boolean has_drain_ns;
+  uint64_t drain_ns;
+  /*
+   * Nanoseconds after the reply at which the device goes on by itself, when nothing was heard. Absent: the worker's
+   * choice.
+   */
+  protobuf_c_boolean has_lease_ns;
+  uint64_t lease_ns;
+};
+#define NVMED__V1__SAVE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__save__descriptor) \
+    , 0, {0,NULL}, 0, 0, 0, 0 }
+
+
+/*
+ * The device is frozen. One descriptor travels along: its state, in a sealed memory file (saved.proto).
+ */
+struct  Nvmed__V1__Saved
+{
+  ProtobufCMessage base;
+  /*
+   * Bytes of the state.
+   */
+  protobuf_c_boolean has_byte_count;
+  uint64_t byte_count;
+  /*
+   * Commands in flight that are carried over.
+   */
+  protobuf_c_boolean has_commands_in_flight;
+  uint32_t commands_in_flight;
+  /*
+   * I/O queue pairs that are carried over.
+   */
+  protobuf_c_boolean has_queue_count;
+  uint32_t queue_count;
+  /*
+   * Sessions that will end.
+   */
+  protobuf_c_boolean has_session_count;
+  uint32_t session_count;
+  /*
+   * How long it took until the queues were quiet, in nanoseconds.
+   */
+  protobuf_c_boolean has_drained_ns;
+  uint64_t drained_ns;
+};
+#define NVMED__V1__SAVED__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__saved__descriptor) \
+    , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+
+/*
+ * The device goes on as if there had been no Save: the token is destroyed, then requests are taken again. Reply: Done,
+ * also when it was not frozen.
+ */
+struct  Nvmed__V1__Thaw
+{
+  ProtobufCMessage base;
+};
+#define NVMED__V1__THAW__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__thaw__descriptor) \
+     }
 
 
 /*
@@ -890,6 +1046,63 @@ Nvmed__V1__WorkerShutdown *
 void   nvmed__v1__worker_shutdown__free_unpacked
                      (Nvmed__V1__WorkerShutdown *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__Save methods */
+void   nvmed__v1__save__init
+                     (Nvmed__V1__Save         *message);
+size_t nvmed__v1__save__get_packed_size
+                     (const Nvmed__V1__Save   *message);
+size_t nvmed__v1__save__pack
+                     (const Nvmed__V1__Save   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__save__pack_to_buffer
+                     (const Nvmed__V1__Save   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__Save *
+       nvmed__v1__save__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__save__free_unpacked
+                     (Nvmed__V1__Save *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__Saved methods */
+void   nvmed__v1__saved__init
+                     (Nvmed__V1__Saved         *message);
+size_t nvmed__v1__saved__get_packed_size
+                     (const Nvmed__V1__Saved   *message);
+size_t nvmed__v1__saved__pack
+                     (const Nvmed__V1__Saved   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__saved__pack_to_buffer
+                     (const Nvmed__V1__Saved   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__Saved *
+       nvmed__v1__saved__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__saved__free_unpacked
+                     (Nvmed__V1__Saved *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__Thaw methods */
+void   nvmed__v1__thaw__init
+                     (Nvmed__V1__Thaw         *message);
+size_t nvmed__v1__thaw__get_packed_size
+                     (const Nvmed__V1__Thaw   *message);
+size_t nvmed__v1__thaw__pack
+                     (const Nvmed__V1__Thaw   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__thaw__pack_to_buffer
+                     (const Nvmed__V1__Thaw   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__Thaw *
+       nvmed__v1__thaw__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__thaw__free_unpacked
+                     (Nvmed__V1__Thaw *message,
+                      ProtobufCAllocator *allocator);
 /* Nvmed__V1__StateChanged methods */
 void   nvmed__v1__state_changed__init
                      (Nvmed__V1__StateChanged         *message);
@@ -988,6 +1201,15 @@ typedef void (*Nvmed__V1__OpenWorkerStatistics_Closure)
 typedef void (*Nvmed__V1__WorkerShutdown_Closure)
                  (const Nvmed__V1__WorkerShutdown *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__Save_Closure)
+                 (const Nvmed__V1__Save *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__Saved_Closure)
+                 (const Nvmed__V1__Saved *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__Thaw_Closure)
+                 (const Nvmed__V1__Thaw *message,
+                  void *closure_data);
 typedef void (*Nvmed__V1__StateChanged_Closure)
                  (const Nvmed__V1__StateChanged *message,
                   void *closure_data);
@@ -1005,6 +1227,7 @@ typedef void (*Nvmed__V1__WorkerSessionEnded_Closure)
 
 extern const ProtobufCEnumDescriptor    nvmed__v1__transport__descriptor;
 extern const ProtobufCEnumDescriptor    nvmed__v1__translation_mode__descriptor;
+extern const ProtobufCEnumDescriptor    nvmed__v1__pool_backing__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__guest_memory__descriptor;
@@ -1018,6 +1241,9 @@ extern const ProtobufCMessageDescriptor nvmed__v1__open_session__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__session_opened__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__open_worker_statistics__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_shutdown__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__save__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__saved__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__thaw__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__state_changed__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__namespace_changed__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_session_ended__descriptor;
