@@ -77,13 +77,17 @@ let package = Package(
         module("PCI", ["Linux"]),
         module(
             "NVMeDriver",
-            ["NVMeSpec", "Linux", "VFIO", "DMA", "CMemory", "CRing", "CStatistics", "CLinux"]),
+            [
+                "NVMeSpec", "Linux", "VFIO", "DMA", "SavedState", "CMemory", "CRing",
+                "CStatistics", "CLinux",
+            ]),
         module("NVMeEmulator", ["NVMeSpec", "Linux", "CLinux", "CMemory"]),
 
         // Processes, messages, configuration.
         module("Systemd", ["CSystemd", "CSystemdShim", "CLinux", "Linux"]),
         module("ServiceManager", ["Systemd", "Linux", "CLinux"]),
         module("Wire", ["CWire", "CProtobufC", "Linux"]),
+        module("SavedState", ["CWire", "CProtobufC"]),
         module("DiskConfig"),
         module(
             "Worker",
@@ -150,6 +154,7 @@ let package = Package(
                 "TestSupport",
             ]),
         tests("WireTests", ["Wire", "CWire", "CProtobufC", "Linux", "TestSupport"]),
+        tests("SavedStateTests", ["SavedState", "CWire", "CProtobufC", "Linux", "TestSupport"]),
         tests("DiskConfigTests", ["DiskConfig", "TestSupport"]),
         tests(
             "NVMeClientTests",

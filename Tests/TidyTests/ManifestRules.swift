@@ -46,7 +46,7 @@ extension Rules {
         "CVersion": 0,
         "CSystemdShim": 1, "CWire": 1,
         "NVMeSpec": 1, "DiskConfig": 1, "Linux": 1,
-        "VFIO": 2, "PCI": 2, "Systemd": 2, "Wire": 2,
+        "VFIO": 2, "PCI": 2, "Systemd": 2, "Wire": 2, "SavedState": 2,
         "DMA": 3, "NullDevice": 3, "ServiceManager": 3, "NVMeEmulator": 3, "NVMeClient": 3,
         "NVMeDriver": 4,
         "Worker": 5, "Supervisor": 5, "DeviceOpener": 5,
@@ -60,7 +60,7 @@ extension Rules {
     /// Modules that may touch memory, descriptors or C. Everything else has to stay safe.
     static let modulesAllowedUnsafe: Set = [
         "Linux", "VFIO", "NullDevice", "DMA", "NVMeDriver", "NVMeEmulator", "Systemd",
-        "ServiceManager", "Wire",
+        "ServiceManager", "Wire", "SavedState",
         "Worker", "NVMeClient", "nvmed-bench",
     ]
 
