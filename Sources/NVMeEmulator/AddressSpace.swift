@@ -22,12 +22,23 @@ struct Region {
     let isWritable: Bool
     /// The SIGBUS guard; -1 without a mapping.
     let guardNumber: CInt
+    /// What is mapped; nil when the region is reached by messages only.
+    let source: RegionSource?
+    /// The client that mapped it has gone, and its successor has not mapped it again.
+    var isUnclaimed = false
 
     @inline(__always)
     func contains(_ address: UInt64, _ byteCount: UInt64) -> Bool {
         let offset = address &- self.address
         return offset < self.byteCount && byteCount <= self.byteCount &- offset
     }
+}
+
+/// Which memory a region is: the same file by its identity, not by its descriptor.
+struct RegionSource: Equatable {
+    let device: UInt64
+    let inode: UInt64
+    let offset: UInt64
 }
 
 /// Reaches memory that is not mapped here (DMA_READ and DMA_WRITE messages).
@@ -55,19 +66,37 @@ final class AddressSpace {
 
     var count: Int { regions.count }
     var byteCount: UInt64 { regions.reduce(0) { $0 &+ $1.byteCount } }
+    /// Regions of a client that has gone, which no successor has mapped again.
+    var unclaimedCount: Int { regions.count(where: \.isUnclaimed) }
 
     deinit { removeAll() }
 
     /// Adds a region, mapping `fd` (which may then be closed) unless there is none.
+    ///
+    /// A region that a gone client has left may be added again, exactly as it was: then it stays as
+    /// it is, and its new owner has it. Anything else at its place is refused, for commands may
+    /// still use it; they end with the controller's reset, and so do such regions.
     func add(
         address: UInt64, byteCount: UInt64, fd: CInt?, offset: UInt64, isReadable: Bool,
         isWritable: Bool
     ) throws(RegionError) {
+        let length = try fd.map { fd throws(RegionError) in
+            try Self.checkFile(fd, offset: offset, byteCount: byteCount)
+        }
+        let source = fd.flatMap { Self.source($0, offset: offset) }
+        if let source, let index = regions.firstIndex(where: { $0.address == address }) {
+            let old = regions[index]
+            if old.isUnclaimed, old.source == source, old.byteCount == byteCount,
+                old.isReadable == isReadable, old.isWritable == isWritable
+            {
+                regions[index].isUnclaimed = false
+                return
+            }
+        }
         let index = try admit(address, byteCount)
         var base: UInt = 0
         var guardNumber: CInt = -1
-        if let fd {
-            let length = try Self.checkFile(fd, offset: offset, byteCount: byteCount)
+        if let fd, let length {
             var error: CInt = 0
             guard
                 let pointer = unsafe nv_map_shared(
@@ -84,7 +113,7 @@ final class AddressSpace {
         regions.insert(
             Region(
                 address: address, byteCount: byteCount, base: base, isReadable: isReadable,
-                isWritable: isWritable, guardNumber: guardNumber), at: index)
+                isWritable: isWritable, guardNumber: guardNumber, source: source), at: index)
         lastHit = 0
     }
 
@@ -130,6 +159,27 @@ final class AddressSpace {
             throw RegionError(errno: EINVAL, reason: "the file is shorter than the region")
         }
         return length
+    }
+
+    private static func source(_ fd: CInt, offset: UInt64) -> RegionSource? {
+        var status = stat()
+        guard unsafe fstat(fd, &status) == 0 else { return nil }
+        return RegionSource(
+            device: UInt64(status.st_dev), inode: UInt64(status.st_ino), offset: offset)
+    }
+
+    /// The client goes, and its regions stay for the commands that use them.
+    func disown() {
+        for index in regions.indices { regions[index].isUnclaimed = true }
+    }
+
+    /// Removes what a gone client has left: nothing uses it any more.
+    func removeUnclaimed() {
+        guard unclaimedCount > 0 else { return }
+        for region in regions where region.isUnclaimed { Self.release(region) }
+        regions.removeAll { $0.isUnclaimed }
+        lastHit = 0
+        generation &+= 1
     }
 
     /// Removes the region with exactly this address and size.

@@ -81,6 +81,7 @@ struct ControlCommands {
         json.member("ioQueues", UInt64(controller.activeQueues.count))
         json.member("heldCommands", UInt64(controller.held.count))
         json.member("dmaRegions", UInt64(controller.memory.count))
+        json.member("dmaRegionsUnclaimed", UInt64(controller.memory.unclaimedCount))
         json.member("dmaBytes", controller.memory.byteCount)
         json.member("faultRules", UInt64(controller.faults.rules.count))
         json.member("sigbus", sigbusCount)

@@ -231,6 +231,7 @@ final class Controller {
         interrupts.pinMask = 0
         doorbells.zero()
         resetFeatures()
+        memory.removeUnclaimed()
     }
 
     /// A function level reset, or what a new connection begins with.

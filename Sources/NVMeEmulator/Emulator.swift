@@ -5,6 +5,7 @@
 internal import CLinux
 internal import CMemory
 public import Linux
+internal import NVMeSpec
 
 /// Survived accesses to memory that a client had truncated.
 var sigbusCount: UInt64 { nv_sigbus_count() }
@@ -58,13 +59,18 @@ public final class Emulator {
     /// Serves until SIGTERM or SIGINT.
     public func run() throws(SystemCallError) {
         while !isStopping {
-            if session == nil {
-                try wait(nanoseconds: nil)
-            } else {
+            if isServing {
                 try serve()
+            } else {
+                try wait(nanoseconds: nil)
             }
         }
         endSession("stopping")
+    }
+
+    /// Whether the queues are served: for a client, or for one that has gone.
+    private var isServing: Bool {
+        session != nil || options.keepsState && device.controller.cc.en
     }
 
     // MARK: One client
@@ -75,7 +81,7 @@ public final class Emulator {
         let spin = options.spinMicroseconds &* 1_000
         var passes: UInt32 = 0
         var idleSince: UInt64 = 0
-        while session != nil, !isStopping {
+        while isServing, !isStopping {
             if controller.pass() {
                 passes &+= 1
                 idleSince = 0
@@ -104,7 +110,7 @@ public final class Emulator {
         var due = device.controller.nextDeadline
         if let reply = session?.stream.nextDeadline { due = min(due ?? reply, reply) }
         var time = due.map { $0 > now ? $0 &- now : 0 }
-        if options.doorbells == .mapped, device.controller.canBePolled {
+        if options.doorbells == .mapped, session != nil, device.controller.canBePolled {
             time = min(time ?? Self.tickNanoseconds, Self.tickNanoseconds)
         }
         return time
@@ -134,7 +140,10 @@ public final class Emulator {
     }
 
     private func endSession(_ reason: String) {
-        guard let session else { return }
+        guard let session else {
+            device.controller.wantsDisconnect = false
+            return
+        }
         self.session = nil
         session.end()
         report(reason)

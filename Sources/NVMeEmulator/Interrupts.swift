@@ -88,16 +88,19 @@ final class Interrupts {
 
     private func raisePin(_ vector: UInt16) {
         guard vector >= 32 || pinMask & (1 << UInt32(vector)) == 0 else { return }
+        // Between two clients nobody could unmask it.
+        guard pin.isConnected else { return }
         pin.trigger(0)
         // A level: it stays quiet until the client has looked and unmasked it.
         pin.mask(0)
     }
 
-    func disconnectAll() {
+    /// Lets go of the client's descriptors; INTMS and INTMC are the controller's, and may stay.
+    func disconnectAll(keepingMask: Bool = false) {
         pin.disconnectAll()
         messages.disconnectAll()
         error.disconnectAll()
         request.disconnectAll()
-        pinMask = 0
+        if !keepingMask { pinMask = 0 }
     }
 }

@@ -169,6 +169,8 @@ public struct EmulatorOptions: Sendable {
     public var dmaByMessage = false
     /// How long to look for work before sleeping.
     public var spinMicroseconds: UInt64 = 50
+    /// The end of a connection is no reset: the controller goes on, and the next client finds it.
+    public var keepsState = false
     /// Rules for misbehaviour from the start on.
     public var faults: [String] = []
 
@@ -194,6 +196,10 @@ public struct EmulatorOptions: Sendable {
         }
         guard namespaces.count <= Int(maxNamespaceCount) else {
             throw OptionError("max-namespaces: \(namespaces.count) namespaces were given")
+        }
+        // Without a client nobody would answer.
+        guard !keepsState || !dmaByMessage else {
+            throw OptionError("keep: not together with dma-by-message")
         }
         guard spinMicroseconds <= 1_000_000 else { throw OptionError("spin-us: at most 1000000") }
         guard replyDelayMilliseconds <= 60_000 else {

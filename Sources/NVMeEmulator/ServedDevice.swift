@@ -62,8 +62,15 @@ final class ServedDevice {
         controller.isBusMaster = config.isBusMaster
     }
 
-    /// What the end of a connection does.
+    /// What the end of a connection does: everything begins anew, or, where that was asked for,
+    /// the controller goes on with its queues, its commands and the memory of the client. Only the
+    /// interrupts are disconnected, as by the last close of a device of hardware.
     func disconnect() {
+        controller.wantsDisconnect = false
+        if options.keepsState {
+            controller.interrupts.disconnectAll(keepingMask: true)
+            return controller.memory.disown()
+        }
         if controller.cc.en && controller.csts.shst != .complete {
             controller.log.unsafeShutdowns &+= 1
         }
@@ -73,7 +80,6 @@ final class ServedDevice {
         config.reset()
         resetTable()
         controller.isBusMaster = config.isBusMaster
-        controller.wantsDisconnect = false
     }
 
     /// The size of a region; 0 for those that do not exist.

@@ -37,6 +37,8 @@ struct Arguments {
           --spin-us N              how long to look for work before sleeping (50)
           --doorbells MODE         shadow (default), mapped or message
           --require-bus-master     serve commands only while PCI bus mastering is on
+          --keep                   go on when the client has gone: the next one finds the controller
+                                   as it is, and maps its memory at the same places
           --control PATH           a SOCK_SEQPACKET socket for commands: say help there
           --fault RULE             misbehave; may be repeated
           --stats                  print the counters as JSON at the end
@@ -88,6 +90,7 @@ struct Arguments {
         case "--short-replies": options.shortReplies = true
         case "--dma-by-message": options.dmaByMessage = true
         case "--require-bus-master": options.requiresBusMaster = true
+        case "--keep": options.keepsState = true
         case "--stats": showsStatistics = true
         default: return false
         }

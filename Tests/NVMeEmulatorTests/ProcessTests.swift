@@ -129,6 +129,77 @@ struct ProcessTests {
         #expect(!FileManager.default.fileExists(atPath: "\(program.directory)/s"))
     }
 
+    /// Looks again and again, for at most a minute.
+    private func wait(_ condition: () throws -> Bool) throws {
+        let deadline = MonotonicClock.nowNanoseconds + 60_000_000_000
+        while try !condition() {
+            guard MonotonicClock.nowNanoseconds < deadline else {
+                Issue.record("it has not come true within a minute")
+                return
+            }
+            sched_yield()
+        }
+    }
+
+    /// Sends a command and waits for the answer to it, whose error it returns.
+    private func request(
+        _ socket: borrowing OwnedFD, _ command: UInt16, _ body: [UInt8], fds: [CInt] = []
+    ) throws -> UInt32? {
+        let bytes = RawClient.message(command, body)
+        _ = unsafe bytes.withUnsafeBytes {
+            unsafe nv_send_message(
+                socket.raw, $0.baseAddress, $0.count, nil, 0, fds, CInt(fds.count), 0)
+        }
+        guard try socket.waitReadable(timeoutMilliseconds: 60_000) else { return nil }
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let count = unsafe read(socket.raw, &buffer, buffer.count)
+        return MessageHeader(ByteReader(buffer[0..<max(0, count)]))?.error
+    }
+
+    @Test(
+        "with --keep a command completes though its client has gone, and the next client is none the wiser"
+    )
+    func keep() throws {
+        let program = try ready("--keep", "--fault", "command:delay=600000,opcode=6")
+        let file = try MemFD.create(name: "dma", byteCount: 65536)
+        let memory = try Mapping(file, byteCount: 65536)
+        let window = unsafe MemoryWindow(base: memory.base, byteCount: 65536)
+        do {
+            let first = try connect("\(program.directory)/s")
+            #expect(try first.waitReadable(timeoutMilliseconds: 60_000))
+            var answer = [UInt8](repeating: 0, count: 4096)
+            _ = unsafe read(first.raw, &answer, answer.count)
+            #expect(
+                try request(first, 2, RawClient.map(0x10_0000, 65536), fds: [file.raw]) == 0)
+            let registers: [(UInt64, [UInt8])] = [
+                (0x24, [0x0F, 0, 0x0F, 0]), (0x28, [0, 0, 0x10, 0, 0, 0, 0, 0]),
+                (0x30, [0, 0x10, 0x10, 0, 0, 0, 0, 0]), (0x14, [0x01, 0x00, 0x46, 0x00]),
+            ]
+            for (offset, value) in registers {
+                let body = RawClient.access(offset, 0, UInt32(value.count)) + value
+                #expect(try request(first, 10, body) == 0)
+            }
+            window.store64(0, 0x0042_0006)  // Identify with id 42h
+            window.store64(24, 0x10_2000)  // PRP1
+            window.store64(40, 1)  // CNS 1: the controller
+            #expect(
+                try request(first, 10, RawClient.access(0x1000, 0, 4) + [1, 0, 0, 0]) == 0)
+            try wait { try control(program, "stats").contains("\"heldCommands\":1") }
+        }
+        #expect(try control(program, "release") == "ok 1")
+        try wait { window.load64(0x1008) != 0 }
+        #expect(window.load64(0x1008) >> 32 & 0xFFFF_FFFF == 0x1_0042)  // phase, success, id
+        #expect(window.load64(0x2000) & 0xFFFF == 0x1234)
+        let second = try connect("\(program.directory)/s")
+        #expect(try second.waitReadable(timeoutMilliseconds: 60_000))
+        let stats = try control(program, "stats")
+        extendLifetime(memory)
+
+        #expect(stats.contains("\"ready\":true"))
+        #expect(stats.contains("\"connections\":2"))
+        #expect(stats.contains("\"controllerResets\":0"))
+    }
+
     @Test("it takes a listening socket as LISTEN_FDS=1")
     func socketActivation() throws {
         let path =

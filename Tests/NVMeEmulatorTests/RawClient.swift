@@ -24,13 +24,18 @@ final class RawClient {
     private var received: [UInt8] = []
     private(set) var receivedFDs: [CInt] = []
 
-    init(_ configure: (inout EmulatorOptions) throws -> Void = { _ in }) throws {
+    convenience init(_ configure: (inout EmulatorOptions) throws -> Void = { _ in }) throws {
         var options = EmulatorOptions()
         options.namespaces = [try NamespaceOptions(parsing: "memory=1M")]
         options.ioQueueCount = 2
         options.vectorCount = 3
         try configure(&options)
-        device = try ServedDevice(options: options)
+        try self.init(device: ServedDevice(options: options))
+    }
+
+    /// The next client of a device.
+    init(device: ServedDevice) throws {
+        self.device = device
         let pair = try UnixSocket.pair(kind: .stream, nonblocking: true)
         socket = try pair.first.duplicate()
         session = VFIOUserSession(device: device, fd: try pair.second.duplicate())
@@ -114,6 +119,14 @@ final class RawClient {
     ) throws -> RawClient {
         let client = try RawClient(configure)
         _ = try client.request(1, [0, 0, 1, 0] + capabilities)
+        return client
+    }
+
+    /// Goes, and is followed by another client of the same device.
+    func successor() throws -> RawClient {
+        session.end()
+        let client = try RawClient(device: device)
+        _ = try client.request(1, [0, 0, 1, 0] + Self.capabilities)
         return client
     }
 
