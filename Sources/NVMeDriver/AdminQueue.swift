@@ -20,7 +20,7 @@ struct AdminAnswer {
 @safe
 struct AdminQueue: ~Copyable {
     /// Tokens of commands that somebody waits for have this bit.
-    private static let waitedFor: UInt64 = 1 << 63
+    static let waitedFor: UInt64 = 1 << 63
     /// How long a wait lasts at most before the completion queue is looked at again: what a lost
     /// interrupt costs.
     private static let pollMilliseconds = 10

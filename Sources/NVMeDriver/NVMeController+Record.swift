@@ -56,7 +56,7 @@ extension NVMeController {
 
     /// {queue id (16) | entries (32) | vector (16), SQ address, CQ address, lists' address, bytes
     /// of a command's list}
-    private func queueWords(_ queueID: Int) -> [UInt64]? {
+    func queueWords(_ queueID: Int) -> [UInt64]? {
         guard let plan, plan.queues.indices.contains(queueID), let reads = pool?.deviceReadsIOVA,
             let writes = pool?.deviceWritesIOVA
         else { return nil }
@@ -69,7 +69,7 @@ extension NVMeController {
         ]
     }
 
-    private static func seal(_ words: [UInt64], _ queueID: Int, _ epoch: UInt32) -> UInt64 {
+    static func seal(_ words: [UInt64], _ queueID: Int, _ epoch: UInt32) -> UInt64 {
         var crc = Checksum.key(Checksum.queueKind, queue: UInt32(queueID), epoch: epoch)
         for word in words { crc = nv_crc32c_64(crc, word) }
         return UInt64(crc)

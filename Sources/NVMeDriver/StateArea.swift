@@ -15,6 +15,8 @@ public enum StateAreaError: Error, Sendable, Equatable, CustomStringConvertible 
     case version(UInt32)
     /// Another process holds it.
     case held(pid: Int32)
+    /// Saved state has values from which none can be made.
+    case unusable(String)
 
     /// The error in words.
     public var description: String {
@@ -23,6 +25,7 @@ public enum StateAreaError: Error, Sendable, Equatable, CustomStringConvertible 
         case .damaged(let field): "the state area is damaged: \(field)"
         case .version(let version): "the state area has version \(version)"
         case .held(let pid): "the state area is held by process \(pid)"
+        case .unusable(let why): "no state area can be made of it: \(why)"
         }
     }
 }
@@ -133,6 +136,17 @@ public struct StateArea: ~Copyable {
         lastNumber &+= 1
         writeHeader()
         return lastNumber
+    }
+
+    /// The highest number that `nextNumber` gave.
+    var highestNumber: UInt64 { lastNumber }
+
+    /// The header of an area that is made of saved state.
+    mutating func restoreHeader(generation: UInt64, epoch: UInt32, lastNumber: UInt64) {
+        self.generation = generation
+        self.epoch = epoch
+        self.lastNumber = lastNumber
+        writeHeader()
     }
 
     /// Notes since when the sessions are not served, or that they are again (0).
