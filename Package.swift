@@ -173,8 +173,8 @@ let package = Package(
         tests(
             "NVMeDriverTests",
             [
-                "NVMeDriver", "NullDevice", "NVMeSpec", "NVMeClient", "DMA", "VFIO", "CLinux",
-                "CMemory", "CRing", "CStatistics", "Linux", "TestSupport",
+                "NVMeDriver", "NullDevice", "NVMeSpec", "NVMeClient", "SavedState", "DMA", "VFIO",
+                "CLinux", "CMemory", "CRing", "CStatistics", "Linux", "TestSupport",
             ]),
         tests(
             "WorkerTests",

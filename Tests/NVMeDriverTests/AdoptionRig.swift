@@ -71,7 +71,11 @@ final class AdoptionRig {
     /// state area changes.
     func crash(_ flip: Flip? = nil) throws {
         try change(flip)
-        let state = try StateArea.adopt(Self.duplicate(controller.state.fd.raw))
+        try succeed(try StateArea.adopt(Self.duplicate(controller.state.fd.raw)))
+    }
+
+    /// The driver is over; a successor exists, with a state area that may be another.
+    func succeed(_ state: consuming StateArea) throws {
         let kept = device.kept
         generation += 1
         device = try VFIOUserDevice(
@@ -95,6 +99,19 @@ final class AdoptionRig {
         let bytes = try Mapping(state, byteCount: try MemFD.byteCount(of: state))
         let byte = unsafe bytes.base + flip.offset
         unsafe nv_store8(byte, nv_load8(byte) ^ flip.mask)
+    }
+
+    /// The successor is not used any more; the next one follows the driver before it.
+    func forgetSuccessor() throws { controller = try requireValue(dead.popLast()) }
+
+    /// What the present configuration asks a state area to have room for.
+    var stateLayout: StateLayout { options.stateLayout }
+
+    /// Registers the client's memory with the driver that there is now.
+    func registerAgain() throws {
+        region = try controller.registerMemory(
+            client, ClientMemoryStretch(byteCount: UInt64(Self.regionByteCount)),
+            session: Self.session, clientID: 3, number: 1)
     }
 
     func crashAndAdopt() throws {
