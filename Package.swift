@@ -71,7 +71,7 @@ let package = Package(
         module("Linux", ["CLinux", "CVersion"]),
 
         // The device side.
-        module("VFIO", ["Linux", "CLinux", "CMemory"]),
+        module("VFIO", ["Linux", "CLinux", "CMemory"], exclude: ["CLOSING.md"]),
         module("NullDevice", ["NVMeSpec", "VFIO", "Linux", "CMemory"]),
         module("DMA", ["Linux", "VFIO"]),
         module("PCI", ["Linux"]),

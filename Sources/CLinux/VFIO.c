@@ -71,6 +71,13 @@ int nv_vfio_set_irqs(int device, uint32_t index, const int *fds, uint32_t count)
     return value;
 }
 
+int nv_vfio_hot_reset_possible(int device) {
+    struct vfio_pci_hot_reset_info info = {.argsz = sizeof info};
+    int value = result(ioctl(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info));
+    // ENOSPC: the functions that it would concern do not fit into this structure.
+    return value == -ENOSPC ? 0 : value;
+}
+
 int nv_vfio_reset(int device) { return result(ioctl(device, VFIO_DEVICE_RESET)); }
 
 // Newer than the headers that may be required: the numbers and layouts of the kernel's interface.

@@ -716,7 +716,7 @@ const ProtobufCMessageDescriptor nvmed__v1__set_interrupt_affinity__descriptor =
   (ProtobufCMessageInit) nvmed__v1__set_interrupt_affinity__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__translate_memory__field_descriptors[2] =
+static const ProtobufCFieldDescriptor nvmed__v1__translate_memory__field_descriptors[3] =
 {
   {
     "device",
@@ -742,15 +742,28 @@ static const ProtobufCFieldDescriptor nvmed__v1__translate_memory__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "offset",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__TranslateMemory, has_offset),
+    offsetof(Nvmed__V1__TranslateMemory, offset),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__translate_memory__field_indices_by_name[] = {
   1,   /* field[1] = byte_count */
   0,   /* field[0] = device */
+  2,   /* field[2] = offset */
 };
 static const ProtobufCIntRange nvmed__v1__translate_memory__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 2 }
+  { 0, 3 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__translate_memory__descriptor =
 {
@@ -760,7 +773,7 @@ const ProtobufCMessageDescriptor nvmed__v1__translate_memory__descriptor =
   "Nvmed__V1__TranslateMemory",
   "nvmed.v1",
   sizeof(Nvmed__V1__TranslateMemory),
-  2,
+  3,
   nvmed__v1__translate_memory__field_descriptors,
   nvmed__v1__translate_memory__field_indices_by_name,
   1,  nvmed__v1__translate_memory__number_ranges,

@@ -953,7 +953,7 @@ const ProtobufCMessageDescriptor nvmed__v1__saved_identity__descriptor =
   (ProtobufCMessageInit) nvmed__v1__saved_identity__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__saved_controller__field_descriptors[23] =
+static const ProtobufCFieldDescriptor nvmed__v1__saved_controller__field_descriptors[24] =
 {
   {
     "generation",
@@ -1231,6 +1231,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__saved_controller__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pool_page_order",
+    24,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__SavedController, n_pool_page_order),
+    offsetof(Nvmed__V1__SavedController, pool_page_order),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__saved_controller__field_indices_by_name[] = {
   6,   /* field[6] = admin_completion_address */
@@ -1250,6 +1262,7 @@ static const unsigned nvmed__v1__saved_controller__field_indices_by_name[] = {
   17,   /* field[17] = pending_events */
   10,   /* field[10] = planned_queue_count */
   9,   /* field[9] = pool_byte_count */
+  23,   /* field[23] = pool_page_order */
   7,   /* field[7] = pool_reads_address */
   8,   /* field[8] = pool_writes_address */
   14,   /* field[14] = queue_count */
@@ -1260,7 +1273,7 @@ static const unsigned nvmed__v1__saved_controller__field_indices_by_name[] = {
 static const ProtobufCIntRange nvmed__v1__saved_controller__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 23 }
+  { 0, 24 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__saved_controller__descriptor =
 {
@@ -1270,7 +1283,7 @@ const ProtobufCMessageDescriptor nvmed__v1__saved_controller__descriptor =
   "Nvmed__V1__SavedController",
   "nvmed.v1",
   sizeof(Nvmed__V1__SavedController),
-  23,
+  24,
   nvmed__v1__saved_controller__field_descriptors,
   nvmed__v1__saved_controller__field_indices_by_name,
   1,  nvmed__v1__saved_controller__number_ranges,

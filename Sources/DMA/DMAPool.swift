@@ -64,6 +64,9 @@ public struct DMAPool: ~Copyable {
     public let deviceWritesIOVA: UInt64
     /// Bytes of the layout; the file may be longer.
     public let byteCount: Int
+    /// Of a device that uses physical addresses: which huge pages of the file these are, in the
+    /// order of their addresses. Empty: the bytes are in the order of the file.
+    public let pageOrder: [UInt32]
     private let memory: Mapping
     private let deviceReadsByteCount: Int
 
@@ -87,6 +90,7 @@ public struct DMAPool: ~Copyable {
             deviceReadsIOVA = run.address
             deviceWritesIOVA = run.address + UInt64(readBytes)
             deviceReadsByteCount = readBytes
+            pageOrder = run.order
             let parts = run.takeParts()
             fd = parts.fd
             memory = parts.memory
@@ -127,6 +131,7 @@ public struct DMAPool: ~Copyable {
         deviceReadsByteCount = readBytes
         deviceReadsIOVA = reads
         deviceWritesIOVA = writes
+        pageOrder = []
     }
 
     /// Takes over a predecessor's memory file, of which nothing is changed. The device has it at
@@ -143,6 +148,30 @@ public struct DMAPool: ~Copyable {
         deviceReadsByteCount = layout.deviceReadsByteCount
         deviceReadsIOVA = readsIOVA
         deviceWritesIOVA = writesIOVA
+        pageOrder = []
+    }
+
+    /// Takes over a predecessor's memory file for a device that uses physical addresses: its huge
+    /// pages in this order, the first of which is at `address`. With `checking` that device says
+    /// where they are now. Throws `unsupported` when it is not the file of this layout, or the
+    /// pages are not where they were.
+    public init(
+        adopting fd: consuming OwnedFD, layout: PoolLayout, pageOrder: [UInt32],
+        address: UInt64, checking device: (any DeviceBacking)?
+    ) throws(VFIOError) {
+        let readBytes = layout.deviceReadsByteCount
+        byteCount = layout.byteCount
+        guard UInt64(byteCount) <= UInt64(pageOrder.count) * PhysicalMemory.pageByteCount else {
+            throw .unsupported("\(pageOrder.count) huge pages are too few for the pool")
+        }
+        let run = try PhysicalRun.adopt(fd, pageOrder, at: address, checking: device)
+        deviceReadsIOVA = run.address
+        deviceWritesIOVA = run.address &+ UInt64(readBytes)
+        deviceReadsByteCount = readBytes
+        self.pageOrder = run.order
+        let parts = run.takeParts()
+        self.fd = parts.fd
+        memory = parts.memory
     }
 
     private var windows: [DMAWindow] {
@@ -162,8 +191,10 @@ public struct DMAPool: ~Copyable {
         for window in windows { try device.adoptWindow(window) }
     }
 
-    /// Makes both zones reachable for the device.
+    /// Makes both zones reachable for the device, which a device that uses physical addresses has
+    /// them anyway.
     public func mapWindows(_ device: any DeviceBacking) throws(VFIOError) {
+        guard pageOrder.isEmpty else { return }
         var offset: UInt64 = 0
         for window in windows {
             try device.map(window, fd: fd, offset: offset)

@@ -9,6 +9,8 @@ internal import VFIO
 struct PhysicalRun: ~Copyable {
     /// The physical address of the first byte.
     let address: UInt64
+    /// Which pages of the file these are, in the order of their addresses.
+    let order: [UInt32]
     /// The memory file; pages that are not part of the run were given back.
     private let fd: OwnedFD
     /// The mapping, adjacent here as well.
@@ -20,8 +22,11 @@ struct PhysicalRun: ~Copyable {
         let memory: Mapping
     }
 
-    private init(address: UInt64, fd: consuming OwnedFD, memory: consuming Mapping) {
+    private init(
+        address: UInt64, order: [UInt32], fd: consuming OwnedFD, memory: consuming Mapping
+    ) {
         self.address = address
+        self.order = order
         self.fd = fd
         self.memory = memory
     }
@@ -41,7 +46,8 @@ struct PhysicalRun: ~Copyable {
             guard count >= wanted else { break }
             let file = try file(name, count * page)
             let addresses =
-                try device.physicalAddresses(of: file, byteCount: UInt64(count * page)) ?? []
+                try device.physicalAddresses(
+                    of: file, offset: 0, byteCount: UInt64(count * page)) ?? []
             guard addresses.count == count, let run = find(wanted, in: addresses) else { continue }
             return try map(file, run, addresses)
         }
@@ -86,7 +92,81 @@ struct PhysicalRun: ~Copyable {
                 try MemFD.punchHole(file, offset: Int64(index) * page, byteCount: page)
             }
             return PhysicalRun(
-                address: run.first.map { addresses[$0] } ?? 0, fd: file, memory: memory)
+                address: run.first.map { addresses[$0] } ?? 0,
+                order: run.map { UInt32(clamping: $0) }, fd: file, memory: memory)
         } catch { throw .system(error) }
+    }
+
+    // MARK: A predecessor's
+
+    /// Stretches of a file whose addresses are asked for one by one: a run that is in more pieces
+    /// than this is not looked up again.
+    private static let maxStretchCount = 64
+
+    /// Maps a run that a predecessor made, of which nothing is changed: these pages of its file, in
+    /// this order. With `checking` they are looked up, and have to be where they were. Throws
+    /// `unsupported` when the file is not that of such a run.
+    static func adopt(
+        _ file: consuming OwnedFD, _ order: [UInt32], at address: UInt64,
+        checking device: (any DeviceBacking)?
+    ) throws(VFIOError) -> PhysicalRun {
+        let page = PhysicalMemory.pageByteCount
+        guard !order.isEmpty, order.count <= Int(PhysicalMemory.pageCountMax),
+            Set(order).count == order.count, let last = order.max(),
+            UInt64(last) < PhysicalMemory.pageCountMax
+        else { throw .unsupported("the order of the pool's \(order.count) pages makes no sense") }
+        let size = (try? MemFD.byteCount(of: file)) ?? -1
+        guard (try? MemFD.hugePageByteCount(of: file)) == page,
+            UInt64(clamping: size) >= (UInt64(last) + 1) * page
+        else { throw .unsupported("the pool's file of \(size) bytes does not have those pages") }
+        if let device { try check(file, order, at: address, device) }
+        do throws(SystemCallError) {
+            let memory = try Mapping(
+                hugePagesOf: file, offsets: order.map { Int64($0) * Int64(page) })
+            memory.excludeFromCoreDumps()
+            return PhysicalRun(address: address, order: order, fd: file, memory: memory)
+        } catch { throw .system(error) }
+    }
+
+    /// Looks up where the pages are. Others of the file, which were given back, are not touched:
+    /// they would be made again.
+    private static func check(
+        _ file: borrowing OwnedFD, _ order: [UInt32], at address: UInt64,
+        _ device: any DeviceBacking
+    ) throws(VFIOError) {
+        let page = PhysicalMemory.pageByteCount
+        let stretches = stretches(of: order)
+        guard stretches.count <= maxStretchCount else {
+            throw .unsupported("the pool's pages are in \(stretches.count) pieces of its file")
+        }
+        var found: [UInt32: UInt64] = [:]
+        for stretch in stretches {
+            let addresses = try device.physicalAddresses(
+                of: file, offset: UInt64(stretch.lowerBound) * page,
+                byteCount: UInt64(stretch.count) * page)
+            for (index, address) in zip(stretch, addresses ?? []) { found[index] = address }
+        }
+        for (position, index) in order.enumerated() {
+            let expected = address &+ UInt64(position) &* page
+            guard found[index] == expected else {
+                let place = found[index].map { "at 0x\(String($0, radix: 16))" } ?? "nowhere"
+                throw .unsupported(
+                    "page \(index) of the pool's file is \(place), not at "
+                        + "0x\(String(expected, radix: 16)) any more")
+            }
+        }
+    }
+
+    /// Pages that are side by side in the file.
+    static func stretches(of order: [UInt32]) -> [Range<UInt32>] {
+        var all: [Range<UInt32>] = []
+        for index in order.sorted() {
+            if let last = all.last, last.upperBound == index {
+                all[all.count - 1] = last.lowerBound..<(index &+ 1)
+            } else {
+                all.append(index..<(index &+ 1))
+            }
+        }
+        return all
     }
 }

@@ -37,7 +37,9 @@ struct OpenerActions: Sendable {
     /// Spreads the interrupts of a device; how many there were.
     var setAffinity: @Sendable (OpenableDevice) throws(VFIOError) -> Int
     /// Finds the physical addresses of a memory file.
-    var translate: @Sendable (borrowing OwnedFD, UInt64) throws(VFIOError) -> [UInt64]
+    var translate:
+        @Sendable (borrowing OwnedFD, _ offset: UInt64, _ byteCount: UInt64) throws(VFIOError)
+            -> [UInt64]
 
     /// What really happens.
     static var real: OpenerActions {
@@ -52,8 +54,8 @@ struct OpenerActions: Sendable {
                 try KernelInterrupts.setAffinity(
                     device.address, processors: device.interruptAffinity)
             },
-            translate: { fd, byteCount throws(VFIOError) in
-                try PhysicalMemory.addresses(of: fd, byteCount: byteCount)
+            translate: { fd, offset, byteCount throws(VFIOError) in
+                try PhysicalMemory.addresses(of: fd, offset: offset, byteCount: byteCount)
             })
     }
 }
@@ -198,7 +200,7 @@ final class Opener {
             case .setInterruptAffinity:
                 _ = try actions.setAffinity(device)
                 return .success(OpenerAnswer(reply: .done))
-            case .translateMemory(_, let byteCount):
+            case .translateMemory(_, let byteCount, let offset):
                 guard device.mode == .noiommu, let file else {
                     throw .unsupported("physical addresses are for IOMMU=noiommu only")
                 }
@@ -206,7 +208,7 @@ final class Opener {
                     OpenerAnswer(
                         reply: .translated(
                             pageByteCount: PhysicalMemory.pageByteCount,
-                            addresses: try actions.translate(file.fd, byteCount))))
+                            addresses: try actions.translate(file.fd, offset, byteCount))))
             case .findGuestMemory:
                 return .success(
                     OpenerAnswer(

@@ -78,6 +78,8 @@ public struct ControllerOptions: Sendable, Equatable {
     public var bouncePoolByteCount = 16 << 20
     /// The bound on each admin command.
     public var adminTimeoutMilliseconds = 10_000
+    /// What the controller needs; nil: what is known of its PCI id.
+    public var quirks: Set<Quirk>?
 
     /// The default options of a device.
     public init(deviceName: String) { self.deviceName = deviceName }

@@ -126,7 +126,8 @@ enum NamespacePages: Equatable {
 }
 
 extension StateArea {
-    /// Keeps a page of the controller: 0 Identify Controller, 1 limits of the NVM command set.
+    /// Keeps a page of the controller: 0 Identify Controller, 1 limits of the NVM command set, 2
+    /// the order of the pool's pages (`poolPageOrder`).
     func setControllerPage(_ page: Int, _ bytes: [UInt8]) {
         guard page >= 0, page < StateLayout.controllerPages else { return }
         setBlob(layout.controllerPageOffset(page), tag: UInt64(page) + 1, bytes, [])
@@ -138,6 +139,29 @@ extension StateArea {
             let blob = blob(layout.controllerPageOffset(page)), blob.tag == UInt64(page) + 1
         else { return nil }
         return blob.first
+    }
+
+    private static let poolOrderPage = 2
+
+    /// Which huge pages of the pool's file are in use, in the order of their physical addresses;
+    /// empty for a device behind an IOMMU. nil: it is damaged.
+    var poolPageOrder: [UInt32]? {
+        guard let bytes = controllerPage(Self.poolOrderPage), bytes.count % 2 == 0 else {
+            return nil
+        }
+        return stride(from: 0, to: bytes.count, by: 2).map {
+            UInt32(bytes[$0]) | UInt32(bytes[$0 + 1]) << 8
+        }
+    }
+
+    /// Notes the order; at most 2048 pages, each a number below 65536.
+    func setPoolPageOrder(_ order: [UInt32]) {
+        let bytes = order.flatMap {
+            [UInt8(truncatingIfNeeded: $0), UInt8(truncatingIfNeeded: $0 >> 8)]
+        }
+        if controllerPage(Self.poolOrderPage) != bytes {
+            setControllerPage(Self.poolOrderPage, bytes)
+        }
     }
 
     /// Keeps what the controller said of a namespace, at a place of the inventory.

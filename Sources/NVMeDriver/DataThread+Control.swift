@@ -38,8 +38,8 @@ extension DataThread {
         unsafe nv_futex_wake(word(Word.want))
     }
 
-    /// Has the thread stand still until `release`: nothing is taken from rings, nothing reaped. Each
-    /// `hold` needs its `release`, or `stop`, which ends the thread where it stands.
+    /// Has the thread stand still until `release`: nothing is taken from rings, nothing reaped.
+    /// Each `hold` needs its `release`, or `stop`, which ends the thread where it stands.
     public func hold() { enter() }
 
     /// Lets the thread go on after `hold`.

@@ -22,6 +22,9 @@ public struct Inheritance {
     public var interrupt: (_ vector: Int) -> OwnedFD?
     /// `m-N`: the memory file of a region, with the region's record.
     public var memory: (_ region: UInt32, _ record: RegionRecord) -> OwnedFD?
+    /// Nobody had the pool for a while: where its pages are is looked up, for a device that uses
+    /// physical addresses, and compared with what is on record.
+    public var poolMayHaveMoved = false
 
     /// What came from the fd store.
     public init(
@@ -73,11 +76,13 @@ extension NVMeController {
                 guard case .unsupported(let why) = error else { throw .device(error) }
                 throw .notAdoptable(why)
             }
+            if let refusal = adoptionRefusal() { throw .notAdoptable(refusal) }
             try checkRegisters(record)
             try checkInterrupts(record, inheritance)
             try checkInventory(record)
             hasShadowDoorbells = record.hasShadowDoorbells
             try adoptAdminQueue()
+            try closeAdmin()
             for index in 0..<Int(record.queueCount) { try adoptIOQueue(index, tick) }
             try holdAborted()
             CrashPoint.hit(.adoptChecked)
@@ -135,21 +140,22 @@ extension NVMeController {
     private func checkPool(
         _ record: ControllerRecord, _ inheritance: Inheritance
     ) throws(DriverError) {
-        try takePool(record, inheritance)
+        try takePool(record, inheritance, checking: inheritance.poolMayHaveMoved)
         do throws(VFIOError) {
             try pool?.adoptWindows(device)
         } catch { throw Self.refusal(error) }
     }
 
-    /// Maps the predecessor's pool here, and takes its addresses.
+    /// Maps the predecessor's pool here, and takes its addresses. With `checking` physical ones are
+    /// looked up.
     func takePool(
-        _ record: ControllerRecord, _ inheritance: Inheritance
+        _ record: ControllerRecord, _ inheritance: Inheritance, checking: Bool
     ) throws(DriverError) {
-        guard !device.usesPhysicalAddresses else {
-            throw .notAdoptable("without an IOMMU the order of its pages is not known")
-        }
         let plan = ControllerMemoryPlan(
             queueCount: options.queueCount, entries: record.entries, options: options)
+        guard !device.usesPhysicalAddresses else {
+            return try takePhysicalPool(record, plan, inheritance, checking)
+        }
         let sizes = [
             UInt64(plan.layout.deviceReadsByteCount), UInt64(plan.layout.deviceWritesByteCount),
         ]
@@ -166,6 +172,29 @@ extension NVMeController {
             pool = try DMAPool(
                 adopting: fd, layout: plan.layout, readsIOVA: record.poolReadsIOVA,
                 writesIOVA: record.poolWritesIOVA)
+        } catch { throw Self.refusal(error) }
+        poolIsInherited = true
+        usePool(plan)
+    }
+
+    /// The pool of a device without an IOMMU: its huge pages in the order that is on record.
+    private func takePhysicalPool(
+        _ record: ControllerRecord, _ plan: ControllerMemoryPlan, _ inheritance: Inheritance,
+        _ checking: Bool
+    ) throws(DriverError) {
+        guard let order = state.poolPageOrder, !order.isEmpty,
+            record.poolByteCount == UInt64(plan.layout.byteCount),
+            record.poolWritesIOVA
+                == record.poolReadsIOVA &+ UInt64(plan.layout.deviceReadsByteCount)
+        else { throw .notAdoptable("the order of its pool's pages is not known") }
+        guard let fd = inheritance.pool() else {
+            throw .notAdoptable("its pool is not in the fd store")
+        }
+        do throws(VFIOError) {
+            pool = try DMAPool(
+                adopting: fd, layout: plan.layout, pageOrder: order,
+                address: record.poolReadsIOVA,
+                checking: checking ? device : nil)
         } catch { throw Self.refusal(error) }
         poolIsInherited = true
         usePool(plan)
@@ -336,6 +365,17 @@ extension NVMeController {
             log: state.eventsRecord, pending: state.pendingEvents, generation: state.generation)
     }
 
+    /// A controller that takes no admin command from whoever takes over must have none under way.
+    private func closeAdmin() throws(DriverError) {
+        guard quirks.contains(.noAdminAfterServicing) else { return }
+        guard admin?.isSilent == true, state.pendingEvents == 0 else {
+            throw .notAdoptable(
+                "an admin command was under way, and nobody else may send one (quirk "
+                    + "\(Quirk.noAdminAfterServicing.rawValue))")
+        }
+        adminIsClosed = true
+    }
+
     func adoptIOQueue(_ index: Int, _ tick: UInt32) throws(DriverError) {
         let queueID = index + 1
         guard isLogged(queueID), let plan else {
@@ -417,6 +457,7 @@ extension NVMeController {
         adoptedDoorbells = []
         namespaces = [:]
         hasShadowDoorbells = false
+        adminIsClosed = false
         clearInventory()
     }
 
@@ -431,6 +472,7 @@ extension NVMeController {
     public func finishAdoption(comparing: Bool) throws(DriverError) -> [AdminEvent] {
         guard isQuiet else { return [] }
         isQuiet = false
+        guard !adminIsClosed else { return [] }
         if comparing { try compareIdentity() }
         admin?.endTurn()
         let pending = PendingEvents.events(admin?.pending ?? 0)
@@ -465,6 +507,13 @@ extension AdminQueue {
             guard unsafe nv_load64(slot + 56) & SlotState.mask == SlotState.staged else { continue }
             body(index, unsafe CommandSlot(at: slot))
         }
+    }
+
+    /// No command is with the device, none was kept from it, and it was told of all there were.
+    var isSilent: Bool {
+        var count = 0
+        forEachStaged { _, _ in count += 1 }
+        return count == 0 && queue.unseenSlots()?.isEmpty == true && !queue.doorbellIsDoubtful
     }
 
     /// Commands of an I/O queue that Aborts name which were not answered.

@@ -62,6 +62,7 @@ extension NVMeController {
     // MARK: Registers
 
     func resetAndCheck() throws(DriverError) {
+        adminIsClosed = false
         do throws(VFIOError) {
             try device.enableMemorySpace()
         } catch { throw .device(error) }
@@ -500,6 +501,8 @@ extension NVMeController {
     // MARK: Events
 
     func postEventRequests() throws(DriverError) {
+        // Whoever takes over could neither take their answers nor ask again.
+        guard !quirks.contains(.noAdminAfterServicing) else { return }
         let wanted = min(Int(identify.aerl) + 1, Self.maxEventRequests)
         while eventRequests < wanted {
             try admin?.post(.asynchronousEventRequest(), token: AdminToken.event, device: device)

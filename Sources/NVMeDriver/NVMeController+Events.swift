@@ -96,6 +96,7 @@ extension NVMeController {
 
     /// Asks the controller to abort a command of an I/O queue; `pollAdmin` tells how it ended.
     public func abort(queue index: Int, commandID: UInt16) throws(DriverError) {
+        if let refusal = adminRefusal("Abort") { throw refusal }
         let token = AdminToken.abort | UInt64(index) << 16 | UInt64(commandID)
         // Before the device can know of the Abort, so that the id is never free while it does.
         unsafe engine(index).pointee.queue.hold(commandID)

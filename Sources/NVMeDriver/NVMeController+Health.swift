@@ -10,7 +10,7 @@ extension NVMeController {
     /// Asks for the SMART / Health page without waiting; `pollAdmin` tells when it is there. One
     /// request at a time. Pending events stay pending (RAE).
     public func requestHealth() throws(DriverError) {
-        guard !healthIsRequested, let place = healthPage else { return }
+        guard !healthIsRequested, !adminIsClosed, let place = healthPage else { return }
         var entry = SubmissionEntry.getLogPage(
             .smartHealth, dwordCount: UInt32(SmartHealth.pageByteCount / 4),
             retainAsynchronousEvent: true)

@@ -12,6 +12,7 @@ extension NVMeController {
         guard let plan, let reads = pool?.deviceReadsIOVA, let writes = pool?.deviceWritesIOVA
         else { throw .exhausted("there is no DMA pool") }
         let admin = plan.queues[0]
+        state.setPoolPageOrder(pool?.pageOrder ?? [])
         state.setController(
             ControllerRecord(
                 epoch: state.epoch, configuration: try read32(RegisterOffset.cc, "CC"),

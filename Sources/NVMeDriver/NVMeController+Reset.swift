@@ -101,7 +101,8 @@ extension NVMeController {
     ) throws(DriverError) {
         if pool == nil {
             forgetMemory()
-            try? takePool(record, inheritance)
+            // Who died in an earlier reset may have stored another pool than the one on record.
+            try? takePool(record, inheritance, checking: true)
             // Without its pool, what lies in it is lost; the rest is not.
             if pool == nil { space = IOVASpace(ranges: device.addressRanges) }
         }

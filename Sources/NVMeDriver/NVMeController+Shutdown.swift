@@ -30,7 +30,8 @@ extension NVMeController {
             } catch { first = first ?? error }
         }
         attempt { () throws(DriverError) in try self.flushAll() }
-        for index in 0..<queueCount {
+        // Without an admin queue the queues end with the controller.
+        for index in 0..<(adminIsClosed ? 0 : queueCount) {
             attempt { () throws(DriverError) in
                 _ = try self.execute(
                     .deleteIOSubmissionQueue(queueID: UInt16(index + 1)), "Delete I/O SQ")

@@ -76,6 +76,10 @@ extension NVMeController {
         }
         saved.identifyController = Self.page(page)
         saved.commandSetLimits = limits.isEmpty ? nil : Self.page(limits)
+        guard let order = state.poolPageOrder else {
+            throw .notAdoptable("the order of its pool's pages is damaged")
+        }
+        saved.poolPageOrder = order
         var ids: Set<UInt32> = []
         for place in 0..<placeCount where !state.isNamespaceFree(place) {
             guard let (id, pages) = state.namespace(place) else {

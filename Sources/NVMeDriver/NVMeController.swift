@@ -65,8 +65,8 @@ public final class NVMeController {
     /// started them sets it.
     public var exclusively: (_ queue: Int, _ body: () -> Void) -> Void = { _, body in body() }
 
-    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil: a
-    /// memory file of the process is made. Whoever configures one sets it before `start`.
+    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil:
+    /// a memory file of the process is made. Whoever configures one sets it before `start`.
     public var poolFile: (_ byteCount: Int) throws(DriverError) -> OwnedFD? = {
         _ throws(DriverError) in nil
     }
@@ -90,6 +90,12 @@ public final class NVMeController {
     /// use.
     var namespacePlaces: [UInt32: Int] = [:]
     var inventoryCount = 0
+    /// What this controller needs: as configured, or by its id. An adopted device is not asked
+    /// before `checkAdoptable`.
+    public private(set) lazy var quirks = options.quirks ?? QuirkTable.quirks(of: device.pciID)
+    /// Nothing is sent by the admin queue until the controller is brought up again: it was taken
+    /// over, and is one that does not bear it (`Quirk.noAdminAfterServicing`).
+    public internal(set) var adminIsClosed = false
     /// Nothing is sent by the admin queue: the controller was adopted, and no client has got an
     /// answer yet.
     public internal(set) var isQuiet = false
@@ -224,6 +230,7 @@ public final class NVMeController {
     func execute(
         _ entry: SubmissionEntry, _ operation: String, timeoutMilliseconds: Int? = nil
     ) throws(DriverError) -> UInt32 {
+        if let refusal = adminRefusal(operation) { throw refusal }
         let answer = try admin?.execute(
             entry, operation: operation, device: device,
             timeoutMilliseconds: timeoutMilliseconds ?? options.adminTimeoutMilliseconds)
@@ -238,6 +245,7 @@ public final class NVMeController {
         guard let slice = plan?.adminBuffer, let base = pool?.deviceWritesIOVA,
             let buffer = unsafe pool?.deviceWritesAddress(slice)
         else { throw .exhausted("\(operation): there is no DMA pool") }
+        if let refusal = adminRefusal(operation) { throw refusal }
         try admin?.settle(
             operation, device: device, timeoutMilliseconds: options.adminTimeoutMilliseconds)
         // A device that writes less than a page must not leave us the page before.

@@ -59,6 +59,7 @@ extension StateArea {
     private func restorePages(_ saved: SavedController) {
         setControllerPage(0, saved.identifyController)
         setControllerPage(1, saved.commandSetLimits ?? [])
+        setPoolPageOrder(saved.poolPageOrder)
         for (place, namespace) in saved.namespaces.enumerated() {
             switch namespace.content {
             case .pages(let identify, let descriptors):

@@ -34,7 +34,7 @@ public struct StateLayout: Sendable, Equatable {
     /// "NVMEDST1" read as a little-endian number.
     public static let magic: UInt64 = 0x3154_5344_454D_564E
     /// Raised with every change of this layout.
-    public static let version: UInt32 = 3
+    public static let version: UInt32 = 4
     /// Bytes of a slot, of a queue's record and of its index line.
     public static let recordByteCount = 64
     /// Bytes kept for the device configuration.
@@ -53,8 +53,9 @@ public struct StateLayout: Sendable, Equatable {
     public static let requestByteCount = 128
     /// Bytes of the segment list of one request: as many segments as a request can have.
     public static let segmentListByteCount = Engine.maxSegments * 16
-    /// Pages about the controller: Identify Controller, and the limits of the command set.
-    static let controllerPages = 2
+    /// Pages about the controller: Identify Controller, the limits of the command set, and the
+    /// order of the pool's huge pages where the device uses physical addresses.
+    static let controllerPages = 3
     /// Places for namespaces: one more than are served, so that one can be written anew beside the
     /// old.
     static let inventoryCapacity = NVMeController.maxNamespaces + 1

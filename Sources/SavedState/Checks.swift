@@ -100,6 +100,10 @@ extension SavedController {
         }
         try checkPages()
         try checkRegions()
+        guard poolPageOrder.count <= Int(SavedLimits.poolPageCount),
+            Set(poolPageOrder).count == poolPageOrder.count,
+            poolPageOrder.allSatisfy({ $0 < SavedLimits.poolPageCount })
+        else { throw FieldProblem("controller.pool_page_order", "is no order of pages") }
         for (index, queue) in queues.enumerated() {
             guard queue.id == UInt32(index) else {
                 throw FieldProblem("controller.queues.id", "is \(queue.id), not \(index)")

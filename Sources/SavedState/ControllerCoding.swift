@@ -36,6 +36,7 @@ extension SavedController {
                 $0.unknown(region.unknown)
             }
         }
+        for page in poolPageOrder { writer.present(24, page) }
         writer.unknown(unknown)
     }
 
@@ -67,6 +68,11 @@ extension SavedController {
             region.unknown = unsafe SavedField.unknown(r.pointee.base)
             return region
         }
+        guard unsafe c.n_pool_page_order <= Int(SavedLimits.poolPageCount) else {
+            throw FieldProblem("controller.pool_page_order", "has too many pages")
+        }
+        poolPageOrder = unsafe Array(
+            UnsafeBufferPointer(start: c.pool_page_order, count: c.n_pool_page_order))
         unknown = unsafe SavedField.unknown(c.base)
     }
 

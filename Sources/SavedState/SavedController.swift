@@ -49,6 +49,9 @@ public struct SavedController: Sendable, Hashable {
     public var queues: [SavedQueue] = []
     /// Memory of clients that the device may still have mapped; at most 1023.
     public var regions: [SavedRegion] = []
+    /// Without an IOMMU: which huge pages of the pool's file are in use, in the order of their
+    /// physical addresses, of which `poolReadsAddress` is the first; each below 1024, none twice.
+    public var poolPageOrder: [UInt32] = []
     /// What a later version added.
     public var unknown = UnknownFields()
 

@@ -33,6 +33,8 @@ public enum SavedLimits {
     public static let regionCount = 1023
     /// The most runs of physical addresses, and slots, of a pool: 1 GiB in runs of 16 KiB.
     public static let poolEntryCount = 65536
+    /// The most huge pages of a pool without an IOMMU: what is looked up in one file.
+    public static let poolPageCount: UInt32 = 1024
     /// Bytes of a page that a controller says of itself.
     public static let pageByteCount = 4096
     /// What decoding a section may allocate: `decodeFactor` times its bytes and

@@ -90,11 +90,11 @@ public protocol DeviceBacking: AnyObject {
     /// The addresses that the device can reach, rising and apart: where memory may be mapped.
     var addressRanges: [ClosedRange<UInt64>] { get }
 
-    /// For a device without an IOMMU: the physical address of each huge page of a file, which the
-    /// device uses as they are, and all that it can reach. nil: addresses are translated, and
-    /// memory is mapped.
+    /// For a device without an IOMMU: the physical address of each huge page of a stretch of a
+    /// file, which the device uses as they are, and all that it can reach. nil: addresses are
+    /// translated, and memory is mapped. Pages that the file does not have yet it has afterwards.
     func physicalAddresses(
-        of fd: borrowing OwnedFD, byteCount: UInt64
+        of fd: borrowing OwnedFD, offset: UInt64, byteCount: UInt64
     ) throws(VFIOError) -> [UInt64]?
 
     /// Whether the device uses physical addresses.
@@ -128,6 +128,43 @@ public protocol DeviceBacking: AnyObject {
     /// Takes memory away that a predecessor may have been giving or taking when it died: as
     /// `unmap`, and no error when the device does not reach it.
     func unmapIfMapped(iova: UInt64, byteCount: UInt64) throws(VFIOError)
+
+    /// Why the controller would not go on when the last descriptor of the device is closed, and
+    /// the device is opened again later; nil: nothing is known against it. Looked up now.
+    var reasonLostByClosing: String? { get }
+
+    /// PCI vendor and device; nil: it cannot tell.
+    var pciID: PCIDeviceID? { get }
+}
+
+/// What kind of device it is: vendor and device of a PCI function.
+public struct PCIDeviceID: Sendable, Hashable, CustomStringConvertible {
+    /// Who made it.
+    public let vendor: UInt16
+    /// What it is, by the vendor's own numbers.
+    public let device: UInt16
+
+    /// Describes a kind of device.
+    public init(vendor: UInt16, device: UInt16) {
+        self.vendor = vendor
+        self.device = device
+    }
+
+    /// The first 32 bits of the configuration space; nil: nothing answers there.
+    public init?(_ word: UInt32) {
+        guard word != 0, word != .max else { return nil }
+        self.init(
+            vendor: UInt16(truncatingIfNeeded: word), device: UInt16(truncatingIfNeeded: word >> 16)
+        )
+    }
+
+    /// As lspci writes it: `1414:b111`.
+    public var description: String {
+        [vendor, device].map { number in
+            let digits = String(number, radix: 16)
+            return String(repeating: "0", count: 4 - digits.count) + digits
+        }.joined(separator: ":")
+    }
 }
 
 extension DeviceBacking {
@@ -138,6 +175,12 @@ extension DeviceBacking {
     public func checkAdoptable() throws(VFIOError) {
         throw .unsupported("\(name) did not outlive the worker that used it")
     }
+
+    /// What lives in this process ends with it.
+    public var reasonLostByClosing: String? { "\(name) does not outlive whoever uses it" }
+
+    /// Nobody knows.
+    public var pciID: PCIDeviceID? { nil }
 
     /// Nothing can have been left.
     public func unmapIfMapped(iova: UInt64, byteCount: UInt64) throws(VFIOError) {
@@ -152,7 +195,7 @@ extension DeviceBacking {
 
     /// Addresses are translated.
     public func physicalAddresses(
-        of fd: borrowing OwnedFD, byteCount: UInt64
+        of fd: borrowing OwnedFD, offset: UInt64, byteCount: UInt64
     ) throws(VFIOError) -> [UInt64]? { nil }
 
     /// Nobody can tell.

@@ -73,9 +73,9 @@ extension ForwardingDevice {
 
     /// Passed on.
     public func physicalAddresses(
-        of fd: borrowing OwnedFD, byteCount: UInt64
+        of fd: borrowing OwnedFD, offset: UInt64, byteCount: UInt64
     ) throws(VFIOError) -> [UInt64]? {
-        try target.physicalAddresses(of: fd, byteCount: byteCount)
+        try target.physicalAddresses(of: fd, offset: offset, byteCount: byteCount)
     }
 
     /// Passed on.
@@ -90,6 +90,11 @@ extension ForwardingDevice {
     public func adoptWindow(_ window: DMAWindow) throws(VFIOError) {
         try target.adoptWindow(window)
     }
+
+    /// Passed on.
+    public var reasonLostByClosing: String? { target.reasonLostByClosing }
+    /// Passed on.
+    public var pciID: PCIDeviceID? { target.pciID }
 
     /// Passed on.
     public func checkAdoptable() throws(VFIOError) { try target.checkAdoptable() }

@@ -24,6 +24,7 @@ enum VFIORequest: Equatable, Sendable {
     case attach(space: UInt32)
     case setInterrupts(index: UInt32, eventFDs: [CInt])
     case reset
+    case hotResetInformation
     // Of an iommufd. `allocateSpace` is answered with the id, `unmapSpace` with the bytes.
     case allocateSpace
     case mapSpace(UInt32, base: UInt, iova: UInt64, byteCount: UInt64, deviceWrites: Bool)
@@ -114,6 +115,7 @@ struct RunningKernel: KernelCalls {
                 nv_vfio_set_irqs(
                     fd, index, eventFDs.isEmpty ? nil : eventFDs, UInt32(clamping: eventFDs.count)))
         case .reset: Int64(nv_vfio_reset(fd))
+        case .hotResetInformation: Int64(nv_vfio_hot_reset_possible(fd))
         case .allocateSpace: allocateSpace(fd)
         case .mapSpace(let space, let base, let iova, let byteCount, let writes):
             Int64(nv_iommufd_map(fd, space, UInt64(base), iova, byteCount, writes ? 1 : 0))

@@ -9,6 +9,7 @@ enum KernelVFIONumbers {
     static let irqMSIX: UInt32 = 2
     static let irqError: UInt32 = 3
     static let irqRequest: UInt32 = 4
+    static let deviceFlagReset: UInt32 = 1 << 0
     static let deviceFlagPCI: UInt32 = 1 << 1
     static let irqFlagEventFD: UInt32 = 1 << 0
     static let regionFlagRead: UInt32 = 1 << 0

@@ -83,15 +83,16 @@ public enum KernelVFIO {
 
     /// Opens a device that is bound to vfio-pci, with the reset that the kernel does at the first
     /// open: with `none` the function stays as it was. `afterwards` is what it may do at the last
-    /// close.
+    /// close. With `staysAwake` the function does not go to sleep (D3hot) when it is closed.
     public static func open(
-        _ text: String, mode: IOMMUMode, reset: ResetMethod, afterwards: ResetMethod = .none
+        _ text: String, mode: IOMMUMode, reset: ResetMethod, afterwards: ResetMethod = .none,
+        staysAwake: Bool = false
     ) throws(VFIOError) -> VFIODescriptors {
         guard let address = FunctionAddress(text) else {
             throw .unsupported("'\(text)' is not a PCI address like 0000:01:00.0")
         }
         return try DeviceOpening(address: address, kernel: RunningKernel())
-            .open(mode, reset, afterwards)
+            .open(mode, reset, afterwards, staysAwake: staysAwake)
     }
 }
 
@@ -106,9 +107,11 @@ struct DeviceOpening {
     private var directory: String { "\(KernelVFIO.devices)/\(address)" }
 
     func open(
-        _ mode: IOMMUMode, _ reset: ResetMethod, _ afterwards: ResetMethod
+        _ mode: IOMMUMode, _ reset: ResetMethod, _ afterwards: ResetMethod,
+        staysAwake: Bool = false
     ) throws(VFIOError) -> VFIODescriptors {
         try checkDriver()
+        if staysAwake { try stayAwake() }
         // What cannot be set is not needed: some functions have no reset at all.
         let problem = setResetMethod(reset)
         if reset == .flr, let problem {
@@ -233,6 +236,18 @@ struct DeviceOpening {
                 "\(directory)/reset_method", method == .none ? "\n" : "\(method.rawValue)\n")
             return nil
         } catch { return error }
+    }
+
+    /// vfio-pci lets a function that nobody has open go to D3hot, of which some come back as after
+    /// a reset. It leaves one alone whose power is controlled by hand; a kernel without power
+    /// management (ENOENT) leaves all alone.
+    private func stayAwake() throws(VFIOError) {
+        do throws(SystemCallError) {
+            try kernel.write("\(directory)/power/control", "on\n")
+        } catch {
+            guard error.errno != ENOENT else { return }
+            throw .unsupported("\(address) cannot be kept awake when it is closed: \(error)")
+        }
     }
 
     /// How often it is looked at meanwhile: the kernel tells nobody when a group becomes free.

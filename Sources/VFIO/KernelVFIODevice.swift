@@ -27,7 +27,8 @@ public final class KernelVFIODevice: DeviceBacking {
     public var interface: VFIOInterface { descriptors.interface }
 
     /// Finds physical addresses; nil: this process may look itself.
-    public var translate: ((borrowing OwnedFD, UInt64) throws(VFIOError) -> [UInt64])?
+    public var translate:
+        ((borrowing OwnedFD, _ offset: UInt64, _ byteCount: UInt64) throws(VFIOError) -> [UInt64])?
 
     private let kernel: any KernelCalls
     private let descriptors: VFIODescriptors
@@ -294,13 +295,13 @@ public final class KernelVFIODevice: DeviceBacking {
 
     /// Asks whoever may know.
     public func physicalAddresses(
-        of fd: borrowing OwnedFD, byteCount: UInt64
+        of fd: borrowing OwnedFD, offset: UInt64, byteCount: UInt64
     ) throws(VFIOError) -> [UInt64]? {
         guard usesPhysicalAddresses else { return nil }
         guard let translate else {
-            return try PhysicalMemory.addresses(of: fd, byteCount: byteCount)
+            return try PhysicalMemory.addresses(of: fd, offset: offset, byteCount: byteCount)
         }
-        return try translate(fd, byteCount)
+        return try translate(fd, offset, byteCount)
     }
 
     /// Takes away what a predecessor mapped.
@@ -402,6 +403,41 @@ public final class KernelVFIODevice: DeviceBacking {
 
     /// Whether it is known to be gone.
     public var isGone: Bool { failure != nil }
+
+    /// What the last close of a function does to it (vfio_pci_core_disable of Linux 5.15 to 6.15,
+    /// without reading it all again): bus master off, interrupts disconnected, the function reset
+    /// if the reset at its opening succeeded; then, when no function of its slot or bus is open any
+    /// more, that slot or bus is reset, where that is possible. What its registers say stays where
+    /// nothing was reset; nothing answers in D3hot, for which the opener sees to `power/control`.
+    public var reasonLostByClosing: String? {
+        if let failure { return failure.description }
+        if let interfaceReason { return interfaceReason }
+        guard let info = try? kernel.information(descriptors.device.raw, .device),
+            let flags = ByteReader(info).u32(4)
+        else { return "the kernel does not describe the device" }
+        guard flags & KernelVFIONumbers.deviceFlagReset == 0 else {
+            return "the kernel resets the function when it is closed: its reset_method was not "
+                + "empty when it was opened (nvme_always_flr=, or a reset that was needed)"
+        }
+        guard kernel.request(descriptors.device.raw, .hotResetInformation) < 0 else {
+            return "the kernel may reset the bus behind its port when it is closed: this kernel "
+                + "does not regard reset_method there (Linux 6.15 and its stable versions do)"
+        }
+        return nil
+    }
+
+    /// Behind an IOMMU all mappings go away with the last close.
+    private var interfaceReason: String? {
+        guard interface != .noiommu else { return nil }
+        return "behind an IOMMU (\(interface.rawValue)) it loses its memory when it is closed; "
+            + "only with IOMMU=noiommu it goes on across a full stop"
+    }
+
+    /// Vendor and device, as the kernel tells them.
+    public var pciID: PCIDeviceID? {
+        guard let bytes = try? readConfiguration(offset: 0, byteCount: 4) else { return nil }
+        return ByteReader(bytes).u32(0).flatMap { PCIDeviceID($0) }
+    }
 
     /// Prepares for another bring-up: the device touches no memory until it is asked to, and what
     /// is mapped is taken away by `forgetMappings`.

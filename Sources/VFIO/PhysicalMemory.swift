@@ -14,24 +14,28 @@ public enum PhysicalMemory {
     /// The most pages of one file: 2 GiB.
     public static let pageCountMax: UInt64 = 1024
 
-    /// The physical address of every huge page of a file that cannot shrink.
+    /// The physical address of every huge page of a stretch of a file that cannot shrink. Pages
+    /// that the file does not have yet it has afterwards.
     ///
     /// Needs CAP_SYS_ADMIN: without it the kernel tells zeroes, which is an error here.
     public static func addresses(
-        of fd: borrowing OwnedFD, byteCount: UInt64
+        of fd: borrowing OwnedFD, offset: UInt64 = 0, byteCount: UInt64
     ) throws(VFIOError) -> [UInt64] {
         guard byteCount > 0, byteCount % pageByteCount == 0,
-            byteCount / pageByteCount <= pageCountMax
-        else { throw .unsupported("\(byteCount) bytes are not 1 to \(pageCountMax) huge pages") }
+            byteCount / pageByteCount <= pageCountMax, offset % pageByteCount == 0,
+            offset / pageByteCount <= pageCountMax
+        else {
+            throw .unsupported(
+                "\(byteCount) bytes at \(offset) are not 1 to \(pageCountMax) huge pages")
+        }
         do {
             guard nv_is_hugetlb(fd.raw) == 1 else {
                 throw VFIOError.unsupported("memory that is not of huge pages may move")
             }
-            let seals = try MemFD.seals(of: fd)
-            guard seals.contains(.shrink), try MemFD.byteCount(of: fd) >= Int(byteCount) else {
-                throw VFIOError.unsupported("the memory file can shrink, or is shorter")
-            }
-            let mapping = try Mapping(fd, byteCount: Int(byteCount))
+            guard try MemFD.seals(of: fd).contains(.shrink) || isRootsFile(fd),
+                try MemFD.byteCount(of: fd) >= Int(offset + byteCount)
+            else { throw VFIOError.unsupported("the memory file can shrink, or is shorter") }
+            let mapping = try Mapping(fd, offset: Int64(offset), byteCount: Int(byteCount))
             return try read(mapping, Int(byteCount / pageByteCount))
         } catch let error as VFIOError {
             throw error
@@ -42,6 +46,16 @@ public enum PhysicalMemory {
         } catch let error as SystemCallError {
             throw .system(error)
         } catch { throw .unsupported("\(error)") }
+    }
+
+    /// A file with a name, on a hugetlbfs, can have no seals. It is for root to see to it that
+    /// nobody shortens it: a pool that outlives its worker.
+    private static func isRootsFile(_ fd: borrowing OwnedFD) -> Bool {
+        var facts = stat()
+        guard unsafe fstat(fd.raw, &facts) == 0, facts.st_mode & S_IFMT == S_IFREG else {
+            return false
+        }
+        return facts.st_nlink > 0 && facts.st_uid == 0 && facts.st_mode & 0o022 == 0
     }
 
     /// An entry of /proc/self/pagemap for the first small page of each huge page.

@@ -285,6 +285,17 @@ public final class VFIOUserDevice: DeviceBacking {
         _ = try request(VFIOUserCommand.regionWrite, body.bytes)
     }
 
+    /// Whether a server goes on without its client is for the server to say.
+    public var reasonLostByClosing: String? { nil }
+
+    /// Vendor and device, as the server's configuration space has them.
+    public var pciID: PCIDeviceID? {
+        guard let word = try? readRegion(VFIOUser.regionConfig, offset: 0, byteCount: 4) else {
+            return nil
+        }
+        return PCIDeviceID(UInt32(truncatingIfNeeded: word))
+    }
+
     /// Sets memory space enable and interrupt disable in the command register (PCI Local Bus 3.0,
     /// 6.2.2).
     public func enableMemorySpace() throws(VFIOError) { try setCommand(0x2 | 0x400) }

@@ -88,7 +88,8 @@ extension OpenerProtocol {
             return .translateMemory(
                 name: try unsafe Field.name(m.has_device, m.device, "translate_memory.device"),
                 byteCount: try unsafe Field.need(
-                    m.has_byte_count, m.byte_count, "translate_memory.byte_count"))
+                    m.has_byte_count, m.byte_count, "translate_memory.byte_count"),
+                offset: unsafe m.offset)
         case NVMED__V1__OPENER_ENVELOPE__BODY_FIND_GUEST_MEMORY:
             let m = try unsafe Field.need(c.pointee.find_guest_memory, "find_guest_memory").pointee
             return .findGuestMemory(
@@ -147,10 +148,11 @@ extension OpenerProtocol {
                 $0.flag(2, reset)
             }
         case .setInterruptAffinity(let name): w.message(21) { $0.text(1, name) }
-        case .translateMemory(let name, let byteCount):
+        case .translateMemory(let name, let byteCount, let offset):
             w.message(22) {
                 $0.text(1, name)
                 $0.number(2, byteCount)
+                if offset > 0 { $0.number(3, offset) }
             }
         case .findGuestMemory(let name): w.message(23) { $0.text(1, name) }
         }

@@ -37,7 +37,7 @@ public enum OpenerRequest: Sendable, Hashable {
     /// Reply: `.done`.
     case setInterruptAffinity(name: String)
     /// One descriptor travels along: the memory file. Reply: `.translated`.
-    case translateMemory(name: String, byteCount: UInt64)
+    case translateMemory(name: String, byteCount: UInt64, offset: UInt64 = 0)
     /// Reply: `.guestMemory`.
     case findGuestMemory(name: String)
 
@@ -45,7 +45,7 @@ public enum OpenerRequest: Sendable, Hashable {
     public var device: String {
         switch self {
         case .openDevice(let name, _), .setInterruptAffinity(let name),
-            .translateMemory(let name, _), .findGuestMemory(let name):
+            .translateMemory(let name, _, _), .findGuestMemory(let name):
             name
         }
     }

@@ -280,8 +280,9 @@ final class DeviceKeeper {
     private func translated(_ current: KernelVFIODevice) -> KernelVFIODevice {
         if current.usesPhysicalAddresses, Files.exists(Self.openerPath) {
             let (path, name) = (Self.openerPath, device)
-            current.translate = { fd, byteCount throws(VFIOError) in
-                try OpenerClient.translate(fd, byteCount, device: name, path: path)
+            current.translate = { fd, offset, byteCount throws(VFIOError) in
+                try OpenerClient.translate(
+                    fd, offset: offset, byteCount, device: name, path: path)
             }
         }
         return current

@@ -97,11 +97,12 @@ final class OpenerClient {
 extension OpenerClient {
     /// Asks where memory lies. Blocks, bounded: it is part of a bring-up, which blocks anyway.
     nonisolated static func translate(
-        _ fd: borrowing OwnedFD, _ byteCount: UInt64, device: String, path: String
+        _ fd: borrowing OwnedFD, offset: UInt64, _ byteCount: UInt64, device: String, path: String
     ) throws(VFIOError) -> [UInt64] {
         do throws(WireError) {
             let reply = try askNow(
-                .translateMemory(name: device, byteCount: byteCount), fds: [fd.raw], path: path)
+                .translateMemory(name: device, byteCount: byteCount, offset: offset),
+                fds: [fd.raw], path: path)
             guard case .translated(_, let addresses) = reply else { throw unexpected }
             return addresses
         } catch {

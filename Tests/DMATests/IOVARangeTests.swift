@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // I/O virtual addresses inside the ranges that an IOMMU reports.
 
+import Linux
 import Testing
+import VFIO
 
 @testable import DMA
 
@@ -53,5 +55,25 @@ struct IOVARangeTests {
         #expect(PhysicalRun.find(4, in: addresses) == nil)
         #expect(PhysicalRun.find(2, in: [.max - page + 1, 0]) == nil)
         #expect(PhysicalRun.find(1, in: []) == nil)
+    }
+
+    @Test("pages of a run that are side by side in the file are looked up together")
+    func stretches() {
+        #expect(PhysicalRun.stretches(of: [5, 4, 3, 9, 0, 10]) == [0..<1, 3..<6, 9..<11])
+        #expect(PhysicalRun.stretches(of: []).isEmpty)
+        #expect(PhysicalRun.stretches(of: [.max - 1]) == [(.max - 1)..<(.max)])
+    }
+
+    @Test(
+        "an order of pages that no run has, and a file that is not one of huge pages, are refused",
+        arguments: [[], [0, 0], [0, 4096], [1024], [0], [0, 1]] as [[UInt32]])
+    func strangeOrder(_ order: [UInt32]) throws {
+        var layout = PoolLayout()
+        _ = layout.reserveDeviceReads(4096)
+        #expect(throws: VFIOError.self) {
+            _ = try DMAPool(
+                adopting: try MemFD.create(name: "m", byteCount: 4 << 20), layout: layout,
+                pageOrder: order, address: 0, checking: nil)
+        }
     }
 }

@@ -28,12 +28,15 @@ final class AdoptionRig {
     private(set) var region: UInt32 = 0
     private var generation: UInt64 = 1
 
-    init(_ arguments: [String] = [], queues: Int = 1, depth: Int = 64) throws {
+    init(
+        _ arguments: [String] = [], queues: Int = 1, depth: Int = 64, quirks: Set<Quirk>? = nil
+    ) throws {
         self.queues = queues
         emulator = try EmulatorProcess(["--namespace", "memory=16M"] + arguments)
         var options = ControllerOptions(deviceName: "test")
         options.queueCount = queues
         options.queueDepth = depth
+        options.quirks = quirks
         options.bouncePoolByteCount = 1 << 20
         options.maxTransferByteCount = 1 << 20
         self.options = options

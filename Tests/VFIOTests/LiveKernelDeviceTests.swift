@@ -122,4 +122,39 @@ struct LiveKernelDeviceTests {
         #expect(throws: VFIOError.self) { try group.unmapIfMapped(iova: 0x10000, byteCount: 4096) }
         #expect(throws: VFIOError.self) { try node.unmapIfMapped(iova: 0x10000, byteCount: 4096) }
     }
+
+    // MARK: Before it is closed
+
+    @Test(
+        "behind an IOMMU it loses its memory when it is closed",
+        arguments: [VFIOInterface.type1, .iommufd])
+    func lostMemory(_ interface: VFIOInterface) throws {
+        #expect(try device(interface).reasonLostByClosing?.contains("IOMMU=noiommu") == true)
+    }
+
+    @Test("what the kernel does at the last close is told before it happens")
+    func closing() throws {
+        let device = try device(.noiommu)
+        kernel.change { $0.answers[.hotResetInformation] = -Int64(ENODEV) }
+        #expect(device.reasonLostByClosing == nil)
+        // The bus can be reset.
+        kernel.change { $0.answers[.hotResetInformation] = 0 }
+        #expect(device.reasonLostByClosing?.contains("bus") == true)
+        // The function can: flag 0 of the device.
+        kernel.change {
+            $0.answers[.hotResetInformation] = -Int64(ENODEV)
+            $0.information["\(VFIOInformation.device)"] = fourWords(3, 9, 5)
+        }
+        #expect(device.reasonLostByClosing?.contains("reset_method") == true)
+    }
+
+    @Test("its kind is the first word of its configuration space")
+    func identity() throws {
+        kernel.configure(0, [0x14, 0x14, 0x11, 0xB1])
+        let device = try device()
+        #expect(device.pciID == PCIDeviceID(vendor: 0x1414, device: 0xB111))
+        #expect(device.pciID?.description == "1414:b111")
+        kernel.configure(0, [0xFF, 0xFF, 0xFF, 0xFF])
+        #expect(device.pciID == nil)
+    }
 }

@@ -23,13 +23,14 @@ struct OpeningOrderTests {
     init() throws { kernel = try RecordingKernel() }
 
     private func open(
-        _ mode: IOMMUMode, reset: ResetMethod = .none, afterwards: ResetMethod = .none
+        _ mode: IOMMUMode, reset: ResetMethod = .none, afterwards: ResetMethod = .none,
+        staysAwake: Bool = false
     ) throws(VFIOError) -> VFIODescriptors {
         guard let address = FunctionAddress(RecordingKernel.address) else {
             throw .unsupported("no address")
         }
         return try DeviceOpening(address: address, kernel: kernel, busyPatienceNanoseconds: 1)
-            .open(mode, reset, afterwards)
+            .open(mode, reset, afterwards, staysAwake: staysAwake)
     }
 
     /// Why it was not opened; empty when it was.
@@ -85,6 +86,18 @@ struct OpeningOrderTests {
                 .request("container", .setIOMMU(8)),
                 .request("group", .deviceFD(RecordingKernel.address)),
             ])
+    }
+
+    @Test("a function that has to go on when it is closed is kept awake before it is opened")
+    func staysAwake() throws {
+        _ = try open(.type1, staysAwake: true)
+        #expect(Array(kernel.takeCalls().prefix(2)) == [.sysfs("on\n"), .sysfs("\n")])
+
+        kernel.change { $0.errors["control"] = ENOENT }
+        _ = try open(.type1, staysAwake: true)
+        kernel.change { $0.errors["control"] = EACCES }
+        let error = #expect(throws: VFIOError.self) { _ = try open(.type1, staysAwake: true) }
+        #expect("\(try #require(error))".contains("kept awake"))
     }
 
     @Test("a device that is always reset has FLR as its only way before the first open and after")

@@ -209,7 +209,8 @@ final class RecordingKernel: KernelCalls {
 
     func write(_ path: String, _ text: String) throws(SystemCallError) {
         note(.sysfs(text))
-        let error = state.withLock { $0.errors["reset_method"] ?? 0 }
+        let name = path.split(separator: "/").last.map(String.init) ?? ""
+        let error = state.withLock { $0.errors[name] ?? 0 }
         guard error == 0 else { throw SystemCallError("write \(path)", errno: error) }
     }
 
@@ -231,7 +232,8 @@ final class RecordingKernel: KernelCalls {
 /// What a request is, without its values.
 enum VFIORequestKind: Hashable, Sendable {
     case version, hasExtension, setIOMMU, map, unmap, unmapAll, groupFlags, setContainer, deviceFD
-    case bindIOMMUFD, attach, setInterrupts, reset, allocateSpace, mapSpace, unmapSpace
+    case bindIOMMUFD, attach, setInterrupts, reset, hotResetInformation, allocateSpace, mapSpace,
+        unmapSpace
 
     init(_ request: VFIORequest) {
         self =
@@ -249,6 +251,7 @@ enum VFIORequestKind: Hashable, Sendable {
             case .attach: .attach
             case .setInterrupts: .setInterrupts
             case .reset: .reset
+            case .hotResetInformation: .hotResetInformation
             case .allocateSpace: .allocateSpace
             case .mapSpace: .mapSpace
             case .unmapSpace: .unmapSpace

@@ -319,6 +319,7 @@ enum Messages {
         .request(.openDevice(name: "größe-✓", reset: false)),
         .request(.setInterruptAffinity(name: "nvme0")),
         .request(.translateMemory(name: "nvme0", byteCount: 1 << 32)),
+        .request(.translateMemory(name: "nvme0", byteCount: 2 << 20, offset: 6 << 20)),
         .reply(.done),
         .reply(.deviceOpened(DeviceOpened(interface: .type1, address: "0000:01:00.0"))),
         .reply(.deviceOpened(DeviceOpened(interface: .noiommu, address: "0000:01:00.0"))),

@@ -28,6 +28,8 @@ int nv_vfio_unmap_all(int container);
 // Connects interrupts 0…count-1 of an index with eventfds; count 0 disconnects all.
 int nv_vfio_set_irqs(int device, uint32_t index, const int *_Nullable fds, uint32_t count);
 int nv_vfio_reset(int device);
+// Whether the slot or the bus of the device could be reset: 0, or -ENODEV when neither can.
+int nv_vfio_hot_reset_possible(int device);
 
 // --- iommufd -------------------------------------------------------------------------------------------------------
 int nv_vfio_bind_iommufd(int device, int iommufd);

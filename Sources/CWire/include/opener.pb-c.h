@@ -193,14 +193,19 @@ struct  Nvmed__V1__TranslateMemory
   protobuf_c_boolean has_device;
   ProtobufCBinaryData device;
   /*
-   * The bytes from the beginning of the file; a multiple of the page size.
+   * How many bytes of the file; a multiple of the page size.
    */
   protobuf_c_boolean has_byte_count;
   uint64_t byte_count;
+  /*
+   * The first of them, counted from the beginning of the file; a multiple of the page size. Absent: 0.
+   */
+  protobuf_c_boolean has_offset;
+  uint64_t offset;
 };
 #define NVMED__V1__TRANSLATE_MEMORY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__translate_memory__descriptor) \
-    , 0, {0,NULL}, 0, 0 }
+    , 0, {0,NULL}, 0, 0, 0, 0 }
 
 
 /*
@@ -215,7 +220,7 @@ struct  Nvmed__V1__MemoryTranslated
   protobuf_c_boolean has_page_byte_count;
   uint64_t page_byte_count;
   /*
-   * The physical address of each page of the file, in the order of the file; at most 1024.
+   * The physical address of each page that was asked for, in the order of the file; at most 1024.
    */
   size_t n_physical_addresses;
   uint64_t *physical_addresses;

@@ -381,10 +381,16 @@ struct  Nvmed__V1__SavedController
    */
   size_t n_regions;
   Nvmed__V1__SavedRegion **regions;
+  /*
+   * Without an IOMMU: which huge pages of the pool's file are in use, in the order of their physical addresses, the
+   * first of which is the address of the part that the device only reads. Each below 1024, none twice.
+   */
+  size_t n_pool_page_order;
+  uint32_t *pool_page_order;
 };
 #define NVMED__V1__SAVED_CONTROLLER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__saved_controller__descriptor) \
-    , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0,NULL, 0,NULL, 0,NULL }
+    , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0,NULL, 0,NULL, 0,NULL, 0,NULL }
 
 
 /*
