@@ -6,7 +6,7 @@ back; what a mode refuses, it refuses by name.
 """
 import contextlib, re
 
-import leaks, test_faults
+import leaks, nvmetrace, test_adoption, test_faults
 from harness import boots_with, check, needs, seconds_limit
 from test_crosscheck import cross
 
@@ -200,3 +200,23 @@ def test_noiommu_restart(guest):
     check(int(guest.expect(free).text) > used, "the huge pages were not given back")
     held = {name: count for name, count in leaks.snapshot(guest).items() if count and "@nb" in name}
     check(not held, f"still held: {held}")
+
+
+@needs("noiommu")
+@WITHOUT_IOMMU
+@seconds_limit(400)
+def test_noiommu_kills(guest):
+    """No IOMMU: ten kills with commands in flight; each worker is followed by one that goes on, and the controller is told nothing"""
+    allow(guest)
+    worker = test_adoption.WORKER.format("nb")
+    with test_adoption.served(guest, "NVMED-B", "nb", "b1", "IOMMU=noiommu\n"):
+        before, cursor = test_adoption.values(guest, "nb"), guest.journal_cursor()
+        with nvmetrace.watched(guest) as told:
+            load = guest.run("python3 /run/soak/adoption_load.py kill nb 10 nb1+", 300)
+        judged = test_adoption.judge(load)
+        print(f"    {judged['requests']} requests, longest pause {judged['pauses'][-1]} ms", flush=True)
+        journal = guest.journal(worker, cursor)
+        check(told.resets() == [] and told.faults() == [], f"{told.resets()} {told.faults()}\n{journal[-3000:]}")
+        check(journal.count("goes on after") == 10, f"not ten adoptions:\n{journal[-3000:]}")
+        after = test_adoption.values(guest, "nb")
+        check(before == after, f"{before} became {after}")
