@@ -8,6 +8,7 @@
 #   make soak           verified load while workers, supervisor and clients are killed, for SECONDS=
 #                       (default 60), with the times of SEED=
 #   make crash          workers killed at each crash point, with each kind of request
+#   make servicing      everything above the devices stopped and started; TRIALS= names a few, SEED=
 #   make fuzz           random input to every parser for SECONDS= (default 60), replayed by SEED=
 #   make sanitize       rings, queues and clients under the thread and the address sanitizer
 #   make install        installs what was built: DESTDIR=, PREFIX= (default /usr/local)
@@ -25,7 +26,7 @@ PREFIX ?= /usr/local
 export SWIFT_BACKTRACE = enable=no
 export NVMED_BIN_DIR ?= $(CURDIR)/.build/release
 
-.PHONY: run test guest bench soak crash fuzz sanitize install deb fmt protos install-deps build clean help
+.PHONY: run test guest bench soak crash servicing fuzz sanitize install deb fmt protos install-deps build clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +57,11 @@ crash:
 	@.ci/bootstrap run
 	@.ci/build
 	@.ci/crash matrix
+
+servicing:
+	@.ci/bootstrap run
+	@.ci/build
+	@SEED="$(SEED)" .ci/servicing $(TRIALS)
 
 fuzz:
 	@.ci/bootstrap run

@@ -51,6 +51,18 @@ def usage(pid):
     }
 
 
+def ask(control, command):
+    """What an emulator answers to a word at its control socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+        end.settimeout(PATIENCE_SECONDS)
+        end.connect(control)
+        end.send(command.encode())
+        answer = end.recv(1 << 20).decode()
+    if answer.startswith("error"):
+        raise Failure(f"the emulator, asked to {command}: {answer}")
+    return answer
+
+
 class Model:
     """A client's model file: see Sources/nvmed-bench/SoakModel.swift."""
     WORDS = {
@@ -58,6 +70,7 @@ class Model:
         "requests": 16, "errors": 17, "lost": 18, "doubled": 19, "corrupt": 20, "stale": 21,
         "issued": 22, "acknowledged": 23, "duplicate_replies": 24, "stalled": 25, "resumed": 26,
         "reopened": 27, "control": 28, "longest": 29, "checked": 30, "uncertain": 31,
+        "ended": 32, "repeated": 33,
     }
     HISTORY = 4096
     BLOCK = 12 * 24
@@ -223,14 +236,7 @@ class Stack:
     # Others' words
 
     def ask_emulator(self, command):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
-            end.settimeout(PATIENCE_SECONDS)
-            end.connect(self.control)
-            end.send(command.encode())
-            answer = end.recv(1 << 20).decode()
-        if answer.startswith("error"):
-            raise Failure(f"the emulator, asked to {command}: {answer}")
-        return answer
+        return ask(self.control, command)
 
     def statistics(self):
         return json.loads(self.ask_emulator("stats"))

@@ -7,6 +7,7 @@ internal import NVMeSpec
 extension Controller {
     func executeAdmin(_ entry: SubmissionEntry) -> Outcome {
         counters.adminByOpcode[Int(entry.opcode)] &+= 1
+        if !hasServedIO { counters.earlyAdminByOpcode[Int(entry.opcode)] &+= 1 }
         // No SGLs, no fused commands.
         guard entry.psdt == 0, entry.fuse == 0 else { return .done(.invalidField, 0) }
         switch entry.adminOpcode {

@@ -18,6 +18,9 @@ extension Controller {
             guard case .done(let status, let dword0) = outcome else { return true }
             let due = MonotonicClock.nowNanoseconds &+ milliseconds &* 1_000_000
             hold(entry, from: id, until: due, status, dword0)
+        case .postpone(let milliseconds):
+            let due = MonotonicClock.nowNanoseconds &+ milliseconds &* 1_000_000
+            hold(entry, from: id, until: due, .success, 0, isPostponed: true)
         case .hang: hold(entry, from: id, until: nil, .success, 0)
         case .drop: _ = id == 0 ? executeAdmin(entry) : executeIO(entry)
         case .fatal: fail("fault: fatal at \(entry.opcode)")
@@ -30,7 +33,7 @@ extension Controller {
 
     private func hold(
         _ entry: SubmissionEntry, from id: UInt16, until due: UInt64?, _ status: Status,
-        _ dword0: UInt32
+        _ dword0: UInt32, isPostponed: Bool = false
     ) {
         guard held.count < Self.maxHeldCommands else {
             return complete(entry, from: id, .internalError, 0)
@@ -38,7 +41,8 @@ extension Controller {
         held.append(
             HeldCommand(
                 submissionQueue: id, commandID: entry.commandID, dueNanoseconds: due,
-                status: status.rawValue, dword0: dword0, entry: entry.opcode))
+                status: status.rawValue, dword0: dword0, entry: entry.opcode,
+                postponed: isPostponed ? entry : nil))
     }
 
     /// Lets the delayed commands end now; how many there are.

@@ -161,6 +161,7 @@ extension Controller {
             dw0: dword0, dw1: 0,
             sqHead: UInt16(truncatingIfNeeded: submission[Int(id)].head), sqID: id,
             commandID: entry.commandID, statusAndPhase: status.rawValue << 1)
+        if id != 0 { hasServedIO = true }
         let queue = Int(submission[Int(id)].completionQueue)
         if faults.concerns(.completion) {
             guard falsify(&record, entry, id, queue) else { return }
@@ -212,10 +213,22 @@ extension Controller {
                 continue
             }
             held.remove(at: index)
-            finish(command, Status(rawValue: command.status))
+            execute(command)
             worked = true
         }
         return worked
+    }
+
+    /// Ends a held command whose time has come.
+    private func execute(_ command: HeldCommand) {
+        guard let entry = command.postponed else {
+            return finish(command, Status(rawValue: command.status))
+        }
+        let id = command.submissionQueue
+        let outcome = id == 0 ? executeAdmin(entry) : executeIO(entry)
+        if case .done(let status, let dword0) = outcome {
+            complete(entry, from: id, status, dword0)
+        }
     }
 
     func finish(_ command: HeldCommand, _ status: Status) {

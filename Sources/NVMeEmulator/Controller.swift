@@ -66,6 +66,8 @@ final class Controller {
     var pendingEvents: [AsynchronousEvent] = []
     var maskedEventTypes: UInt8 = 0
     var log = ControllerLog()
+    /// Since the client came an I/O command has been completed.
+    var hasServedIO = true
     /// The connection shall be closed (a fault).
     var wantsDisconnect = false
     /// The time of the current pass.

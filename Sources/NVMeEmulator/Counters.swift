@@ -17,6 +17,8 @@ struct Counters {
     var completionQueuesDeleted: UInt64 = 0
     var identifiesByCNS = [UInt64](repeating: 0, count: 256)
     var adminByOpcode = [UInt64](repeating: 0, count: 256)
+    /// Of these, the ones before the first I/O command that was completed for the client at hand.
+    var earlyAdminByOpcode = [UInt64](repeating: 0, count: 256)
     var ioByOpcode = [UInt64](repeating: 0, count: 256)
     var bytesRead: UInt64 = 0
     var bytesWritten: UInt64 = 0
@@ -42,6 +44,9 @@ struct Counters {
     func write(to json: inout JSONWriter) {
         for (name, value) in scalars { json.member(name, value) }
         Self.opcodes(adminByOpcode, "adminCommands", &json) {
+            AdminOpcode(rawValue: $0).description
+        }
+        Self.opcodes(earlyAdminByOpcode, "earlyAdminCommands", &json) {
             AdminOpcode(rawValue: $0).description
         }
         Self.opcodes(ioByOpcode, "ioCommands", &json) { IOOpcode(rawValue: $0).description }

@@ -185,6 +185,7 @@ public final class Emulator {
         do throws(SystemCallError) {
             guard let fd = try UnixSocket.accept(listener) else { return }
             device.controller.counters.connections &+= 1
+            device.controller.hasServedIO = false
             session = VFIOUserSession(device: device, fd: fd)
         } catch {
             report("a client could not be accepted: \(error)")

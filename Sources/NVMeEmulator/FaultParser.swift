@@ -10,7 +10,8 @@ extension FaultRule {
           register    never-ready | stuck-ready | ready-delay=MS | fatal-at-enable | gone |
                       mqes= | cqr= | to= | dstrd= | css= | mpsmin= | mpsmax= | crms= |
                       vs= | crto= | csts=
-          command     status=SCT/SC[/dnr] | delay=MS | hang | drop | fatal | gone | disconnect
+          command     status=SCT/SC[/dnr] | delay=MS | postpone=MS | hang | drop | fatal | gone |
+                      disconnect
           completion  wrong-phase | cid=N|invented | duplicate | sqid=N | sqhd=N | dw0=N
           identify    truncated=BYTES | zeroed | garbage | bytes=OFFSET/WIDTH/VALUE |
                       mdts= | nn= | sqes= | cqes= | vwc= | oncs= | oacs= | aerl= | ver= |
@@ -128,6 +129,7 @@ private struct FaultParser {
         switch key {
         case "status": .status(try status(value ?? ""))
         case "delay": .delay(milliseconds: try milliseconds(key, value))
+        case "postpone": .postpone(milliseconds: try milliseconds(key, value))
         case "hang": .hang
         case "drop": .drop
         case "fatal": .fatal

@@ -86,6 +86,8 @@ public enum FaultAction: Sendable, Equatable {
     case status(UInt16)
     /// Commands: executed, completed this much later.
     case delay(milliseconds: UInt64)
+    /// Commands: executed and completed this much later.
+    case postpone(milliseconds: UInt64)
     /// Commands: not executed, never completed, but Abort finds it.
     case hang
     /// Commands: executed, never completed.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The state of submission and completion queues. NVM Express Base Specification 2.0, section 3.3.
 
+internal import NVMeSpec
+
 /// One submission queue as the controller has it.
 @safe
 struct SubmissionQueue {
@@ -78,4 +80,6 @@ struct HeldCommand {
     var status: UInt16
     var dword0: UInt32
     var entry: UInt8
+    /// The command, to be executed when its time has come; nil: it has been executed.
+    var postponed: SubmissionEntry?
 }

@@ -30,6 +30,11 @@ struct SoakJob {
     var exerciseInterval: UInt64
     /// How long a request may take before it counts as lost.
     var limitNanoseconds: UInt64
+    /// The service may be stopped and started: a session's end is no error, and what had no answer
+    /// is done again in the next.
+    var repeats: Bool
+    /// How long the service may be away.
+    var patienceMilliseconds: UInt64
 }
 
 /// A request in flight.
@@ -41,6 +46,7 @@ private struct SoakRequest {
     var submittedNanoseconds: UInt64
     var slot: Int
     var offset: Int
+    var list: Int?
 }
 
 /// The client.
@@ -58,6 +64,8 @@ final class SoakClient {
     private var port: any SoakPort
     private var random: UInt64
     private var inFlight: [UInt64: SoakRequest] = [:]
+    /// Without an answer from a session that ended; to be done again, in this order.
+    private var unanswered: [SoakRequest] = []
     private var freeSlots: [Int]
     private var nextTag: UInt64 = 1
     private var sinceExercise: UInt64 = 0
@@ -67,7 +75,7 @@ final class SoakClient {
         self.job = job
         random = job.seed | 1
         backend = try NVMeBackend.connect(job.socket)
-        let disk = try Self.open(backend, job.disk)
+        let disk = try Self.open(backend, job)
         let slot = (job.byteCountMax + Self.slotExtraByteCount + 4095) & ~4095
         slotByteCount = slot
         buffer = try IOBuffer(byteCount: slot * job.depth)
@@ -78,11 +86,11 @@ final class SoakClient {
             blockByteCount: disk.blockByteCount)
     }
 
-    private static func open(_ backend: NVMeBackend, _ name: String) throws -> Disk {
-        let deadline = Deadline.after(milliseconds: 60_000)
+    private static func open(_ backend: NVMeBackend, _ job: SoakJob) throws -> Disk {
+        let deadline = Deadline.after(milliseconds: job.patienceMilliseconds)
         while true {
             do throws(ClientError) {
-                return try backend.openDisk(name, deadlineNanoseconds: deadline)
+                return try backend.openDisk(job.disk, deadlineNanoseconds: deadline)
             } catch {
                 // The predecessor's session is still held, or the supervisor starts again.
                 let isGone = if case .failed = error { false } else { true }
@@ -116,6 +124,8 @@ final class SoakClient {
             let command = model[.command]
             if command == 0 {
                 if model[.state] != 1 { model[.state] = 1 }
+                try fill()
+            } else if !unanswered.isEmpty {
                 try fill()
             } else if inFlight.isEmpty {
                 if command == 2 { break }
@@ -177,7 +187,7 @@ final class SoakClient {
                 ) { finish($0, $1) }
             }
             port.disk.close()
-            port = try Self.port(Self.open(backend, job.disk), job, buffer)
+            port = try Self.port(Self.open(backend, job), job, buffer)
             return
         }
         try port.exercise(turn, drained: inFlight.isEmpty) { finish($0, $1) }
@@ -196,12 +206,10 @@ final class SoakClient {
     private func recover(_ error: any Error) throws {
         var error = error
         for _ in 0..<Self.recoveryLimit {
-            model.report(
-                .errors, "the session ended: \(error)", count: UInt64(max(1, inFlight.count)))
-            for request in inFlight.values { freeSlots.append(request.slot) }
-            inFlight = [:]
+            giveUpSession(error)
             do {
-                try port.disk.reopen(deadlineNanoseconds: Deadline.after(milliseconds: 60_000))
+                try port.disk.reopen(
+                    deadlineNanoseconds: Deadline.after(milliseconds: job.patienceMilliseconds))
                 model[.reopened] &+= 1
                 try port.reopened()
                 return try startAgain()
@@ -210,10 +218,28 @@ final class SoakClient {
         throw error
     }
 
+    private func giveUpSession(_ error: any Error) {
+        guard job.repeats else {
+            model.report(
+                .errors, "the session ended: \(error)", count: UInt64(max(1, inFlight.count)))
+            for request in inFlight.values { freeSlots.append(request.slot) }
+            inFlight = [:]
+            return
+        }
+        model[.ended] &+= 1
+        for tag in inFlight.keys.sorted() {
+            if let request = inFlight[tag] { unanswered.append(request) }
+        }
+        inFlight = [:]
+    }
+
     /// What a predecessor began is over when a request that came after it is done.
+    ///
+    /// What is to be repeated may show from now on, or not, until it is done.
     private func startAgain() throws {
-        try port.disk.flush(deadlineNanoseconds: Deadline.after(milliseconds: 60_000))
-        model.settle()
+        try port.disk.flush(
+            deadlineNanoseconds: Deadline.after(milliseconds: job.patienceMilliseconds))
+        if unanswered.isEmpty { model.settle() }
         try verifyAll()
     }
 
@@ -226,7 +252,11 @@ final class SoakClient {
 
     private func fill() throws {
         do {
-            while inFlight.count < job.depth, let slot = freeSlots.last {
+            while let request = unanswered.first {
+                guard try repeatOne(request) else { return }
+                unanswered.removeFirst()
+            }
+            while model[.command] == 0, inFlight.count < job.depth, let slot = freeSlots.last {
                 guard try submitOne(slot) else { return }
             }
         } catch { try recover(error) }
@@ -251,7 +281,7 @@ final class SoakClient {
         }
         var request = SoakRequest(
             operation: operation, blocks: blocks, sequence: 0, begin: 0,
-            submittedNanoseconds: 0, slot: slot, offset: offset)
+            submittedNanoseconds: 0, slot: slot, offset: offset, list: list)
         prepare(&request)
         request.submittedNanoseconds = MonotonicClock.nowNanoseconds
         let taken = try port.submit(
@@ -264,6 +294,29 @@ final class SoakClient {
         freeSlots.removeLast()
         inFlight[nextTag] = request
         nextTag &+= 1
+        return true
+    }
+
+    /// Submits again what had no answer: the same write, or a read that begins now.
+    private func repeatOne(_ old: SoakRequest) throws -> Bool {
+        var request = old
+        if request.operation == .read { prepare(&request) }
+        if request.operation == .write {
+            model[.bytesIssued] &+= byteCount(request)
+            // `verifyAll` may have used its place.
+            for block in request.blocks {
+                unsafe model.fill(block, sequence: request.sequence, at: place(block, request))
+            }
+        }
+        request.submittedNanoseconds = MonotonicClock.nowNanoseconds
+        let taken = try port.submit(
+            request.operation, lba: job.firstBlock &+ UInt64(request.blocks.lowerBound),
+            blockCount: UInt32(request.blocks.count),
+            data: SoakData(offset: request.offset, listOffset: request.list), tag: nextTag)
+        guard taken else { return false }
+        inFlight[nextTag] = request
+        nextTag &+= 1
+        model[.repeated] &+= 1
         return true
     }
 
@@ -326,7 +379,7 @@ final class SoakClient {
             if request.operation == .write { model[.bytesAcknowledged] &+= byteCount(request) }
         }
         inFlight[tag] = nil
-        freeSlots.append(request.slot)
+        if unanswered.last?.slot != request.slot { freeSlots.append(request.slot) }
     }
 
     private func note(_ request: SoakRequest, _ now: UInt64) {
@@ -342,10 +395,20 @@ final class SoakClient {
     }
 
     private func fail(_ request: SoakRequest, _ tag: UInt64, _ error: WireError) {
+        if job.repeats, port.disk.ended != nil || Self.isEnd(error.code) {
+            // The session's end follows, if it is not over yet.
+            unanswered.append(request)
+            return
+        }
         model.report(.errors, "\(request.operation) \(tag) of blocks \(request.blocks): \(error)")
         // With the session's end it may still happen: then `settle` closes it.
         guard request.operation.changes, port.disk.ended == nil else { return }
         model.end(request.blocks, sequence: request.sequence, isUncertain: true)
+    }
+
+    /// What a request is answered with when its session is about to end.
+    private static func isEnd(_ code: ErrorCode) -> Bool {
+        code == .outcomeUnknown || code == .shuttingDown || code == .workerRestarted
     }
 
     private func verify(_ request: SoakRequest) {
@@ -398,6 +461,8 @@ func runSoakClient() throws {
             blockCount: number("blocks", 1024), byteCountMax: number("bytes", 65536),
             isAlwaysLargest: option("sizes", "mixed") == "largest", operations: operations,
             exerciseInterval: UInt64(option("exercise", "0")) ?? 0,
-            limitNanoseconds: UInt64(number("limit", 30)) * 1_000_000_000))
+            limitNanoseconds: UInt64(number("limit", 30)) * 1_000_000_000,
+            repeats: option("repeat", "no") == "yes",
+            patienceMilliseconds: UInt64(number("patience", 60)) * 1000))
     try client.run()
 }

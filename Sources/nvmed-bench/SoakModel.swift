@@ -51,6 +51,9 @@ enum SoakWord: Int {
     case blocksChecked = 30
     /// Writes of a dead client of which only reading tells what became.
     case uncertain = 31
+    /// Sessions that ended where that was to be expected, and requests that were then repeated.
+    case ended = 32
+    case repeated = 33
 }
 
 /// What a read may have returned.

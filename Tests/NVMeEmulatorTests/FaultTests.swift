@@ -93,6 +93,25 @@ struct FaultTests {
         #expect(host.controller.counters.faultsInjected == 2)
     }
 
+    @Test("a postponed command takes its data when its time has come, not before")
+    func postpone() throws {
+        let host = try ready("command:postpone=86400000,opcode=1,times=1,queue=io")
+        host.fill(Host.data, Array(repeating: 0x11, count: 4096))
+        host.submit(
+            host.pointing(.write(namespaceID: 1, lba: 0, blockCount: 8), count: 4096), on: 1)
+        host.run()
+        #expect(host.take(1) == nil)
+        host.fill(Host.data, Array(repeating: 0x22, count: 4096))
+        #expect(host.controller.releaseHeld() == 1)
+        host.run()
+        #expect(host.take(1)?.status.isSuccess == true)
+        host.fill(Host.data, Array(repeating: 0, count: 4096))
+        _ = host.status(
+            of: host.pointing(.read(namespaceID: 1, lba: 0, blockCount: 8), count: 4096), on: 1)
+
+        #expect(host.bytes(Host.data, 4096) == Array(repeating: 0x22, count: 4096))
+    }
+
     @Test("a delayed command completes when its time has come, others overtake it")
     func delay() throws {
         let host = try ready("command:delay=500,opcode=0,times=1,queue=io")
