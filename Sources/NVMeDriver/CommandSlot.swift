@@ -204,6 +204,41 @@ struct CommandSlot {
             sequence: sequence, ordinal: ordinal)
     }
 
+    /// The same of a ring's entry, whose words are in registers.
+    @inline(__always)
+    static func stage(
+        _ words: DirectCommand, at slot: UnsafeMutableRawPointer, key: UInt32, sequence: UInt64,
+        ordinal: UInt32
+    ) {
+        unsafe nv_store64(slot, words.lba)
+        var crc = Checksum.step(UInt64(key), words.lba)
+        unsafe nv_store64(slot + 8, words.blocksAndPosition)
+        crc = Checksum.step(crc, words.blocksAndPosition)
+        unsafe nv_store64(slot + 16, words.offset)
+        crc = Checksum.step(crc, words.offset)
+        unsafe nv_store64(slot + 24, words.token)
+        crc = Checksum.step(crc, words.token)
+        unsafe nv_store64(slot + 32, words.owner)
+        crc = Checksum.step(crc, words.owner)
+        unsafe nv_store64(slot + 40, words.pagesAndOpcode)
+        crc = Checksum.step(crc, words.pagesAndOpcode)
+        unsafe stage(
+            at: slot, word6: words.namespaceID | crc << 32, key: key, sequence: sequence,
+            ordinal: ordinal)
+    }
+
+    /// Word 4 of a ring's request that is one command, without its region.
+    @inline(__always)
+    static func owner(session: UInt32, ring: UInt16) -> UInt64 {
+        UInt64(session) | UInt64(UInt8(clamping: ring)) << 48 | UInt64(noRequest) << 56
+    }
+
+    /// The flags of word 5 for blocks of so many bytes as a power of two.
+    @inline(__always)
+    static func flags(blockShift: UInt8) -> UInt64 {
+        UInt64((blockShift &- 9) << shiftOfFlags) << 56
+    }
+
     @inline(__always)
     private static func copy(
         _ words: UnsafeRawPointer, _ slot: UnsafeMutableRawPointer, _ offset: Int, _ crc: UInt64
@@ -293,6 +328,25 @@ struct CommandSlot {
         return nv_crc32c_64(nv_crc32c_64(key, word6), low) == UInt32(word7 >> 32)
             && crc == UInt32(word6 >> 32) && low & SlotState.mask <= SlotState.completing
     }
+}
+
+/// A Read or Write of a ring, as one command: the words of its slot, in registers.
+struct DirectCommand {
+    let lba: UInt64
+    let blocksAndPosition: UInt64
+    let offset: UInt64
+    let token: UInt64
+    let owner: UInt64
+    let pagesAndOpcode: UInt64
+    let namespaceID: UInt64
+
+    /// Dwords 0 and 1 of the queue entry, without the command id.
+    @inline(__always)
+    var entryHead: UInt64 { (pagesAndOpcode >> 48) & 0xFF | namespaceID << 32 }
+
+    /// Dword 12: NLB is zero-based, and there is no flag.
+    @inline(__always)
+    var dword12: UInt64 { (blocksAndPosition &- 1) & 0xFFFF }
 }
 
 /// A 32-bit value that vouches for itself: the value in the low half, its keyed CRC-32C in the high

@@ -65,7 +65,6 @@ extension DataQueue {
             isWhole = isWhole && places == Set(0..<UInt32(places.count))
             let tail = unsafe ring.pointee.publishedTail &+ UInt32(places.count)
             unsafe ring.pointee.completionTail = tail
-            unsafe engine.pointee.completionTails[index + 1] = tail
         }
         guard isWhole else { return false }
         unsafe engine.pointee.recoverFinished { completion in
@@ -74,6 +73,7 @@ extension DataQueue {
                 isWhole = false
                 return
             }
+            unsafe ring.pointee.adoptedInFlight &-= 1
             unsafe withUnsafePointer(to: completion) { unsafe ring.pointee.post($0) }
         }
         unsafe forEachRing { ring in isWhole = unsafe isWhole && ring.pointee.addsUp }
@@ -89,20 +89,19 @@ extension RingPort {
     /// Writes a completion that a predecessor had a position for, unless it has published it.
     /// Returns how far behind the published ones it is.
     mutating func repost(_ completion: IOCompletion, position: UInt32) -> UInt32? {
-        inFlight = inFlight &- 1
+        adoptedInFlight = adoptedInFlight &- 1
         let distance = position &- publishedTail
         // No ring has more in flight; what lies behind was published.
         guard distance < UInt32(NV_RING_MAX_ENTRIES) else { return nil }
-        completionTail = publishedTail &+ distance
         write(
-            tag: completion.token, status: completion.status,
+            at: position, tag: completion.token, status: completion.status,
             code: completion.status == 0 ? 0 : RingCode.of(completion.status),
             result: completion.result)
         return distance
     }
 
     /// Whether what was taken and not completed is what is in flight.
-    var addsUp: Bool { submissionHead &- completionTail == inFlight }
+    var addsUp: Bool { submissionHead &- completionTail == adoptedInFlight }
 
     /// Makes everything visible again, and wakes the client whether it asked or not: the
     /// predecessor may have died between looking and waking.

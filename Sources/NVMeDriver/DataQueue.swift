@@ -41,12 +41,11 @@ struct DataQueue: ~Copyable {
     /// client hear of them: few enough that a client with 32 requests prepares some while others
     /// are worked on, many enough that a doorbell and a fence are shared by many.
     static let share: UInt32 = 16
-    /// Completions taken from the queue before they are published.
+    /// Answers taken from the queue before what they complete is published.
     static let reapCapacity = 64
 
     let engine: UnsafeMutablePointer<Engine>
     let rings: UnsafeMutablePointer<RingPort>
-    private let completions: UnsafeMutablePointer<IOCompletion>
     let segments: UnsafeMutablePointer<DataSegment>
     /// A bit for each ring that is open.
     var open: UInt64 = 0
@@ -92,14 +91,11 @@ struct DataQueue: ~Copyable {
         unsafe segments.initialize(
             repeating: DataSegment(region: 0, offset: 0, byteCount: 0),
             count: Engine.maxSegments)
-        unsafe completions = .allocate(capacity: Self.reapCapacity)
-        unsafe completions.initialize(repeating: IOCompletion(), count: Self.reapCapacity)
     }
 
     deinit {
         unsafe forEachRing { unsafe $0.deinitialize(count: 1) }
         unsafe rings.deallocate()
-        unsafe completions.deallocate()
         unsafe unlogged.deallocate()
         unsafe segments.deallocate()
         unread.deallocate()
@@ -168,14 +164,8 @@ struct DataQueue: ~Copyable {
         let isAnswered = unsafe engine.pointee.hasAnswer
         if isAnswered {
             readClock()
-            let count = unsafe engine.pointee.reap(
-                into: completions, capacity: Self.reapCapacity)
             if !isFruitful { noteFruit() }
-            var index = 0
-            while index < count {
-                unsafe post(completions + index)
-                index = index &+ 1
-            }
+            post()
         }
         publish()
         if isAnswered {
@@ -201,12 +191,42 @@ struct DataQueue: ~Copyable {
         notices.insert(.fruit)
     }
 
+    /// Takes answers, and posts what they complete.
     @inline(__always)
-    private mutating func post(_ completion: UnsafePointer<IOCompletion>) {
-        let index = Int(unsafe completion.pointee.ring &- 1)
-        guard index < Self.ringCapacity, open & (1 &<< UInt64(truncatingIfNeeded: index)) != 0
-        else { return }
-        unsafe rings[index].post(completion)
+    private mutating func post() {
+        let open = open
+        var touched = touched
+        var count = 0
+        var completed: UInt64 = 0
+        while count < Self.reapCapacity, let answer = unsafe engine.pointee.queue.next() {
+            count = count &+ 1
+            let who = unsafe nv_load64(engine.pointee.queue.slots + (Int(answer.slot) &* 64 &+ 32))
+            // The ring's number, behind which is what tells a request of one command.
+            let index = who >> 48 &- (UInt64(CommandSlot.noRequest) << 8 | 1)
+            let bit: UInt64 = 1 &<< index
+            guard index < UInt64(Self.ringCapacity), open & bit != 0 else {
+                noteOther(answer, who)
+                continue
+            }
+            touched |= bit
+            completed = completed &+ 1
+            let port = unsafe rings + Int(truncatingIfNeeded: index)
+            let isDone = unsafe port.pointee.complete(answer, engine)
+            if !isDone { unsafe engine.pointee.countFailed() }
+        }
+        self.touched |= touched
+        unsafe engine.pointee.countCompleted(completed)
+    }
+
+    /// The answer to a command that is part of a larger request, or of nobody any more.
+    @inline(never)
+    private mutating func noteOther(_ answer: QueuePair.Answer, _ who: UInt64) {
+        var completion = IOCompletion()
+        guard unsafe engine.pointee.end(answer, who, &completion) else { return }
+        let index = Int(completion.ring) - 1
+        unsafe engine.pointee.countCompleted(1)
+        guard let ring = unsafe ring(index) else { return }
+        unsafe withUnsafePointer(to: completion) { unsafe ring.pointee.post($0) }
         touched |= 1 &<< UInt64(truncatingIfNeeded: index)
     }
 
@@ -317,7 +337,8 @@ struct DataQueue: ~Copyable {
             to: RingPort(
                 base: base, shape: shape, session: session, number: UInt16(index + 1),
                 regions: regions, rules: rules, wakeFD: wakeFD, gate: gate,
-                segments: segments, log: log ?? TwinPositions(base: unlogged, key: 0),
+                segments: segments, tail: engine.pointee.completionTails + (index + 1),
+                log: log ?? TwinPositions(base: unlogged, key: 0),
                 positions: positions, statistics: statistics ?? unread))
         open |= 1 << UInt64(index)
         return index

@@ -114,6 +114,18 @@ public struct Engine: ~Copyable {
         return .accepted
     }
 
+    /// Pushes a ring's Read or Write of bytes that are contiguous for the device, without counting
+    /// it.
+    @inline(__always)
+    mutating func push(
+        _ slot: UInt32, _ words: DirectCommand, _ address: UInt64, _ byteCount: UInt64
+    ) {
+        let prp2 = unsafe PhysicalRegionPages.second(
+            address: address, byteCount: byteCount, list: queue.list(slot),
+            listIOVA: queue.listIOVA(slot))
+        queue.push(slot, words, prp1: address, prp2: prp2)
+    }
+
     /// Read, Write and Compare.
     @inline(__always)
     static func movesData(_ operation: UInt8) -> Bool {
@@ -149,27 +161,34 @@ public struct Engine: ~Copyable {
     ) -> Int {
         var count = 0
         while count < capacity, let answer = queue.next() {
-            let slot = unsafe queue.slots + Int(answer.slot) &* 64
-            let who = unsafe nv_load64(slot + 32)
-            if UInt8(truncatingIfNeeded: who >> 56) == CommandSlot.noRequest {
-                let ring = UInt8(truncatingIfNeeded: who >> 48)
-                queue.setCompleting(answer, position: takePosition(ring))
-                let out = unsafe UnsafeMutableRawPointer(completions + count)
-                unsafe nv_store64(out, nv_load64(slot + 24))
-                unsafe nv_store64(
-                    out + 8, who & 0xFFFF_FFFF | UInt64(answer.result) << 32)
-                unsafe nv_store64(out + 16, nv_load64(slot + 40))
-                unsafe nv_store32(
-                    out + 24, UInt32(answer.status) | UInt32(ring) << 16)
-                unsafe nv_store32(out + 28, queue.age(answer.slot))
-                if answer.status != 0 { failed = failed &+ 1 }
-                count = count &+ 1
-            } else if unsafe childEnded(answer, completions + count) {
-                count = count &+ 1
-            }
+            let who = unsafe nv_load64(queue.slots + (Int(answer.slot) &* 64 &+ 32))
+            if unsafe end(answer, who, completions + count) { count = count &+ 1 }
         }
         completed = completed &+ UInt64(truncatingIfNeeded: count)
         return count
+    }
+
+    /// Writes down that a command was answered; `who` is the slot's word that says whose it was.
+    /// True when its request is complete, and `completion` filled.
+    @inline(__always)
+    mutating func end(
+        _ answer: QueuePair.Answer, _ who: UInt64,
+        _ completion: UnsafeMutablePointer<IOCompletion>
+    ) -> Bool {
+        guard UInt8(truncatingIfNeeded: who >> 56) == CommandSlot.noRequest else {
+            return unsafe childEnded(answer, completion)
+        }
+        let slot = unsafe queue.slots + Int(answer.slot) &* 64
+        let ring = UInt8(truncatingIfNeeded: who >> 48)
+        queue.setCompleting(answer, position: takePosition(ring))
+        let out = UnsafeMutableRawPointer(completion)
+        unsafe nv_store64(out, nv_load64(slot + 24))
+        unsafe nv_store64(out + 8, who & 0xFFFF_FFFF | UInt64(answer.result) << 32)
+        unsafe nv_store64(out + 16, nv_load64(slot + 40))
+        unsafe nv_store32(out + 24, UInt32(answer.status) | UInt32(ring) << 16)
+        unsafe nv_store32(out + 28, queue.age(answer.slot))
+        if answer.status != 0 { failed = failed &+ 1 }
+        return true
     }
 
     /// Where the next completion of a ring goes; it is taken.
@@ -205,7 +224,10 @@ public struct Engine: ~Copyable {
         }
     }
 
-    mutating func countSubmitted() { submitted = submitted &+ 1 }
+    @inline(__always)
+    mutating func countSubmitted(_ count: UInt64 = 1) { submitted = submitted &+ count }
+    @inline(__always)
+    mutating func countCompleted(_ count: UInt64) { completed = completed &+ count }
     mutating func countFailed() { failed = failed &+ 1 }
     mutating func countMemoryFaults() { memoryFaults = memoryFaults &+ 1 }
 
@@ -216,13 +238,18 @@ public struct Engine: ~Copyable {
     /// The upper half of the completion entry at fault.
     public var faultyEntry: UInt64 { queue.faultyEntry }
     /// Whether an answer waits.
-    public var hasAnswer: Bool { queue.hasAnswer() }
+    public var hasAnswer: Bool {
+        // A call would pass the engine by value, all of it.
+        @inline(__always) get { queue.hasAnswer() }
+    }
     /// Commands in flight.
     public var inFlight: Int { Int(queue.inFlight) }
     /// Commands that may be in flight at one time.
     public var capacity: Int { Int(queue.slotCount) }
     /// Whether a doorbell must be written by message.
-    public var hasPendingDoorbells: Bool { queue.pendingDoorbells != 0 }
+    public var hasPendingDoorbells: Bool {
+        @inline(__always) get { queue.pendingDoorbells != 0 }
+    }
     /// Writes of doorbell registers and of shadow doorbells so far.
     public var doorbellCounts: (register: UInt64, shadow: UInt64) {
         (queue.doorbellWrites, queue.shadowWrites)

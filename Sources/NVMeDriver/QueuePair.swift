@@ -246,6 +246,21 @@ struct QueuePair: ~Copyable {
                 blockCount: request.pointee.blockCount, flags: request.pointee.flags))
     }
 
+    /// The same of a ring's entry, whose words are in registers.
+    @inline(__always)
+    mutating func push(_ slotIndex: UInt32, _ words: DirectCommand, prp1: UInt64, prp2: UInt64) {
+        freeCount = freeCount &- 1
+        let slot = unsafe slots + Int(slotIndex) &* 64
+        let sequence = unsafe nv_load64(slot + 56) & SlotState.sequenceMask
+        unsafe CommandSlot.stage(
+            words, at: slot, key: slotKey &+ slotIndex, sequence: sequence, ordinal: tail)
+        unsafe ticks[Int(slotIndex)] = tick
+        let commandID = UInt64(slotIndex) | sequence << SlotState.sequenceToCommandID
+        writeEntry(
+            words.entryHead | commandID << 16, prp1: prp1, prp2: prp2, dword10And11: words.lba,
+            dword12And13: words.dword12)
+    }
+
     /// Writes the next entry of the submission queue; `head` is dwords 0 and 1.
     @inline(__always)
     mutating func writeEntry(
@@ -339,7 +354,7 @@ struct QueuePair: ~Copyable {
     struct Answer {
         var slot: UInt32
         /// State and sequence of the slot.
-        fileprivate var command: UInt64
+        fileprivate let command: UInt64
         var status: UInt16
         var result: UInt32
     }
@@ -414,13 +429,20 @@ struct QueuePair: ~Copyable {
         publishHead()
         CrashPoint.hit(.headPublished)
         var index: UInt32 = 0
-        while index < reapedCount {
+        let count = reapedCount
+        let (reaped, freeSlots) = unsafe (self.reaped, self.freeSlots)
+        var free = freeCount
+        while index < count {
             let slotIndex = UInt32(unsafe reaped[Int(index)])
             unsafe markFree(slotIndex, word: nv_load64(slots + Int(slotIndex) &* 64 + 56))
             CrashPoint.hit(.slotFreed)
-            if heldCount == 0 || !deferFreeing(slotIndex) { pushFree(slotIndex) }
+            if heldCount == 0 || !deferFreeing(slotIndex) {
+                unsafe freeSlots[Int(free)] = UInt16(truncatingIfNeeded: slotIndex)
+                free = free &+ 1
+            }
             index = index &+ 1
         }
+        freeCount = free
         reapedCount = 0
         nv_io_wmb()
         if hasShadow {

@@ -132,6 +132,22 @@ struct RegionView {
         return unsafe nv_load64(entry) &+ offset
     }
 
+    /// The region that a session's word names, and the device's address of bytes (1 or more) in it;
+    /// nil when the word is 0 or has a flag, or not all bytes are within a region of that session
+    /// that the device can reach.
+    @inline(__always)
+    func registeredAddress(
+        _ word: UInt32, offset: UInt64, byteCount: UInt64, session: UInt32
+    ) -> (region: UInt64, start: UInt64)? {
+        guard word &- 1 < UInt32(StateLayout.regionCapacity) &- 1 else { return nil }
+        let entry = unsafe base + Int(word) &* 32
+        let length = unsafe nv_load64(entry + 8)
+        guard offset <= length, byteCount <= length &- offset,
+            unsafe nv_load32(entry + 24) == session
+        else { return nil }
+        return (UInt64(word), unsafe nv_load64(entry) &+ offset)
+    }
+
     /// Where this process has bytes that `deviceAddress` accepted.
     func localAddress(region: UInt32, offset: UInt64) -> UnsafeMutableRawPointer? {
         guard region < capacity else { return nil }

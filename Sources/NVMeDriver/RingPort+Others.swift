@@ -52,7 +52,7 @@ extension RingPort {
         }
     }
 
-    /// Takes an entry that `takeOne` leaves to this; false when it has to stay, or is at fault.
+    /// Takes an entry that `takeSome` leaves to this; false when it has to stay, or is at fault.
     @inline(never)
     mutating func takeOther(
         _ entry: Entry, _ engine: UnsafeMutablePointer<Engine>
@@ -164,8 +164,8 @@ extension RingPort {
     mutating func answer(
         _ entry: Entry, _ code: UInt16, _ engine: UnsafeMutablePointer<Engine>
     ) -> Bool {
-        _ = unsafe engine.pointee.takePosition(UInt8(truncatingIfNeeded: number))
-        write(tag: entry.tag, status: 0, code: code, result: 0)
+        let position = unsafe engine.pointee.takePosition(UInt8(truncatingIfNeeded: number))
+        write(at: position, tag: entry.tag, status: 0, code: code, result: 0)
         log.write(head: entry.position &+ 1, tail: completionTail)
         statistics.submitted(operation: entry.operation, byteCount: 0)
         statistics.completed(operation: entry.operation, age: 0, failed: code != 0)

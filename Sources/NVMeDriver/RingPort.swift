@@ -159,13 +159,15 @@ struct RingPort: ~Copyable {
     var log: TwinPositions
     /// The highest `submission_tail` that was believed.
     private var knownTail: UInt32
-    /// Completions published, and those written since.
-    var completionTail: UInt32
+    /// Where the engine has how many completions there are, those written since the last
+    /// publication included.
+    private let tail: UnsafeMutablePointer<UInt32>
+    /// Completions published.
     var publishedTail: UInt32
     /// The highest `completion_head` that was believed.
     private var acknowledged: UInt32
-    /// Requests with the engine.
-    var inFlight: UInt32
+    /// At adoption: what is with the engine, counted from there.
+    var adoptedInFlight: UInt32
     let session: UInt32
     /// Its index in the data queue and 1: what commands carry.
     let number: UInt16
@@ -195,13 +197,14 @@ struct RingPort: ~Copyable {
     init(
         base: UnsafeMutableRawPointer, shape: RingShape, session: UInt32, number: UInt16,
         regions: SessionRegions, rules: RingRules, wakeFD: CInt, gate: IOGate,
-        segments: UnsafeMutablePointer<DataSegment>,
+        segments: UnsafeMutablePointer<DataSegment>, tail: UnsafeMutablePointer<UInt32>,
         log: TwinPositions, positions: RingPositions = RingPositions(),
         statistics: StatisticsBlock = .nowhere
     ) {
         self.statistics = statistics
         self.log = log
-        inFlight = positions.inFlight
+        adoptedInFlight = positions.inFlight
+        unsafe self.tail = tail
         unsafe self.segments = segments
         self.gate = gate
         isLimited = gate.isLimited
@@ -212,7 +215,6 @@ struct RingPort: ~Copyable {
         completionEntries = shape.completionEntries
         submissionHead = positions.submissionHead
         knownTail = positions.submissionHead
-        completionTail = positions.completionTail
         publishedTail = positions.completionTail
         acknowledged = positions.completionHead
         self.session = session
@@ -221,6 +223,15 @@ struct RingPort: ~Copyable {
         self.rules = rules
         self.wakeFD = wakeFD
     }
+
+    /// Completions that there are, written or published.
+    var completionTail: UInt32 {
+        @inline(__always) get { unsafe tail.pointee }
+        @inline(__always) nonmutating set { unsafe tail.pointee = newValue }
+    }
+
+    /// Requests with the engine, between two rounds: each that was taken has one completion.
+    var inFlight: UInt32 { submissionHead &- completionTail }
 
     // MARK: Down
 
@@ -267,24 +278,94 @@ struct RingPort: ~Copyable {
     mutating func take(
         _ limit: UInt32, _ engine: UnsafeMutablePointer<Engine>, nowNanoseconds: UInt64
     ) -> UInt32 {
+        guard isLimited else { return unsafe takeSome(limit, engine) }
+        return unsafe takeLimited(limit, engine, nowNanoseconds)
+    }
+
+    /// The same of a session with limits, entry by entry.
+    @inline(never)
+    private mutating func takeLimited(
+        _ limit: UInt32, _ engine: UnsafeMutablePointer<Engine>, _ nowNanoseconds: UInt64
+    ) -> UInt32 {
         var taken: UInt32 = 0
-        var request = IORequest(
-            operation: 0, namespaceID: rules.namespaceID, session: session, token: 0)
-        request.ring = number
-        request.blockShift = rules.blockShift
-        request.maxBlocksPerCommand = rules.maxTransferBlocks
-        while taken < limit {
-            if isLimited, !mayTake(nowNanoseconds) { break }
-            let index = (submissionHead &+ taken) & (submissionEntries &- 1)
-            let entry = unsafe submissions + Int(index) &* 64
-            request.position = submissionHead &+ taken
-            guard unsafe takeOne(entry, &request, engine) else { break }
+        while taken < limit, mayTake(nowNanoseconds) {
+            lastByteCount = nil
+            guard unsafe takeSome(1, engine) == 1 else { break }
             taken = taken &+ 1
-            if isLimited { charge(nowNanoseconds) }
+            guard let byteCount = lastByteCount else { continue }
+            gate.charge(nowNanoseconds: nowNanoseconds, byteCount: byteCount)
+        }
+        return taken
+    }
+
+    /// Takes entries. What nearly all of them are is done here, without anything going through
+    /// memory but the words of the slot and of the queue entry; and counted for all at the end.
+    @inline(__always)
+    private mutating func takeSome(
+        _ limit: UInt32, _ engine: UnsafeMutablePointer<Engine>
+    ) -> UInt32 {
+        let direct = DirectRules(rules, session: session, ring: number)
+        var taken: UInt32 = 0
+        var others: UInt32 = 0
+        var readBlocks: UInt64 = 0
+        var writtenBlocks: UInt64 = 0
+        while taken < limit {
+            let position = submissionHead &+ taken
+            let index = position & (submissionEntries &- 1)
+            let entry = unsafe submissions + Int(index) &* 64
+            // Each word once; nothing of the entry is read again.
+            let head = unsafe nv_load64(entry)
+            let lba = unsafe nv_load64(entry + Int(NV_RING_ENTRY_LBA))
+            let tag = unsafe nv_load64(entry + Int(NV_RING_ENTRY_TAG))
+            let place = unsafe nv_load64(entry + Int(NV_RING_ENTRY_REGION))
+            let offset = unsafe nv_load64(entry + Int(NV_RING_ENTRY_OFFSET))
+            let reserved =
+                unsafe nv_load64(entry + 40) | nv_load64(entry + 48) | nv_load64(entry + 56)
+            let blocks = head >> 32
+            // Read, or Write where that is allowed, without flags, in one piece of a region, of
+            // blocks that exist and that fit into one command.
+            if UInt32(truncatingIfNeeded: head) &- direct.firstOperation < direct.operationCount,
+                place < UInt64(NV_RING_REGIONS), reserved == 0, offset & 3 == 0,
+                blocks &- 1 < direct.maxBlockCount, lba < direct.diskBlockCount,
+                blocks <= direct.diskBlockCount &- lba,
+                let address = unsafe engine.pointee.regions.registeredAddress(
+                    regions.words[Int(truncatingIfNeeded: place)], offset: offset,
+                    byteCount: blocks &<< direct.blockShift, session: session)
+            {
+                guard let slot = unsafe engine.pointee.queue.nextFreeSlot() else { break }
+                let words = DirectCommand(
+                    lba: lba, blocksAndPosition: blocks | UInt64(position) << 32, offset: offset,
+                    token: tag, owner: direct.owner | address.region << 32,
+                    pagesAndOpcode: direct.flags | head << 48, namespaceID: direct.namespaceID)
+                unsafe engine.pointee.push(slot, words, address.start, blocks &<< direct.blockShift)
+                if UInt8(truncatingIfNeeded: head) == IOOperation.read {
+                    readBlocks = readBlocks &+ blocks
+                } else {
+                    writtenBlocks = writtenBlocks &+ blocks
+                }
+            } else {
+                others = others &+ 1
+                let copy = Entry(
+                    head: head, lba: lba, tag: tag, place: place, offset: offset,
+                    reserved: reserved, position: position)
+                guard unsafe takeOther(copy, engine) else {
+                    others = others &- 1
+                    break
+                }
+            }
+            taken = taken &+ 1
         }
         submissionHead = submissionHead &+ taken
         CrashPoint.hit(.ringTaken)
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_SUBMISSION_HEAD), submissionHead)
+        let count = taken &- others
+        guard count > 0 else { return taken }
+        unsafe engine.pointee.countSubmitted(UInt64(count))
+        let (read, written) = (
+            readBlocks &<< direct.blockShift, writtenBlocks &<< direct.blockShift
+        )
+        statistics.submitted(UInt64(count), bytesRead: read, bytesWritten: written)
+        if isLimited { lastByteCount = read &+ written }
         return taken
     }
 
@@ -297,74 +378,72 @@ struct RingPort: ~Copyable {
         return isOpen
     }
 
-    /// Takes one entry; false when it has to stay, or is at fault.
+    // MARK: Up
+
+    /// Where the next completion goes; it is taken.
     @inline(__always)
-    private mutating func takeOne(
-        _ entry: UnsafeMutableRawPointer, _ request: inout IORequest,
-        _ engine: UnsafeMutablePointer<Engine>
+    private func takePosition() -> UInt32 {
+        let position = completionTail
+        completionTail = position &+ 1
+        return position
+    }
+
+    /// Writes down that a request of one command was answered, and then its completion, which goes
+    /// from the slot to the ring. True when it succeeded.
+    @inline(__always)
+    mutating func complete(
+        _ answer: QueuePair.Answer, _ engine: UnsafeMutablePointer<Engine>
     ) -> Bool {
-        // Each word once; nothing of the entry is read again.
-        let head = unsafe nv_load64(entry)
-        let lba = unsafe nv_load64(entry + Int(NV_RING_ENTRY_LBA))
-        let tag = unsafe nv_load64(entry + Int(NV_RING_ENTRY_TAG))
-        let place = unsafe nv_load64(entry + Int(NV_RING_ENTRY_REGION))
-        let offset = unsafe nv_load64(entry + Int(NV_RING_ENTRY_OFFSET))
-        let reserved = unsafe nv_load64(entry + 40) | nv_load64(entry + 48) | nv_load64(entry + 56)
-        let operation = UInt8(truncatingIfNeeded: head)
-        let blocks = UInt32(truncatingIfNeeded: head >> 32)
-        // Read or Write without flags, direct, of blocks that exist: nearly all there are.
-        let isRead = operation == IOOperation.read
-        guard head & 0xFFFF_FF00 == 0, isRead || operation == IOOperation.write,
-            place >> 32 == 0, reserved == 0, isRead || rules.isWritable,
-            blocks != 0, blocks <= rules.maxRequestBlocks,
-            lba < rules.blockCount, UInt64(blocks) <= rules.blockCount &- lba
-        else {
-            return unsafe takeOther(
-                Entry(
-                    head: head, lba: lba, tag: tag, place: place, offset: offset,
-                    reserved: reserved, position: request.position), engine)
+        let position = takePosition()
+        unsafe engine.pointee.queue.setCompleting(answer, position: position)
+        let slot = unsafe engine.pointee.queue.slots + Int(answer.slot) &* 64
+        let what = unsafe nv_load64(slot + 40) >> 48
+        let age = unsafe engine.pointee.queue.age(answer.slot)
+        let token = unsafe nv_load64(slot + 24)
+        // Bit 8 is the lowest of the flags: bounced.
+        let kind = (what & 0x1FF) | UInt64(answer.status) << 16
+        guard kind == UInt64(IOOperation.read) || kind == UInt64(IOOperation.write) else {
+            completeOther(
+                token, UInt8(truncatingIfNeeded: what), answer.status, answer.result, age,
+                isBounced: what & 0x100 != 0, at: position)
+            return answer.status == 0
         }
-        let region = regions.driverRegion(
-            UInt32(truncatingIfNeeded: place), isWritten: isRead)
-        guard region != 0 else { return refuse(.region) != 0 }
-        request.operation = operation
-        request.lba = lba
-        request.blockCount = blocks
-        request.token = tag
-        request.region = region
-        request.offset = offset
-        let result = unsafe engine.pointee.submitOne(&request)
-        guard result == .accepted else {
-            return result == .full ? false : refuse(.range) != 0
-        }
-        countStarted(request)
+        write(at: position, tag: token, rest: UInt64(answer.result) << 32)
+        statistics.count(isRead: kind == UInt64(IOOperation.read), age: age)
         return true
     }
 
-    // MARK: Up
-
-    /// Writes the completion of a request that the engine has ended.
-    @inline(__always)
+    /// Writes the completion of a request that the engine has ended just now: it has taken the
+    /// position.
     mutating func post(_ completion: UnsafePointer<IOCompletion>) {
-        inFlight = inFlight &- 1
-        let status = unsafe completion.pointee.status
+        unsafe completeOther(
+            completion.pointee.token, completion.pointee.operation, completion.pointee.status,
+            completion.pointee.result, completion.pointee.age,
+            isBounced: completion.pointee.isBounced, at: completionTail &- 1)
+    }
+
+    @inline(never)
+    private mutating func completeOther(
+        _ tag: UInt64, _ operation: UInt8, _ status: UInt16, _ result: UInt32, _ age: UInt32,
+        isBounced: Bool, at position: UInt32
+    ) {
         let code = status == 0 ? 0 : RingCode.of(status)
-        unsafe write(
-            tag: completion.pointee.token, status: status, code: code,
-            result: completion.pointee.result)
-        unsafe statistics.completed(
-            operation: completion.pointee.operation, age: completion.pointee.age,
-            failed: status != 0)
-        if unsafe completion.pointee.isBounced { statistics.add(.bounced) }
+        write(at: position, tag: tag, status: status, code: code, result: result)
+        statistics.completed(operation: operation, age: age, failed: status != 0)
+        if isBounced { statistics.add(.bounced) }
+    }
+
+    func write(at position: UInt32, tag: UInt64, status: UInt16, code: UInt16, result: UInt32) {
+        write(
+            at: position, tag: tag,
+            rest: UInt64(status) | UInt64(code) << 16 | UInt64(result) << 32)
     }
 
     @inline(__always)
-    mutating func write(tag: UInt64, status: UInt16, code: UInt16, result: UInt32) {
-        let entry = unsafe completions + Int(completionTail & (completionEntries &- 1)) &* 16
+    private func write(at position: UInt32, tag: UInt64, rest: UInt64) {
+        let entry = unsafe completions + Int(position & (completionEntries &- 1)) &* 16
         unsafe nv_store64(entry, tag)
-        unsafe nv_store64(
-            entry + 8, UInt64(status) | UInt64(code) << 16 | UInt64(result) << 32)
-        completionTail = completionTail &+ 1
+        unsafe nv_store64(entry + 8, rest)
         CrashPoint.hit(.ringEntryPosted)
     }
 
@@ -424,27 +503,44 @@ struct RingPort: ~Copyable {
 
     mutating func setFault(_ fault: RingFault) { _ = refuse(fault) }
 
-    /// A request is with the engine.
-    @inline(__always)
+    /// A request is with the engine that `takeSome` has not counted.
     mutating func countStarted(_ request: IORequest) {
-        inFlight = inFlight &+ 1
         let byteCount = UInt64(request.blockCount) &<< UInt64(request.blockShift)
         statistics.submitted(operation: request.operation, byteCount: byteCount)
-        if isLimited { lastByteCount = byteCount }
-    }
-
-    /// Counts the entry that was taken last against the session's limits.
-    @inline(never)
-    private mutating func charge(_ nowNanoseconds: UInt64) {
-        guard let byteCount = lastByteCount else { return }
-        gate.charge(nowNanoseconds: nowNanoseconds, byteCount: byteCount)
-        lastByteCount = nil
+        lastByteCount = byteCount
     }
 
     /// When the session may do more; nil: now.
     func nextAdmission(nowNanoseconds: UInt64) -> UInt64? {
         guard isLimited, !gate.isOpen(nowNanoseconds: nowNanoseconds) else { return nil }
         return gate.nextAdmission(nowNanoseconds: nowNanoseconds)
+    }
+}
+
+/// What the entries of one round are held to, and what their commands have in common.
+private struct DirectRules {
+    /// Operations that are taken directly, and may have no flag: Read, or Write and Read.
+    let firstOperation: UInt32
+    let operationCount: UInt32
+    /// The most blocks of a request that is one command.
+    let maxBlockCount: UInt64
+    let diskBlockCount: UInt64
+    let blockShift: UInt64
+    let owner: UInt64
+    let flags: UInt64
+    let namespaceID: UInt64
+
+    @inline(__always)
+    init(_ rules: borrowing RingRules, session: UInt32, ring: UInt16) {
+        // Write is 1 and Read is 2.
+        firstOperation = UInt32(rules.isWritable ? IOOperation.write : IOOperation.read)
+        operationCount = rules.isWritable ? 2 : 1
+        maxBlockCount = UInt64(min(rules.maxRequestBlocks, rules.maxTransferBlocks, 0x1_0000))
+        diskBlockCount = rules.blockCount
+        blockShift = UInt64(rules.blockShift)
+        owner = CommandSlot.owner(session: session, ring: ring)
+        flags = CommandSlot.flags(blockShift: rules.blockShift)
+        namespaceID = UInt64(rules.namespaceID)
     }
 }
 

@@ -82,6 +82,22 @@ public struct StatisticsBlock {
         }
     }
 
+    /// So many reads and writes were taken.
+    @inline(__always)
+    func submitted(_ count: UInt64, bytesRead: UInt64, bytesWritten: UInt64) {
+        add(.submitted, count)
+        add(.bytesRead, bytesRead)
+        add(.bytesWritten, bytesWritten)
+    }
+
+    /// A read or a write succeeded: its age in ticks of 256 ns.
+    @inline(__always)
+    func count(isRead: Bool, age: UInt32) {
+        let bucket = Int(truncatingIfNeeded: nv_statistics_bucket(age))
+        let place = unsafe base + ((isRead ? 384 : 384 + 1920) &+ bucket &* 8)
+        unsafe nv_store64(place, nv_load64(place) &+ 1)
+    }
+
     /// A request ended: its opcode, its age in ticks of 256 ns, and whether it failed.
     @inline(__always)
     public func completed(operation: UInt8, age: UInt32, failed: Bool) {
