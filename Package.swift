@@ -93,7 +93,7 @@ let package = Package(
             "Worker",
             [
                 "NVMeDriver", "NVMeSpec", "NullDevice", "VFIO", "DMA", "Wire", "Systemd", "Linux",
-                "CLinux",
+                "CLinux", "CVersion", "SavedState",
             ], exclude: ["CRASHES.md"]),
         module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
         module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),

@@ -198,6 +198,40 @@ public enum CrashPoint: UInt8, CaseIterable, Sendable {
     /// What was written is flushed, and the process is about to exit.
     case restartFlushed = 121
 
+    // MARK: save: everything is about to be stopped, and the controller goes on
+
+    /// Nothing is taken from clients any more, and what is in flight may end (CRASHES.md, V1).
+    case saveFrozen = 128
+    /// Nothing is submitted or reaped any more, and the pool has no token (V2).
+    case saveQuiet = 129
+    /// The pool has the token, and nothing was told (V3).
+    case saveSealed = 130
+    /// The state is in its memory file, and the supervisor has no answer.
+    case saveTaken = 131
+    /// The supervisor has the state (V4).
+    case saveAnswered = 132
+    /// The supervisor says that the state is durable, and nothing has changed (V5).
+    case saveCommitted = 133
+    /// The state area is out of the store, and the sessions are there (V6).
+    case saveForgotten = 134
+    /// The sessions have ended, and the device is open.
+    case saveEnded = 135
+    /// The device is closed and nothing is stored; the supervisor has no answer (V7).
+    case saveClosed = 136
+    /// The token is destroyed, and nothing goes on (T1).
+    case thawUnsealed = 137
+
+    // MARK: restore: a controller that went on by itself
+
+    /// The saved state and the pool belong together, and nothing was done to the device (L1).
+    case restoreChecked = 140
+    /// The device has its memory and its interrupts again, and nothing is stored (L2).
+    case restoreConnected = 141
+    /// State area, pool and device are stored, and the pool has the token (L3).
+    case restoreStored = 142
+    /// The token is destroyed, and the device was told nothing (L4).
+    case restoreUnsealed = 143
+
     /// The name by which it is asked for.
     public var name: String { "\(self)" }
 

@@ -409,7 +409,7 @@ extension NVMeController {
 
     private func commit(_ unfinished: [UInt32]) throws(DriverError) {
         // Whoever was about to be saved was not: it goes on here.
-        unsealPool()
+        if unsealPool() { CrashPoint.hit(.restoreUnsealed) }
         for index in unfinished {
             guard let record = state.region(index) else { continue }
             do throws(VFIOError) {

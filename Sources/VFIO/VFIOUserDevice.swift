@@ -35,6 +35,9 @@ public final class VFIOUserDevice: DeviceBacking {
     private var log: VFIOUserLog { connection.log }
     /// A predecessor made the connection.
     private let isAdopted: Bool
+    /// The server may know windows from an earlier connection: it keeps its state when a client
+    /// goes.
+    public var mayHaveMappings = false
 
     /// Connects to the server at `path` and learns what the device has. `generation` rises with
     /// each process that uses the connection.
@@ -359,7 +362,7 @@ public final class VFIOUserDevice: DeviceBacking {
     /// Takes away what this process or a predecessor told the server of. Servers that cannot forget
     /// everything at once are told of each window that is known.
     public func forgetMappings() throws(VFIOError) {
-        guard isAdopted || !windows.isEmpty else { return }
+        guard isAdopted || mayHaveMappings || !windows.isEmpty else { return }
         if vectorCount == 0 { try learnDevice() }
         var body = ByteWriter()
         // VFIO_DMA_UNMAP_FLAG_ALL

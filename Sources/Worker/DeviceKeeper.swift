@@ -49,6 +49,30 @@ struct StoredDevice: ~Copyable, Sendable {
 
     deinit { for raw in interrupts { _ = OwnedFD(adopting: raw) } }
 
+    /// Puts a descriptor under the name that it has in the store.
+    fileprivate mutating func put(_ name: String, _ fd: consuming OwnedFD) {
+        switch name {
+        case "vfio-container": container = consume fd
+        case "vfio-group": group = consume fd
+        case "vfio-device": device = consume fd
+        case "vfio-err": error = consume fd
+        case "vfio-req": request = consume fd
+        case "vfio-user": userSocket = consume fd
+        case "vfio-user-log": userLog = consume fd
+        default:
+            guard name.hasPrefix(KernelVFIO.iommufdPrefix),
+                let number = UInt32(name.dropFirst(KernelVFIO.iommufdPrefix.count))
+            else { return }
+            addressSpace = number
+            iommufd = consume fd
+        }
+    }
+
+    fileprivate mutating func put(pool: consuming OwnedFD, interrupts: [CInt]) {
+        self.pool = consume pool
+        self.interrupts = interrupts
+    }
+
     /// The pool and the interrupts with a device to which they belong; nil without a pool.
     fileprivate mutating func takeLive(_ device: any DeviceBacking) -> LiveDevice? {
         guard let pool = pool.take() else { return nil }
@@ -126,6 +150,9 @@ final class DeviceKeeper {
     /// Rises with each worker of the device.
     private let generation: UInt64
 
+    /// The file of the pool, once it was needed.
+    private var poolFile: PoolFile?
+
     /// The configured guest memory, once somebody asked for it.
     private var guestMemory: Result<GuestMemory, WireError>?
     /// When it is looked for again after a failure.
@@ -153,6 +180,12 @@ final class DeviceKeeper {
     /// The predecessor's device, as it is, when enough of it came back; nothing is done to it. nil:
     /// it has to be brought up, by `prepare` and `open`, as also when its adoption fails.
     func adopt(_ config: DeviceConfig) -> LiveDevice? {
+        do throws(DriverError) {
+            // The lock is this process's; the file itself comes from the store.
+            try usePoolFile(config, creating: false)
+        } catch {
+            log.warning("the pool's file is not locked: \(error); continuing")
+        }
         do throws(VFIOError) {
             switch config.transport {
             case .pci:
@@ -290,13 +323,36 @@ final class DeviceKeeper {
 
     /// Connects to a vfio-user server, with a connection of its own: the last one is ended, whoever
     /// still holds it, because servers have one client at a time, and begin afresh with each.
-    func connect(_ path: String) throws(DriverError) -> any DeviceBacking {
+    func connect(
+        _ path: String, keepsState: Bool = false
+    ) throws(DriverError) -> any DeviceBacking {
         forgetServer()
         do throws(VFIOError) {
             let connected = try VFIOUserDevice(path: path, name: device, generation: generation)
+            // A server that keeps its state has what whoever was there before had mapped.
+            connected.mayHaveMappings = keepsState
             server = connected
             return connected
         } catch { throw .device(error) }
+    }
+
+    /// The file that the configuration puts the pool into, of so many bytes; nil: a memory file.
+    func poolFile(_ config: DeviceConfig, _ byteCount: Int) throws(DriverError) -> OwnedFD? {
+        guard try usePoolFile(config, creating: true) else { return nil }
+        try poolFile?.prepare(byteCount)
+        return try poolFile?.duplicate()
+    }
+
+    /// Opens and locks the configured file; false when there is none.
+    @discardableResult
+    private func usePoolFile(_ config: DeviceConfig, creating: Bool) throws(DriverError) -> Bool {
+        guard let backing = config.poolBacking, backing != .memfd, let path = config.poolPath else {
+            return false
+        }
+        if poolFile?.path == path { return true }
+        poolFile = nil
+        poolFile = try PoolFile(path: path, backing: backing, creating: creating)
+        return true
     }
 
     private func forgetServer() {
@@ -346,6 +402,60 @@ final class DeviceKeeper {
         } catch {
             log.warning("InterruptAffinity= has no effect: \(error); continuing")
         }
+    }
+
+    // MARK: Restoring
+
+    /// The file of a pool that a saved state tells of, and nothing of it changed. `reconnect` and
+    /// `keepReconnected` follow, and then `adopt`.
+    func savedPool(_ config: DeviceConfig, _ byteCount: UInt64) throws(DriverError) -> OwnedFD {
+        guard try usePoolFile(config, creating: false) else {
+            throw .notAdoptable("its pool lies in no file")
+        }
+        try poolFile?.checkHolds(byteCount)
+        guard let fd = try poolFile?.duplicate() else { throw .notAdoptable("its pool is gone") }
+        return fd
+    }
+
+    /// Connects to a device that works on although nobody has anything of it; `prepare` was called.
+    /// Nothing is done to it.
+    func reconnect(_ config: DeviceConfig) throws(DriverError) -> any DeviceBacking {
+        switch config.transport {
+        case .vfioUser(let path): return WatchedDevice(try connect(path))
+        case .pci:
+            guard let descriptors = opened.take() else {
+                throw .exhausted("the device was not opened")
+            }
+            do throws(VFIOError) {
+                let device = try KernelVFIODevice(
+                    descriptors, events: DeviceEvents(), name: device, origin: .fresh)
+                current = device
+                return WatchedDevice(translated(device))
+            } catch { throw .device(error) }
+        case .null: throw .notAdoptable("a null device keeps nothing")
+        }
+    }
+
+    /// Stores what `reconnect` gave, its pool and its interrupts, as a predecessor would have left
+    /// it, and waits until the manager has it. From here on `adopt` finds it, in this process or
+    /// the next. Blocks, bounded.
+    func keepReconnected(
+        pool: consuming OwnedFD, interrupts: consuming [CInt]
+    ) throws(DriverError) {
+        replace("pool", pool.raw)
+        for (index, raw) in interrupts.enumerated() { replace("irq-\(index)", raw) }
+        let kept = (current?.kept ?? []) + (server?.kept ?? [])
+        for entry in kept { replace(entry.name, entry.raw) }
+        barrier()
+        stored = StoredDevice()
+        do throws(SystemCallError) {
+            for entry in kept {
+                stored.put(entry.name, try OwnedFD.duplicate(ofRaw: entry.raw))
+            }
+        } catch { throw .system(error) }
+        stored.put(pool: pool, interrupts: interrupts)
+        // Not ended: the descriptors go on in `stored`.
+        (current, server) = (nil, nil)
     }
 
     // MARK: Keeping

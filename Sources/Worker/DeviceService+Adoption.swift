@@ -98,7 +98,7 @@ extension DeviceService {
     private func tellLooked() { looked.succeed(()) }
 
     /// Goes on with the predecessor's controller; false when that cannot be.
-    private func adopt(_ config: DeviceConfig) -> Bool {
+    func adopt(_ config: DeviceConfig) -> Bool {
         guard isStarting, var live = environment.adopt(config) else { return false }
         self.config = config
         let inherited = InheritedDescriptors(&live, environment.stored)
@@ -172,6 +172,8 @@ extension DeviceService {
         } catch {
             log.warning("the adopted controller: \(error)")
             note(error)
+            // Another controller: nothing that is known of it is true.
+            if isRestored, case .unusable = error { giveUp(error) }
         }
         let cancels = owedCancels
         owedCancels = []
@@ -182,7 +184,7 @@ extension DeviceService {
     // MARK: Sessions
 
     /// Makes the sessions of the records again. They wait until there is a controller.
-    private func inheritSessions() {
+    func inheritSessions() {
         for slot in 0..<StateLayout.sessionCapacity {
             let content = withState { $0.session(slot) } ?? .free
             if case .free = content { continue }
@@ -214,6 +216,7 @@ extension DeviceService {
         guard let fd, nv_poll1(fd.raw, 0, 0) == 0, record.state != .ended else {
             // Its client died, or it was ended; what it has with the device has to end first.
             session.hasEnded = true
+            session.isOrphan = true
             dyingSessions += 1
             if record.state != .ended {
                 log.info(
@@ -329,6 +332,10 @@ extension DeviceService {
 
     private func adopt(_ request: InFlightRequest) {
         guard request.ring == 0, let session = session(request.session) else { return }
+        guard !session.isOrphan else {
+            requestsInFlight += 1
+            return
+        }
         session.highestRequestID = max(session.highestRequestID, request.token)
         let isTransfer = [IOOperation.read, IOOperation.write, IOOperation.compare].contains(
             request.operation)
@@ -532,7 +539,7 @@ extension DeviceService {
     }
 
     /// Notes since when the sessions are not served, and tells them when that takes long.
-    private func watchStall() {
+    func watchStall() {
         let known = withState { $0.stalledSinceNanoseconds } ?? 0
         let since = known == 0 ? MonotonicClock.nowNanoseconds : known
         if known == 0 { withState { $0.setStalled(sinceNanoseconds: since) } }

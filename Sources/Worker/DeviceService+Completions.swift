@@ -10,7 +10,9 @@ internal import Wire
 extension DeviceService {
     /// Takes what a queue has, as far as one turn goes.
     func reap(_ queue: Int) {
-        guard let controller, failure == nil, queue < controller.queueCount else { return }
+        guard let controller, failure == nil, !isQuiet, queue < controller.queueCount else {
+            return
+        }
         let engine = unsafe controller.engine(queue)
         // Commands of large requests go out from here too, and are stamped with this clock.
         unsafe engine.pointee.tick = coarseClock
@@ -60,7 +62,10 @@ extension DeviceService {
         requestsInFlight = max(0, requestsInFlight - 1)
         guard let session = session(completion.session),
             var pending = session.pending[completion.token]
-        else { return }
+        else {
+            if dyingSessions > 0 { scheduleSettling() }
+            return
+        }
         if completion.isBounced { session.statistics?.add(.bounced) }
         pending.status = completion.status
         var payload: UnsafeRawBufferPointer?
@@ -162,7 +167,8 @@ extension DeviceService {
 
     /// Looks after what is with the device as long as something is.
     func armTick() {
-        guard !tickIsArmed, requestsInFlight > 0 || !cancels.isEmpty || !overdue.isEmpty else {
+        guard !tickIsArmed, !isQuiet, requestsInFlight > 0 || !cancels.isEmpty || !overdue.isEmpty
+        else {
             return
         }
         if tickTimer == nil {
@@ -174,7 +180,7 @@ extension DeviceService {
 
     private func tick() {
         tickIsArmed = false
-        guard let controller, failure == nil else { return }
+        guard let controller, failure == nil, !isQuiet else { return }
         // First of all: a device that is gone or has failed needs no ladder.
         if requestsInFlight > 0 || !overdue.isEmpty { checkHealth(controller) }
         guard failure == nil else { return }
@@ -269,7 +275,7 @@ extension DeviceService {
     /// everything is looked at.
     func afterAdminCommand() {
         soon { [weak self] in
-            guard let self, usableController != nil else { return }
+            guard let self, usableController != nil, !isQuiet else { return }
             takeAdminEvents()
             reap(Self.messageQueue)
             // Where a data queue shares the admin queue's interrupt.
@@ -279,7 +285,7 @@ extension DeviceService {
 
     /// Takes what the controller has said unasked.
     func takeAdminEvents() {
-        guard let controller, failure == nil else { return }
+        guard let controller, failure == nil, !isQuiet else { return }
         do throws(DriverError) {
             let events = try controller.pollAdmin()
             for event in events { act(on: event, controller) }

@@ -16,7 +16,7 @@ extension DeviceService {
     }
 
     private func askHealth() {
-        guard let controller = usableController else { return }
+        guard let controller = usableController, !isQuiet else { return }
         healthTimer?.arm(after: WorkerLimits.healthNanoseconds)
         do throws(DriverError) {
             try controller.requestHealth()

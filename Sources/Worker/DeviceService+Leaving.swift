@@ -22,6 +22,7 @@ extension DeviceService {
         guard controller != nil, failure == nil, lifecycle.state != .removed else { return }
         log.warning("\(reason): it is given back", id: .deviceRemoved)
         step(.remove, reason)
+        thaw(reason)
         // A worker that is leaving already lets go by itself.
         guard whenDrained == nil else { return }
         whenDrained = { [weak self] isIdle in self?.finishRelease(isIdle, reason) }
@@ -52,8 +53,11 @@ extension DeviceService {
         log.notice("has been given back", id: .deviceRemoved)
     }
 
-    /// Ends all requests without the device, then all sessions.
-    func endEverything(_ controller: NVMeController, _ error: WireError) {
+    /// Ends all requests without the device, then all sessions, with a reason of their own or the
+    /// same.
+    func endEverything(
+        _ controller: NVMeController, _ error: WireError, _ ending: WireError? = nil
+    ) {
         for index in 0..<controller.queueCount {
             unsafe controller.engine(index).pointee.abandon(status: 0) {
                 self.complete($0, failure: error, queue: index)
@@ -61,7 +65,7 @@ extension DeviceService {
         }
         for session in sessions.compactMap({ $0 }) {
             session.pending = [:]
-            end(session, error)
+            end(session, ending ?? error)
             dropRings(session)
             forgetStatistics(session)
             sessions[session.slot] = nil
@@ -82,6 +86,7 @@ extension DeviceService {
     /// Takes no more requests, lets those in flight finish, and calls `done`: whether all did in
     /// time.
     func drain(_ nanoseconds: UInt64, _ done: @escaping @Control (Bool) -> Void) {
+        thaw("the worker was asked to leave")
         step(.drain, "the worker was asked to leave")
         whenDrained = done
         freeze()
@@ -93,17 +98,18 @@ extension DeviceService {
     }
 
     /// Takes nothing more from rings.
-    private func freeze() {
+    func freeze() {
         for thread in threads { thread.setFrozen(true) }
         watchProgress()
     }
 
     /// Whether nothing is with the device.
-    private var isIdle: Bool { requestsInFlight == 0 && threadsAreIdle }
+    var isIdle: Bool { requestsInFlight == 0 && threadsAreIdle }
 
     /// Called whenever requests ended.
     func drainProgressed() {
         if whenDrained != nil, isIdle { finishDrain(true) }
+        if let servicing, !servicing.isQuiet, isIdle { servicing.drained.succeed(()) }
     }
 
     func finishDrain(_ complete: Bool) {

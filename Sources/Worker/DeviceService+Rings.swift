@@ -357,10 +357,10 @@ extension DeviceService {
 
     /// Whether something waits for the end of ring requests.
     private var waitsForProgress: Bool {
-        if lifecycle.state == .draining || lifecycle.state == .removed { return true }
+        if isFrozen || lifecycle.state == .removed { return true }
         return sessions.contains { session in
             guard let session else { return false }
-            return session.hasEnded && !session.rings.isEmpty
+            return session.hasEnded && (!session.rings.isEmpty || session.isOrphan)
                 || session.rings.values.contains { $0.isClosing }
                 || session.regions.values.contains { $0.unregisterRequestID != nil }
         }

@@ -15,6 +15,7 @@ extension DeviceService {
     func openSession(_ opening: OpenSession) throws(WireError) -> Session {
         settle()
         guard let controller = usableController else { throw unavailable() }
+        try checkServed()
         let namespace = try namespace(opening.nsid, controller, "open_session.nsid")
         guard opening.sessionID != 0 else {
             throw WireError(
@@ -46,6 +47,16 @@ extension DeviceService {
         counters.sessionsOpened += 1
         countSession(session)
         return session
+    }
+
+    /// Throws while the device is frozen. A device that was just restored is asked first who it is:
+    /// what it was is not what it has to be now.
+    private func checkServed() throws(WireError) {
+        guard servicing == nil else {
+            throw WireError(.busy, "the device is being saved; try again", device: name)
+        }
+        if isRestored { finishAdoption() }
+        guard usableController != nil else { throw unavailable() }
     }
 
     /// Above the slot a number that is not used again while anything could still name it; 0 names
@@ -128,6 +139,8 @@ extension DeviceService {
 
     /// A namespace, freshly identified.
     func freshNamespace(_ nsid: UInt32) throws(WireError) -> Wire.NamespaceInfo {
+        guard usableController != nil else { throw unavailable() }
+        try checkServed()
         guard let controller = usableController else { throw unavailable() }
         refreshNamespaces(controller, only: nsid)
         guard usableController != nil else { throw unavailable() }
@@ -196,7 +209,9 @@ extension DeviceService {
         // What a predecessor's sessions have with the device is not known before it is adopted.
         guard dyingSessions > 0, stalledSince == nil else { return }
         for session in sessions.compactMap({ $0 })
-        where session.hasEnded && session.pending.isEmpty && ringsAreIdle(session) {
+        where session.hasEnded && session.pending.isEmpty && ringsAreIdle(session)
+            && !hasOrphans(session)
+        {
             finish(session)
         }
     }
@@ -238,7 +253,8 @@ extension DeviceService {
         guard dyingSessions > 0 else { return false }
         return sessions.contains { other in
             guard let other, other !== session else { return false }
-            return other.hasEnded && (!other.pending.isEmpty || !other.rings.isEmpty)
+            return other.hasEnded
+                && (!other.pending.isEmpty || !other.rings.isEmpty || other.isOrphan)
                 && other.opening.nsid == session.opening.nsid
                 && other.opening.access == .readWrite
         }

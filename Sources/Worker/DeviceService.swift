@@ -43,6 +43,25 @@ struct DeviceEnvironment {
     var prepare: @Control (DeviceConfig, _ reset: Bool) async throws(DriverError) -> Void = {
         _, _ async throws(DriverError) in
     }
+    /// Gives the file of the configured pool, of so many bytes; nil: a memory file.
+    var poolFile: @Control (DeviceConfig, Int) throws(DriverError) -> OwnedFD? = {
+        _, _ throws(DriverError) in nil
+    }
+    /// Gives the file of the pool that a saved state of so many bytes tells of.
+    var savedPool: @Control (DeviceConfig, UInt64) throws(DriverError) -> OwnedFD = {
+        _, _ throws(DriverError) in throw .notAdoptable("there is no pool")
+    }
+    /// Connects to a device that works on although nobody has anything of it.
+    var reconnect: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking = {
+        _ throws(DriverError) in throw .notAdoptable("there is no device")
+    }
+    /// Keeps the device that `reconnect` gave, with its pool and its interrupts, as a predecessor
+    /// would have left it: `adopt` finds it.
+    var keepReconnected: @Control (consuming OwnedFD, [CInt]) throws(DriverError) -> Void = {
+        _, _ throws(DriverError) in
+    }
+    /// Keeps another state area.
+    var replaceState: @Control (borrowing OwnedFD) -> Void = { _ in }
     /// Called when the device has been brought up.
     var started: @Control (DeviceConfig) async -> Void = { _ in }
     /// Keeps the device, its pool and its interrupts for a successor, before the controller may use
@@ -83,7 +102,7 @@ final class DeviceService {
     /// Hears what happens.
     weak var observer: (any DeviceObserver)?
     /// Rises with each worker that takes the state area over.
-    let generation: UInt64
+    var generation: UInt64
     private(set) var lifecycle = Lifecycle(nowNanoseconds: MonotonicClock.nowNanoseconds)
     /// The state area while no controller has it.
     var idleState: StateArea?
@@ -119,6 +138,12 @@ final class DeviceService {
     var lastPauseNanoseconds: UInt64?
     /// Why this worker had to reset the controller that it found; empty: it had not.
     var resetReason = ""
+    /// A save that is under way.
+    var servicing: Servicing?
+    /// The controller was taken over as a saved state has it.
+    var isRestored = false
+    /// Why the saved state that came was of no use; empty: there was none, or it was used.
+    var coldReason = ""
     /// The adopted controller's admin queue is silent until a client has got a completion.
     var adoptionIsOpen = false
     var adoptionTimer: Timer?
@@ -210,7 +235,13 @@ final class DeviceService {
     /// configuration.
     ///
     /// The loop goes on while the device is opened; bring-up itself blocks.
-    func load(_ config: DeviceConfig) async throws(WireError) -> DeviceReady {
+    ///
+    /// With `saved`, the section of a saved state, the controller is taken over, or else started
+    /// cold.
+    func load(
+        _ config: DeviceConfig, saved: HeldDescriptor? = nil
+    ) async throws(WireError) -> DeviceReady {
+        if saved != nil, controller?.wasAdopted == true { isRestored = true }
         if let ready, let known = self.config {
             guard known == config else {
                 throw WireError(
@@ -224,6 +255,8 @@ final class DeviceService {
         if let ready, config == self.config { return ready }
         if !isFruitful { try countStart() }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
+        (isRestored, coldReason) = (false, "")
+        if let saved, await restore(config, saved), let ready { return ready }
         do throws(DriverError) {
             try await bringUp(config)
         } catch {
@@ -311,6 +344,9 @@ final class DeviceService {
         let device = try environment.open(config)
         let controller = try NVMeController(
             device: device, options: options(config), state: try takeState())
+        controller.poolFile = { [environment] byteCount throws(DriverError) in
+            try environment.poolFile(config, byteCount)
+        }
         do throws(DriverError) {
             let keepsSessions = try start(controller)
             try use(controller, config, adopting: keepsSessions)
@@ -471,6 +507,8 @@ final class DeviceService {
         continuity.lastPauseNanoseconds = lastPauseNanoseconds
         ready.continuity = continuity
         ready.resetReason = resetReason
+        ready.restored = isRestored
+        ready.coldReason = coldReason
         return ready
     }
 
@@ -543,7 +581,7 @@ final class DeviceService {
     }
 
     private func interrupted(_ raw: CInt) {
-        guard let controller, failure == nil else { return }
+        guard let controller, failure == nil, !isQuiet else { return }
         counters.interrupts += 1
         if raw == controller.adminInterrupt { takeAdminEvents() }
         if interruptCounts.indices.contains(Self.messageQueue) {
@@ -571,7 +609,12 @@ final class DeviceService {
     /// Notes that an operation failed; when that means the device has failed, it is taken out of
     /// service.
     func note(_ error: DriverError) {
-        guard error.isFatal, failure == nil, controller != nil else { return }
+        if error.isFatal { giveUp(error) }
+    }
+
+    /// Notes that the device cannot be used any more; it is taken out of service.
+    func giveUp(_ error: DriverError) {
+        guard failure == nil, controller != nil else { return }
         failure = error
         counters.faults += 1
         soon { [weak self] in self?.fail() }
@@ -599,6 +642,7 @@ final class DeviceService {
         log.error(
             "\(isRemoved ? "removed" : "failed"): \(failure)",
             id: isRemoved ? .deviceRemoved : failure.failureEvent)
+        thaw("\(failure)")
         unwatch()
         stopThreads()
         // First of all the device must stop touching memory that others will get.

@@ -137,6 +137,9 @@ final class Session {
     var inlineReadBytes = 0
     /// Why it waits; nil when it does not.
     var waits: WaitReason?
+    /// It was over before this process had it: which commands with the device are its own only they
+    /// tell, in whatever queue.
+    var isOrphan = false
     /// It is over; what is in flight still has to end.
     var hasEnded = false
 

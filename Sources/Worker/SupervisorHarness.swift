@@ -28,6 +28,10 @@ final class SupervisorHarness: DeviceObserver {
         _, done in done()
     }
 
+    /// Called for Shutdown of a device whose saved state is durable, with what to do when its reply
+    /// can be sent.
+    var leaveSaved: @Control (_ done: @escaping @Control () -> Void) -> Void = { done in done() }
+
     /// Connections accepted in one turn of the loop.
     private static let acceptsPerTurn = 16
 
@@ -100,6 +104,8 @@ final class SupervisorHarness: DeviceObserver {
         source = nil
         channel?.end()
         channel = nil
+        // Nobody is left who could say what follows.
+        service.thaw("the supervisor's connection ended")
     }
 
     // MARK: Messages
@@ -129,14 +135,17 @@ final class SupervisorHarness: DeviceObserver {
             case .rejected(let rejection):
                 try channel.send(error: rejection.error, to: rejection.requestID)
                 if rejection.endsConnection { throw .closed }
-            case .message(let message):
-                try handle(message.envelope, channel)
+            case .message(var message):
+                var held: HeldDescriptor?
+                if let fd = message.fds.take(0) { held = HeldDescriptor(fd) }
+                try handle(message.envelope, held, channel)
             }
         }
     }
 
     private func handle(
-        _ envelope: Envelope<WorkerProtocol>, _ channel: Channel<WorkerProtocol>
+        _ envelope: Envelope<WorkerProtocol>, _ fd: HeldDescriptor?,
+        _ channel: Channel<WorkerProtocol>
     ) throws(ChannelError) {
         guard case .request(let request) = envelope.content else { return }
         let id = envelope.requestID
@@ -155,7 +164,7 @@ final class SupervisorHarness: DeviceObserver {
                     field: "deadline_ns"), to: id)
         }
         do throws(WireError) {
-            try answer(request, id, channel)
+            try answer(request, id, fd, channel)
         } catch {
             var error = error
             error.device = error.device ?? service.name
@@ -164,12 +173,14 @@ final class SupervisorHarness: DeviceObserver {
     }
 
     private func answer(
-        _ request: WorkerRequest, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+        _ request: WorkerRequest, _ id: UInt64, _ fd: HeldDescriptor?,
+        _ channel: Channel<WorkerProtocol>
     ) throws(WireError) {
         switch request {
-        case .loadDriver(let config, _):
+        case .loadDriver(let config, let isSaved):
             try checkName(config)
-            service.loop.task { [weak self] in await self?.load(config, id, channel) }
+            let saved = isSaved ? fd : nil
+            service.loop.task { [weak self] in await self?.load(config, saved, id, channel) }
         case .getDevice: reply(.device(device()), id, channel)
         case .getNamespace(let nsid):
             reply(.namespace(try service.freshNamespace(nsid)), id, channel)
@@ -190,30 +201,56 @@ final class SupervisorHarness: DeviceObserver {
                 throw WireError(.resourceExhausted, "there is no memory for statistics")
             }
             reply(.statistics(byteCount: memory.byteCount), id, channel, fds: [memory.raw])
-        case .shutdown(_, saved: true), .save:
-            throw WireError(.notSupported, "this worker does not save", device: service.name)
-        case .thaw: reply(.done, id, channel)
+        case .save(let save):
+            service.loop.task { [weak self] in await self?.save(save, id, channel) }
+        case .thaw:
+            service.thaw("asked for by the supervisor")
+            reply(.done, id, channel)
+        case .shutdown(_, saved: true):
+            try service.commit()
+            leaveSaved { [weak self] in self?.reply(.done, id, channel) }
         case .shutdown(let doNotReset, _):
             shutDown(doNotReset) { [weak self] in self?.reply(.done, id, channel) }
         }
     }
 
     private func load(
-        _ config: DeviceConfig, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+        _ config: DeviceConfig, _ saved: HeldDescriptor?, _ id: UInt64,
+        _ channel: Channel<WorkerProtocol>
     ) async {
         do throws(WireError) {
-            var ready = try await service.load(config)
+            var ready = try await service.load(config, saved: saved)
             let fds = service.environment.watched()
             ready.descriptorCount = UInt32(fds.count)
             reply(.deviceReady(ready), id, channel, fds: fds)
         } catch {
-            guard channel === self.channel else { return }
-            var error = error
-            error.device = error.device ?? service.name
-            do throws(ChannelError) {
-                try channel.send(error: error, to: id)
-                watchOutput()
-            } catch { disconnect() }
+            refuse(error, id, channel)
+        }
+    }
+
+    private func refuse(_ error: WireError, _ id: UInt64, _ channel: Channel<WorkerProtocol>) {
+        guard channel === self.channel else { return }
+        var error = error
+        error.device = error.device ?? service.name
+        do throws(ChannelError) {
+            try channel.send(error: error, to: id)
+            watchOutput()
+        } catch { disconnect() }
+    }
+
+    private func save(
+        _ save: SaveDevice, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+    ) async {
+        do throws(WireError) {
+            let saved = try await service.save(save)
+            // Whoever asked is gone, and its end came before there was anything to thaw.
+            guard channel === self.channel else {
+                return service.thaw("the supervisor's connection ended")
+            }
+            reply(.saved(saved.summary), id, channel, fds: [saved.file.raw])
+            CrashPoint.hit(.saveAnswered)
+        } catch {
+            refuse(error, id, channel)
         }
     }
 

@@ -66,6 +66,14 @@ enum WorkerLimits {
     static let drainNanoseconds: UInt64 = 10_000_000_000
     /// How long they may take when a successor goes on with them anyway: clients wait meanwhile.
     static let restartNanoseconds: UInt64 = 500_000_000
+    /// How long commands may take to end when a device is saved that cannot carry them over, at
+    /// most: nobody is served meanwhile.
+    static let longestDrainNanoseconds: UInt64 = 120_000_000_000
+    /// How long a device stays frozen that nobody says anything about: as long as the slowest of
+    /// all devices may take, and the disk that the state is written to.
+    static let leaseNanoseconds: UInt64 = 60_000_000_000
+    /// The most that a supervisor may ask for: what clients wait for a reset.
+    static let longestLeaseNanoseconds: UInt64 = 300_000_000_000
     /// How long sessions may be without service before they are told.
     static let stallNanoseconds: UInt64 = 1_000_000_000
     /// How long they may be without service before they end, unless NVMED_SESSION_STALL_MS says

@@ -172,6 +172,7 @@ final class WorkerProcess {
             keep: { controller in keeper.keep(controller) },
             forget: { keeper.forget() },
             watched: { keeper.watched })
+        Self.connectServicing(&environment, keeper, store, log)
         environment.guestMemory = { config throws(WireError) in try keeper.guestMemory(config) }
         if let limit = Program.environment("NVMED_SESSION_STALL_MS").flatMap({ UInt64($0) }) {
             environment.stallLimitNanoseconds = limit &* 1_000_000
@@ -186,6 +187,25 @@ final class WorkerProcess {
         harness.shutDown = { [weak self] doNotReset, done in
             self?.shutDown(doNotReset: doNotReset, done)
         }
+        harness.leaveSaved = { [weak self] done in self?.leaveSaved(done) }
+    }
+
+    /// What a device needs that may be saved and restored.
+    private static func connectServicing(
+        _ environment: inout DeviceEnvironment, _ keeper: DeviceKeeper, _ store: FDStore,
+        _ log: Log
+    ) {
+        environment.poolFile = { config, byteCount throws(DriverError) in
+            try keeper.poolFile(config, byteCount)
+        }
+        environment.savedPool = { config, byteCount throws(DriverError) in
+            try keeper.savedPool(config, byteCount)
+        }
+        environment.reconnect = { config throws(DriverError) in try keeper.reconnect(config) }
+        environment.keepReconnected = { pool, interrupts throws(DriverError) in
+            try keeper.keepReconnected(pool: pool, interrupts: interrupts)
+        }
+        environment.replaceState = { fd in replace("state", fd, store, log) }
     }
 
     /// Connects to a device of a configuration.
@@ -193,7 +213,8 @@ final class WorkerProcess {
         _ config: DeviceConfig, _ name: String, _ keeper: DeviceKeeper, _ pause: PauseWatch
     ) throws(DriverError) -> any DeviceBacking {
         switch config.transport {
-        case .vfioUser(let path): return WatchedDevice(try keeper.connect(path), pause)
+        case .vfioUser(let path):
+            return WatchedDevice(try keeper.connect(path, keepsState: config.keepAlive), pause)
         case .pci: return WatchedDevice(try keeper.open(), pause)
         case .null:
             do throws(VFIOError) {
@@ -300,6 +321,31 @@ final class WorkerProcess {
                 return exit(Self.keptCode)
             }
             forget(done)
+        }
+    }
+
+    /// The device goes on by itself: its state is durable. First nobody can take over from here any
+    /// more, then the sessions end, then the device is closed as it is.
+    private func leaveSaved(_ done: @escaping @Control () -> Void) {
+        guard !isLeaving else { return }
+        isLeaving = true
+        _ = try? notifier.stopping()
+        service.loop.task { [weak self, store, log, service] in
+            do {
+                try store.remove("state")
+                try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
+            } catch {
+                log.warning(
+                    "the manager has not confirmed that it forgets the state: \(error); "
+                        + "continuing", id: .storeFailed)
+            }
+            CrashPoint.hit(.saveForgotten)
+            service.leaveSaved()
+            self?.forget {
+                CrashPoint.hit(.saveClosed)
+                log.notice("the device goes on by itself")
+                done()
+            }
         }
     }
 
