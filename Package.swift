@@ -95,7 +95,9 @@ let package = Package(
                 "NVMeDriver", "NVMeSpec", "NullDevice", "VFIO", "DMA", "Wire", "Systemd", "Linux",
                 "CLinux", "CVersion", "SavedState",
             ], exclude: ["CRASHES.md"]),
-        module("Supervisor", ["Wire", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
+        module(
+            "Supervisor",
+            ["Wire", "SavedState", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
         module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
         module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing", "CStatistics"]),
 
@@ -144,8 +146,8 @@ let package = Package(
         tests(
             "SupervisorTests",
             [
-                "FakeSystemd", "TestSupport", "Supervisor", "DiskConfig", "Wire", "Systemd",
-                "Linux",
+                "FakeSystemd", "TestSupport", "Supervisor", "SavedState", "DiskConfig", "Wire",
+                "Systemd", "Linux",
             ]),
         tests(
             "NVMeEmulatorTests",

@@ -2390,7 +2390,7 @@ const ProtobufCEnumDescriptor nvmed__v1__servicing_phase__descriptor =
   nvmed__v1__servicing_phase__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCEnumValue nvmed__v1__servicing_step__enum_values_by_number[12] =
+static const ProtobufCEnumValue nvmed__v1__servicing_step__enum_values_by_number[13] =
 {
   { "SERVICING_STEP_UNSPECIFIED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_UNSPECIFIED", 0 },
   { "SERVICING_STEP_WAITING", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_WAITING", 1 },
@@ -2404,11 +2404,12 @@ static const ProtobufCEnumValue nvmed__v1__servicing_step__enum_values_by_number
   { "SERVICING_STEP_RESTORED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_RESTORED", 9 },
   { "SERVICING_STEP_GONE", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_GONE", 10 },
   { "SERVICING_STEP_FAILED", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_FAILED", 11 },
+  { "SERVICING_STEP_NOT_KEPT", "NVMED__V1__SERVICING_STEP__SERVICING_STEP_NOT_KEPT", 12 },
 };
 static const ProtobufCIntRange nvmed__v1__servicing_step__value_ranges[] = {
-{0, 0},{0, 12}
+{0, 0},{0, 13}
 };
-static const ProtobufCEnumValueIndex nvmed__v1__servicing_step__enum_values_by_name[12] =
+static const ProtobufCEnumValueIndex nvmed__v1__servicing_step__enum_values_by_name[13] =
 {
   { "SERVICING_STEP_COLD", 6 },
   { "SERVICING_STEP_ENDING", 4 },
@@ -2416,6 +2417,7 @@ static const ProtobufCEnumValueIndex nvmed__v1__servicing_step__enum_values_by_n
   { "SERVICING_STEP_FREEZING", 2 },
   { "SERVICING_STEP_FROZEN", 3 },
   { "SERVICING_STEP_GONE", 10 },
+  { "SERVICING_STEP_NOT_KEPT", 12 },
   { "SERVICING_STEP_RESTORED", 9 },
   { "SERVICING_STEP_RESTORING", 8 },
   { "SERVICING_STEP_SAVED", 5 },
@@ -2430,9 +2432,9 @@ const ProtobufCEnumDescriptor nvmed__v1__servicing_step__descriptor =
   "ServicingStep",
   "Nvmed__V1__ServicingStep",
   "nvmed.v1",
-  12,
+  13,
   nvmed__v1__servicing_step__enum_values_by_number,
-  12,
+  13,
   nvmed__v1__servicing_step__enum_values_by_name,
   1,
   nvmed__v1__servicing_step__value_ranges,

@@ -27,6 +27,14 @@ public struct ConfiguredDevice: Sendable, Hashable {
     public var maxTransferByteCount: UInt64?
     /// `Pool=`: bytes of the DMA pool.
     public var poolByteCount: UInt64?
+    /// `Pool=`: what the DMA pool lies in. What the file does not say, `[Supervisor]` does.
+    public var poolBacking: ConfiguredPoolBacking?
+    /// `PoolPath=`: the pool's file, or the node of a DAX device; nil: memory of the worker. What
+    /// the file does not say, `[Supervisor]` does, or it is the standard place.
+    public var poolPath: String?
+    /// `NVMeKeepAlive=`: the controller keeps running when everything above it is stopped. What the
+    /// file does not say, `[Supervisor]` does; nil: no.
+    public var keepsAlive: Bool?
     /// `IOTimeoutSec=`.
     public var ioTimeoutMilliseconds: UInt32?
     /// `AdminTimeoutSec=`.
@@ -183,6 +191,14 @@ public struct SupervisorSettings: Sendable, Hashable {
     public var iommu: ConfiguredIOMMU?
     /// `nvme_always_flr=`: for PCI devices whose file does not say it.
     public var alwaysResets: Bool?
+    /// `NVMeKeepAlive=`: for devices whose file does not say it.
+    public var keepsAlive: Bool?
+    /// `Pool=`: for devices whose file does not say it; never a DAX device.
+    public var poolBacking: ConfiguredPoolBacking?
+    /// `PoolPath=`: the directory of the pools, with `/` at the end.
+    public var poolPath: String?
+    /// Where its main file is; nil: there is none.
+    public var location: ConfigLocation?
     /// The defaults.
     public init() {}
 }

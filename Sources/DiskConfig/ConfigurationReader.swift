@@ -176,7 +176,7 @@ struct ConfigurationReader {
             unit,
             known: [
                 "Socket", "SocketMode", "MaxSessions", "AdminUser", "AdminGroup", "nvme_vfio",
-                "IOMMU", "nvme_always_flr",
+                "IOMMU", "nvme_always_flr", "NVMeKeepAlive", "Pool", "PoolPath",
             ])
         var settings = SupervisorSettings()
         settings.socketPath = Self.socketPath(&keys)
@@ -189,6 +189,10 @@ struct ConfigurationReader {
         settings.usesVFIO = keys.boolean("nvme_vfio")
         settings.iommu = Self.iommu(&keys)
         settings.alwaysResets = keys.boolean("nvme_always_flr")
+        settings.keepsAlive = keys.boolean("NVMeKeepAlive")
+        settings.poolBacking = keys.commonPool()
+        settings.poolPath = keys.commonPoolPath()
+        settings.location = unit.location
         if settle(unit, keys) { configuration.supervisor = settings }
     }
 
@@ -209,6 +213,7 @@ struct ConfigurationReader {
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
                 "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio", "IOMMU", "nvme_always_flr",
                 "InterruptAffinity", "Spin", "DataAffinity", "GuestMemory", "Size", "BlockSize",
+                "NVMeKeepAlive", "PoolPath",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -216,7 +221,11 @@ struct ConfigurationReader {
         device.queueCount = keys.number("Queues", 1...1024)
         device.queueDepth = keys.number("QueueDepth", 2...65_536)
         device.maxTransferByteCount = keys.byteCount("MaxTransfer", 4096...(1 << 30))
-        device.poolByteCount = keys.byteCount("Pool", (1 << 20)...(1 << 40))
+        let pool = keys.pool()
+        device.poolByteCount = pool.byteCount
+        device.poolBacking = pool.backing
+        device.poolPath = keys.poolPath()
+        device.keepsAlive = keys.boolean("NVMeKeepAlive")
         device.ioTimeoutMilliseconds = keys.milliseconds("IOTimeoutSec")
         device.adminTimeoutMilliseconds = keys.milliseconds("AdminTimeoutSec")
         if let usesVFIO = keys.boolean("nvme_vfio") {
@@ -383,6 +392,9 @@ struct ConfigurationReader {
             configuration.devices[index].alwaysResets =
                 configuration.devices[index].alwaysResets ?? supervisor.alwaysResets
         }
+        var pools = PoolResolution()
+        configuration.devices = pools.resolve(configuration.devices, configuration.supervisor)
+        problems += pools.problems
         if configuration.supervisor.usesVFIO == false {
             for index in configuration.devices.indices
             where undecided.contains(configuration.devices[index].name) {

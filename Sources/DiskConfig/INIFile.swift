@@ -18,6 +18,8 @@ public enum ConfigLimits {
     public static let problemCount = 256
     /// The most bytes of a device's or disk's name.
     public static let nameByteCount = 64
+    /// The most bytes of a path: PATH_MAX of Linux with its NUL is 4096.
+    public static let pathByteCount = 4095
 }
 
 /// The assignments of one file, in order.

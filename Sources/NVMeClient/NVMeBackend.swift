@@ -20,7 +20,7 @@ public final class NVMeBackend {
 
     /// The path of the socket.
     public let path: String
-    private var channel: Channel<SupervisorProtocol>
+    private(set) var channel: Channel<SupervisorProtocol>
     let buffer: MessageBuffer
 
     private init(path: String) throws(ClientError) {
@@ -196,7 +196,7 @@ public final class NVMeBackend {
 
     // MARK: Calls
 
-    private func done(_ request: SupervisorRequest, _ deadline: UInt64?) throws(ClientError) {
+    func done(_ request: SupervisorRequest, _ deadline: UInt64?) throws(ClientError) {
         let (reply, _) = try call(request, deadline)
         guard case .done = reply else {
             throw .protocolViolation("the supervisor answered something else than Done")
@@ -219,13 +219,26 @@ public final class NVMeBackend {
         throw .protocolViolation("the list has no end")
     }
 
-    private func call(
+    func call(
         _ request: SupervisorRequest, _ deadline: UInt64?
     ) throws(ClientError) -> (SupervisorReply, FDBox) {
         let deadline = deadline ?? Deadline.after(milliseconds: Self.defaultTimeoutMilliseconds)
+        return try finish(try begin(request, deadline), deadline)
+    }
+
+    /// Sends a request; its id.
+    func begin(_ request: SupervisorRequest, _ deadline: UInt64) throws(ClientError) -> UInt64 {
+        do throws(ChannelError) {
+            return try channel.send(request: request, deadlineNanoseconds: deadline)
+        } catch { throw ClientError(error) }
+    }
+
+    /// Waits for the reply to a request.
+    func finish(
+        _ id: UInt64, _ deadline: UInt64
+    ) throws(ClientError) -> (SupervisorReply, FDBox) {
         let answer: (Content<SupervisorProtocol>, FDBox)
         do throws(ChannelError) {
-            let id = try channel.send(request: request, deadlineNanoseconds: deadline)
             answer = try self.answer(id, Deadline.withGrace(deadline))
         } catch { throw ClientError(error) }
         switch answer.0 {

@@ -198,8 +198,23 @@ final class Client {
             try await service.shutdown(caller)
             return Answer(.done)
         case .servicingSave, .servicingCancel, .servicingRestore, .getServicing:
-            throw WireError(.notSupported, "this version does not save")
+            return try await performServicing(request, caller)
         }
+    }
+
+    private func performServicing(
+        _ request: SupervisorRequest, _ caller: Caller
+    ) async throws(WireError) -> Answer {
+        switch request {
+        case .servicingSave(let deadline, let allOrNothing):
+            try await service.save(deadline: deadline, allOrNothing: allOrNothing, caller)
+        case .servicingCancel: try await service.cancelSave(caller)
+        case .servicingRestore: try await service.restore(caller)
+        case .getServicing(let after):
+            return Answer(.servicing(service.servicing.status(after: after)))
+        default: break
+        }
+        return Answer(.done)
     }
 
     // MARK: Ending

@@ -43,6 +43,9 @@ final class Device {
     /// Why an operator took the device away for now; nil: nobody did.
     var released: String?
 
+    /// Freezing, saving and restoring.
+    var servicing = DeviceServicing()
+
     private var backOff: Timer?
     private var load: Task<Void, Never>?
     /// The hold on a PCI device.
@@ -80,7 +83,7 @@ final class Device {
     var state: DeviceLifecycle.State { lifecycle.state }
 
     /// Why the device is not to be used, if so.
-    private var withheld: String? { leftToKernel ?? released }
+    var withheld: String? { leftToKernel ?? released }
 
     /// Brings the device up again; an operator wants it.
     func retry() throws(WireError) {
@@ -89,6 +92,7 @@ final class Device {
                 .notSupported, "device \(name): \(leftToKernel); change that and reload",
                 device: name, field: "nvme_vfio")
         }
+        try refuseIfSaved()
         released = nil
         post(.retry)
     }
@@ -123,9 +127,7 @@ final class Device {
         case .recovering: log.warning(text, id: .deviceRecovering)
         case .absent, .starting, .ready, .draining: log.info(text, id: .deviceState)
         }
-        let waiting = waiting
-        self.waiting = []
-        for one in waiting { one.succeed(()) }
+        tellChange()
     }
 
     // MARK: Loading
@@ -216,7 +218,9 @@ final class Device {
         }
         // It has nothing of a predecessor, and will open the device, which nobody else may hold.
         if found.state == .absent { letGoOfHardware() }
-        let (ready, fds) = try await link.loadDriver(config, deadline)
+        let saved = try sectionToSend()
+        let (ready, fds) = try await link.loadDriver(config, saved: saved, deadline)
+        if saved != nil { servicing.tookSection(ready) }
         found.ready = ready
         found.state = .ready
         return (found, fds)
@@ -247,6 +251,7 @@ final class Device {
     }
 
     private func learn(_ found: WorkerDevice, _ sessions: [SessionInfo]) {
+        servicing.settle()
         let isSuccessor = workerPID != nil && workerPID != found.workerPID
         if isSuccessor { restarts &+= 1 }
         workerPID = found.workerPID
@@ -392,7 +397,7 @@ final class Device {
     private func lost(_ reason: String) {
         link = nil
         // While we stop it ourselves, its unit's end is what counts.
-        let isEnd = isLeaving && lifecycle.state != .draining
+        let isEnd = (isLeaving || servicing.isSaved) && lifecycle.state != .draining
         isLeaving = false
         tellState()
         if isEnd {
@@ -411,10 +416,15 @@ final class Device {
             throw WireError(
                 .deviceFailed, "device \(name) is not used by nvmed: \(withheld)", device: name)
         }
+        try refuseIfSaved()
         post(.wanted)
         // Each turn waits for a change of state, which the table bounds.
         while true {
             switch lifecycle.state {
+            case .ready where servicing.isFrozen:
+                // It goes on soon, or ends.
+                try await nextChange(deadline, "device \(name) is being saved")
+                try refuseIfSaved()
             case .ready: return
             case .retrying, .failed: throw failure()
             case .removed:
@@ -432,7 +442,22 @@ final class Device {
         }
     }
 
-    private func failure() -> WireError {
+    /// Waits until the state changes, or what else holds everybody up.
+    func nextChange(_ deadline: UInt64, _ what: String) async throws(WireError) {
+        let change = OneShot<Void>()
+        waiting.append(change)
+        try await change.wait(until: deadline, what)
+    }
+
+    /// Tells those who wait that there is something to look at.
+    func tellChange() {
+        let waiting = waiting
+        self.waiting = []
+        for one in waiting { one.succeed(()) }
+    }
+
+    /// Why it cannot be used now.
+    func failure() -> WireError {
         let next =
             lifecycle.state == .retrying
             ? "it is tried again by itself" : "the next open tries again"
@@ -495,6 +520,24 @@ final class Device {
         post(.stopped)
     }
 
+    /// The connection is given up, and with it whatever the worker holds for it; it is made anew.
+    func reconnect(_ reason: String) {
+        guard let link else { return }
+        link.close()
+        lost(reason)
+    }
+
+    /// The worker has ended in order, or does so without being waited for.
+    func hasEnded() {
+        link?.close()
+        link = nil
+        isLeaving = false
+        forgetSessions()
+        workerPID = nil
+        lostNanoseconds = nil
+        post(.stopped)
+    }
+
     /// Ends the worker in order and waits until it has ended.
     func stop() async {
         await waitForSuccessor()
@@ -529,7 +572,8 @@ final class Device {
     /// The device as clients see it.
     var info: DeviceInfo {
         var info = DeviceInfo(name: name, state: lifecycle.told)
-        info.reason = withheld ?? lifecycle.reason
+        info.reason =
+            withheld ?? (servicing.isSaved ? "saved for servicing" : lifecycle.reason)
         info.attempts = lifecycle.attempts
         info.sinceNanoseconds = lifecycle.sinceNanoseconds
         info.transport = config.transport.told

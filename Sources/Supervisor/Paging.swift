@@ -56,6 +56,10 @@ enum Paging {
         160 + continuityCost + session.disk.utf8.count + session.device.utf8.count
     }
 
+    static func cost(_ device: ServicingDevice) -> Int {
+        64 + device.name.utf8.count + min(device.reason.utf8.count, WireLimits.textByteCount)
+    }
+
     static func cost(_ entry: InspectEntry) -> Int {
         12 + entry.path.utf8.count + entry.value.utf8.count
     }

@@ -54,6 +54,9 @@ extension DeviceConfig {
         queueDepth = device.queueDepth
         maxTransferByteCount = device.maxTransferByteCount
         poolByteCount = device.poolByteCount
+        poolBacking = device.poolBacking.map(PoolBacking.init)
+        poolPath = device.poolPath
+        keepAlive = device.keepsAlive ?? false
         ioTimeoutMilliseconds = device.ioTimeoutMilliseconds
         adminTimeoutMilliseconds = device.adminTimeoutMilliseconds
         switch device.iommu {
@@ -70,6 +73,19 @@ extension DeviceConfig {
         spinNanoseconds = device.spinNanoseconds
         dataAffinity = Array(device.dataAffinity.prefix(WireLimits.processorCount))
         guestMemory = device.guestMemory.map { GuestMemoryPlace(path: $0.path, ranges: $0.ranges) }
+    }
+}
+
+extension PoolBacking {
+    /// What a pool lies in, as its worker is told of it.
+    init(_ backing: ConfiguredPoolBacking) {
+        self =
+            switch backing {
+            case .memfd: .memfd
+            case .hugetlb: .hugetlb
+            case .file: .file
+            case .dax: .dax
+            }
     }
 }
 

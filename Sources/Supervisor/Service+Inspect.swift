@@ -58,6 +58,7 @@ extension Service {
             InspectEntry("supervisor/devices", "\(devices.count)"),
             InspectEntry("supervisor/disks", "\(disks.count)"),
             InspectEntry("supervisor/stopping", "\(isStopping)"),
+            InspectEntry("supervisor/servicing", "\(servicing.machine.state)"),
         ]
         for device in sortedDevices { entries += Self.ownEntries(device) }
         for disk in disks.values {

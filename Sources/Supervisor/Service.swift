@@ -36,15 +36,22 @@ final class Service {
     /// No more requests are taken.
     private(set) var isStopping = false
     private var lastSessionID: UInt64
-    private var isReloading = false
+    private(set) var isReloading = false
+    /// Saves and restores all devices.
+    private(set) lazy var servicing = Servicing(self, file: savedState, host: host, log: log)
+    private let savedState: SavedStateFile
+    private let host: HostIdentity
 
     /// An empty registry; ``reload()`` fills it.
     init(
-        units: any WorkerUnits, ownUID: UInt32, log: Log,
+        units: any WorkerUnits, ownUID: UInt32, savedState: SavedStateFile,
+        host: HostIdentity = .current, log: Log,
         readPlan: @escaping @Control () throws(WireError) -> Plan
     ) {
         self.units = units
         self.ownUID = ownUID
+        self.savedState = savedState
+        self.host = host
         self.log = log
         self.readPlan = readPlan
         // Ids are never used twice: a supervisor that was restarted begins above those of the one
@@ -63,6 +70,7 @@ final class Service {
     /// Takes the configuration in at start: the registry is rebuilt from the workers that run.
     func start() async throws(WireError) -> [String] {
         let warnings = try await reload()
+        await servicing.restoreAtStart()
         await forEachDevice { await $0.adopt() }
         return warnings
     }
@@ -72,6 +80,7 @@ final class Service {
         guard !isReloading else {
             throw WireError(.busy, "the configuration is being read already; try again")
         }
+        try servicing.requireRest("reading the configuration")
         isReloading = true
         defer { isReloading = false }
         let plan = try readPlan()
@@ -332,6 +341,7 @@ final class Service {
         try requireOperator("release a device", caller)
         let device = try device(name, field: "release_device.name")
         guard !undo else { return device.released = nil }
+        try servicing.requireRest("releasing device \(device.name)")
         let reason = reason.isEmpty ? "released by an operator" : reason
         // First, so that no client has it started again meanwhile.
         device.released = reason
@@ -362,10 +372,11 @@ final class Service {
     /// Stops all devices in order; afterwards nothing is taken any more.
     func stopAll() async {
         isStopping = true
+        await servicing.standDown()
         await forEachDevice { await $0.stop() }
     }
 
-    private func requireOperator(_ what: String, _ caller: Caller) throws(WireError) {
+    func requireOperator(_ what: String, _ caller: Caller) throws(WireError) {
         guard isOperator(caller) else {
             throw notOperator(what, caller)
         }

@@ -51,6 +51,19 @@ enum SupervisorLimits {
     static let removalNanoseconds: UInt64 = 2_000_000_000
     /// How long an exclusive open waits for a session that its client has just closed.
     static let closingSessionNanoseconds: UInt64 = 500_000_000
+    /// A save without a deadline of its own.
+    static let saveNanoseconds: UInt64 = 30_000_000_000
+    /// Of a save's time, what is kept for writing down: a disk that is busy takes that long to have
+    /// some MiB for certain. A quarter of a shorter time.
+    static let commitNanoseconds: UInt64 = 2_000_000_000
+    /// How long a frozen device waits beyond the save's deadline for the word that it is durable:
+    /// whoever hangs longer than that must not keep everybody's I/O.
+    static let leaseNanoseconds: UInt64 = 10_000_000_000
+    /// How long a worker may take to let its device go on before its connection is closed, which
+    /// it cannot overlook.
+    static let thawNanoseconds: UInt64 = 5_000_000_000
+    /// How long one wait for a device that is being restored lasts; then the next one begins.
+    static let restoreTurnNanoseconds: UInt64 = 600_000_000_000
     /// How long a client may leave its replies unread while more wait: it has stopped reading.
     static let unreadNanoseconds: UInt64 = 5_000_000_000
     /// How long accepting pauses when the descriptor table is full.

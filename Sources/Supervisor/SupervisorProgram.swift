@@ -20,10 +20,19 @@ public enum SupervisorProgram {
         public var socketPath: String?
         /// The worker's program; nil: beside this one.
         public var workerPath: String?
+        /// What outlives a full stop is in this directory; nil: what systemd says
+        /// ($STATE_DIRECTORY), or the runtime directory.
+        public var stateDirectory: String?
         /// SIGTERM ends the workers too, in order: nobody else would.
         public var endsWorkers = false
         /// The defaults.
         public init() {}
+
+        /// Where saved state is.
+        var state: String {
+            let given = Program.environment("STATE_DIRECTORY")?.split(separator: ":").first
+            return stateDirectory ?? given.map(String.init) ?? runtimeDirectory
+        }
 
         /// Where the public socket is.
         func socket(_ settings: SupervisorSettings) -> String {
@@ -64,6 +73,7 @@ public enum SupervisorProgram {
         }
         let settings = ConfigurationFiles.read(options.configDirectories).supervisor
         var arguments = ["--runtime", options.runtimeDirectory, "--end-workers"]
+        if let directory = options.stateDirectory { arguments += ["--state", directory] }
         if options.configDirectories != ConfigurationFiles.standardDirectories {
             for directory in options.configDirectories { arguments += ["--config", directory] }
         }
@@ -111,9 +121,10 @@ private final class SupervisorProcess {
         self.manager = manager
         let units = Self.units(manager, options, log)
         let directories = options.configDirectories
-        service = Service(units: units, ownUID: Process.uid, log: log) {
-            () throws(WireError) in try ConfigurationFiles.plan(directories)
-        }
+        service = Service(
+            units: units, ownUID: Process.uid,
+            savedState: SavedStateFile(directory: options.state), log: log
+        ) { () throws(WireError) in try ConfigurationFiles.plan(directories) }
         if let handed = fds.take("listen") ?? fds.takeNext()?.takeFD() {
             listener = consume handed
         } else {

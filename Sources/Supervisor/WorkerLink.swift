@@ -71,7 +71,7 @@ final class WorkerLink {
     ///
     /// Throws what the worker answered; `workerRestarted` when it died meanwhile.
     func call(
-        _ request: WorkerRequest, deadlineNanoseconds: UInt64, _ what: String
+        _ request: WorkerRequest, fd: PassedFD? = nil, deadlineNanoseconds: UInt64, _ what: String
     ) async throws(WireError) -> WorkerAnswer {
         guard isOpen else { throw lost("its worker is gone") }
         guard pending.count < SupervisorLimits.requestsPerWorker else {
@@ -83,7 +83,8 @@ final class WorkerLink {
         let answer = OneShot<WorkerAnswer>()
         do {
             let id = try channel.send(
-                request: request, deadlineNanoseconds: deadlineNanoseconds)
+                request: request, deadlineNanoseconds: deadlineNanoseconds,
+                fds: fd?.raw.map { [$0] } ?? [])
             pending[id] = answer
             try watchOutput()
         } catch {
@@ -175,13 +176,14 @@ extension WorkerLink {
         return device
     }
 
-    /// Brings the device up. Of a PCI device its descriptors come along.
+    /// Brings the device up, as `saved` (a sealed file) has it if there is one. Of a PCI device its
+    /// descriptors come along.
     func loadDriver(
-        _ config: DeviceConfig, _ deadlineNanoseconds: UInt64
+        _ config: DeviceConfig, saved: PassedFD? = nil, _ deadlineNanoseconds: UInt64
     ) async throws(WireError) -> (ready: DeviceReady, fds: [PassedFD]) {
         let answer = try await call(
-            .loadDriver(config), deadlineNanoseconds: deadlineNanoseconds,
-            "bringing the device up")
+            .loadDriver(config, savedState: saved != nil), fd: saved,
+            deadlineNanoseconds: deadlineNanoseconds, "bringing the device up")
         guard case .deviceReady(let ready) = answer.reply else {
             throw surprise("bringing the device up")
         }

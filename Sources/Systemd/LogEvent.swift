@@ -82,6 +82,14 @@ public enum LogEvent: String, CaseIterable, Sendable {
     case stateDiscarded = "c8e91fc532e14a87b19bfbc973eadac1"
     /// What should outlive a worker could not be stored.
     case storeFailed = "3acdfb4369254bc59b9effc02f644b7d"
+    /// A device, or all that can be, are saved for a full stop.
+    case servicingSaved = "69ab2b252ecf41bab383a16efc11c6ca"
+    /// A save was given up: everything goes on.
+    case servicingFailed = "5fd0c8ddb70c4ba484ccc4169a7bee5e"
+    /// A device is left out of a save, or was not restored: it is started cold.
+    case servicingCold = "43919c8d85964a20995dee6cf39f544c"
+    /// A device, or all that could be, were taken over as they were saved.
+    case servicingRestored = "e7317f5f50af488ea7eb6f68e50e5d49"
 
     /// The identity that the journal gets.
     public var id: MessageID { MessageID(unchecked: rawValue) }
@@ -89,7 +97,9 @@ public enum LogEvent: String, CaseIterable, Sendable {
     /// How many of one device are written per interval.
     var burst: Int {
         switch self {
-        case .deviceState, .deviceReady, .controllerReady, .bound, .configuration: 100
+        case .deviceState, .deviceReady, .controllerReady, .bound, .configuration,
+            .servicingSaved, .servicingCold, .servicingRestored:
+            100
         case .configurationWarning: 300
         case .sessionOpened, .sessionEnded: 1000
         default: LogSink.burst

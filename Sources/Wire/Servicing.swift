@@ -86,6 +86,8 @@ public enum ServicingStep: UInt32, Sendable, Hashable, CaseIterable {
     case gone = 10
     /// It was saved, and could not be brought up at all.
     case failed = 11
+    /// It is not configured to be kept alive.
+    case notKept = 12
 }
 
 /// One device in servicing.

@@ -15,6 +15,7 @@ enum ProgramStatus: Int32 {
     case deviceFailed = 5
     case dataMismatch = 6
     case connection = 7
+    case partly = 8
     case retry = 75
 }
 

@@ -23,13 +23,14 @@ struct Nvmectl: ParsableCommand {
               5   the device failed, is gone, or its medium is bad
               6   data differs
               7   no connection to nvmed
+              8   done for some devices, others are started cold
               75  try again: busy, starting, restarted, or too slow
             """,
         version: "nvmectl \(Program.commit)",
         subcommands: [
             DeviceCommand.self, DiskCommand.self, SessionCommand.self, IOCommand.self,
             InspectCommand.self, TopCommand.self, BenchCommand.self, ReloadCommand.self,
-            ShutdownCommand.self,
+            ShutdownCommand.self, ServicingCommand.self,
         ])
 }
 

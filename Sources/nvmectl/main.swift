@@ -11,6 +11,9 @@ func run(_ arguments: [String]) -> Int32 {
         var command = try Nvmectl.parseAsRoot(normalized(arguments))
         try command.run()
         return 0
+    } catch let partly as PartlyDone {
+        Program.complain(partly.message)
+        return ProgramStatus.partly.rawValue
     } catch let failure as Failure {
         failure.show()
         return failure.exitCode.rawValue

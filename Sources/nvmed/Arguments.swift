@@ -30,6 +30,8 @@ enum Command {
           --config DIR      read the configuration from DIR alone; again for more, each above the
                             one before (default: /usr/lib/nvmed, /run/nvmed, /etc/nvmed)
           --runtime DIR     where sockets are (default: /run/nvmed)
+          --state DIR       where the state of devices is that are saved over a full stop (default:
+                            $STATE_DIRECTORY, or the runtime directory)
           --socket PATH     the public socket (default: Socket= of nvmed.conf, or nvmed.sock in
                             the runtime directory)
           --worker PATH     the worker's program (default: nvmed-worker beside nvmed)
@@ -58,6 +60,7 @@ enum Command {
             case "--end-workers": options.endsWorkers = true
             case "--config": directories.append(try value(argument, &rest))
             case "--runtime": options.runtimeDirectory = try path(argument, &rest)
+            case "--state": options.stateDirectory = try path(argument, &rest)
             case "--socket": options.socketPath = try path(argument, &rest)
             case "--worker": options.workerPath = try path(argument, &rest)
             default: throw ArgumentError(description: "\(argument) is not an option")

@@ -24,7 +24,8 @@ struct ConfigFuzz {
     private static let lines = [
         "[Device]", "[Disk]", "[Supervisor]", "Transport=pci", "Transport=null",
         "Transport=vfio-user", "Socket=/run/x", "Address=0000:01:00.0", "Queues=4",
-        "QueueDepth=64", "MaxTransfer=1M", "Pool=64M", "IOTimeoutSec=5s 3ms", "Device=a",
+        "QueueDepth=64", "MaxTransfer=1M", "Pool=64M", "Pool=hugetlb 2M",
+        "PoolPath=/p/", "NVMeKeepAlive=yes", "IOTimeoutSec=5s 3ms", "Device=a",
         "Namespace=1", "Serial=S", "NGUID=00112233445566778899aabbccddeeff",
         "EUI64=0011223344556677",
         "Access=read-only", "Shared=yes", "User=1 2 alice", "User=", "Group=disk",

@@ -3,6 +3,7 @@
 
 import DiskConfig
 import Linux
+import SavedState
 import Systemd
 import TestSupport
 import Wire
@@ -26,7 +27,9 @@ final class FakeWorker {
     /// Kinds of requests that get no answer.
     var isDeaf = false
     var isDeafToSessions = false
-    private(set) var isLoaded = false
+    /// How it takes part in servicing.
+    var servicing = FakeServicing()
+    fileprivate(set) var isLoaded = false
     /// The successor of one that died is taking the device over.
     private(set) var isRecovering = false
     private var pid: Int32 = 42
@@ -54,6 +57,8 @@ final class FakeWorker {
         let theirs = try pair.first.duplicate()
         let channel = Channel<WorkerProtocol>(
             try pair.second.duplicate(), role: .server, buffer: SharedBuffer.instance)
+        // The connection of the supervisor before has ended.
+        thaw()
         self.channel = channel
         source = try EventLoop.current.watch(channel.fd, .readable) { [weak self] _ in
             self?.serve()
@@ -69,6 +74,7 @@ final class FakeWorker {
         channel?.shutdown()
         channel = nil
         isLoaded = false
+        servicing.isFrozen = false
         if !keepingSessions {
             sessions = [:]
             ends = [:]
@@ -100,24 +106,29 @@ final class FakeWorker {
                 // As a supervisor that was restarted: the worker lives on.
                 source?.cancel()
                 self.channel = nil
+                thaw()
                 return
             case .rejected: return
-            case .message(let message):
+            case .message(var message):
                 if case .request(let request) = message.envelope.content {
-                    handle(request, message.envelope.requestID, channel)
+                    let envelope = message.envelope
+                    var fd: PassedFD?
+                    if let received = message.fds.take(0) { fd = PassedFD(received) }
+                    handle(request, fd, envelope.requestID, channel)
                 }
             }
         }
     }
 
     private func handle(
-        _ request: WorkerRequest, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+        _ request: WorkerRequest, _ fd: PassedFD?, _ id: UInt64,
+        _ channel: Channel<WorkerProtocol>
     ) {
         requests.append(String("\(request)".prefix { $0 != "(" }))
         if isDeaf { return }
         do {
             switch request {
-            case .loadDriver(let config, _): try load(config, id, channel)
+            case .loadDriver(let config, _): try load(config, fd, id, channel)
             case .getDevice: try channel.send(reply: .device(device), to: id)
             case .getNamespace(let nsid):
                 guard let found = namespaces.first(where: { $0.nsid == nsid }) else {
@@ -145,9 +156,13 @@ final class FakeWorker {
                     reply: .inspect(Page(tree.filter { $0.path.hasPrefix(prefix) })), to: id)
             case .openStatistics:
                 try channel.send(error: WireError(.notSupported, "none here"), to: id)
-            case .save, .thaw:
-                try channel.send(error: WireError(.notSupported, "none here"), to: id)
+            case .save(let save): try self.save(save, id, channel)
+            case .thaw:
+                thaw()
+                try channel.send(reply: .done, to: id)
+            case .shutdown(_, saved: true): try endSaved(id, channel)
             case .shutdown:
+                servicing.token = nil
                 isStopped = true
                 try channel.send(reply: .done, to: id)
             }
@@ -160,6 +175,8 @@ final class FakeWorker {
         var ready = DeviceReady(
             controller: controller, namespaces: namespaces, bringUpNanoseconds: 1, generation: 1)
         ready.continuity = continuity
+        ready.restored = servicing.isRestored
+        ready.coldReason = servicing.coldReason
         return ready
     }
 
@@ -173,14 +190,31 @@ final class FakeWorker {
     }
 
     private func load(
-        _ config: DeviceConfig, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+        _ config: DeviceConfig, _ saved: PassedFD?, _ id: UInt64,
+        _ channel: Channel<WorkerProtocol>
     ) throws {
+        if let file = saved?.take() {
+            servicing.offers.append(try SealedFile.read(file, limit: 1 << 24))
+        }
         if isRecovering {
             return try channel.send(error: WireError(.deviceStarting, "not yet"), to: id)
         }
         if !loadFailures.isEmpty {
             return try channel.send(error: loadFailures.removeFirst(), to: id)
         }
+        if servicing.holdsLoads {
+            servicing.holdsLoads = false
+            servicing.held = { [self] in try finishLoad(config, saved, id, channel) }
+            return
+        }
+        try finishLoad(config, saved, id, channel)
+    }
+
+    private func finishLoad(
+        _ config: DeviceConfig, _ saved: PassedFD?, _ id: UInt64,
+        _ channel: Channel<WorkerProtocol>
+    ) throws {
+        if !isLoaded { servicing.begin(saved == nil ? nil : servicing.offers.last) }
         isLoaded = true
         self.config = config
         try channel.send(reply: .deviceReady(ready), to: id)
@@ -215,6 +249,123 @@ final class FakeWorker {
     }
 }
 
+// MARK: - Servicing
+
+extension FakeWorker {
+    /// Goes on, if it is frozen; what it saved is void first.
+    fileprivate func thaw() {
+        guard servicing.isFrozen else { return }
+        servicing.token = nil
+        servicing.isFrozen = false
+    }
+
+    fileprivate func save(
+        _ save: SaveDevice, _ id: UInt64, _ channel: Channel<WorkerProtocol>
+    ) throws {
+        servicing.saves.append(save)
+        if servicing.deathsUnderSave > 0 {
+            servicing.deathsUnderSave -= 1
+            return adoptItself()
+        }
+        if let error = servicing.saveFailure { return try channel.send(error: error, to: id) }
+        guard !servicing.isFrozen else {
+            return try channel.send(error: WireError(.busy, "frozen already"), to: id)
+        }
+        servicing.isFrozen = true
+        if servicing.isDeafToSave { return }
+        servicing.token = save.token
+        let token = servicing.tellsAnotherToken ? .random() : SaveToken(bytes: save.token)
+        let section = try FakeServicing.section(config?.name ?? "", token ?? .random())
+        var saved = DeviceSaved(byteCount: UInt64(section.count))
+        saved.commandsInFlight = 3
+        saved.queueCount = 2
+        saved.sessionCount = UInt32(sessions.count)
+        let file = try SealedFile.make(name: "fake", section)
+        try channel.send(reply: .saved(saved), to: id, fds: [file.raw])
+        servicing.onFrozen(self)
+    }
+
+    fileprivate func endSaved(_ id: UInt64, _ channel: Channel<WorkerProtocol>) throws {
+        if servicing.isDeafToEnd { return }
+        if servicing.diesUnderEnd {
+            servicing.token = nil
+            return adoptItself()
+        }
+        if servicing.endsWithoutAWord {
+            die()
+            return servicing.onEnd()
+        }
+        guard servicing.isFrozen else {
+            return try channel.send(error: WireError(.busy, "not frozen any more"), to: id)
+        }
+        try channel.send(reply: .done, to: id)
+        die()
+        servicing.onEnd()
+    }
+
+    /// Dies, and its successor has taken the device over before anybody asks.
+    private func adoptItself() {
+        beReplaced()
+        isRecovering = false
+        isLoaded = true
+    }
+}
+
+/// A worker's part in servicing.
+struct FakeServicing {
+    /// In the memory of the device, which outlives everything here.
+    var token: [UInt8]?
+    var isFrozen = false
+    /// What it was asked.
+    var saves: [SaveDevice] = []
+    /// The saved states that it was offered.
+    var offers: [[UInt8]] = []
+    var saveFailure: WireError?
+    var isDeafToSave = false
+    var tellsAnotherToken = false
+    var deathsUnderSave = 0
+    var isDeafToEnd = false
+    var diesUnderEnd = false
+    var endsWithoutAWord = false
+    /// The next load waits until `held` is called.
+    var holdsLoads = false
+    var held: (@Control () throws -> Void)?
+    /// What came of the last load.
+    var isRestored = false
+    var coldReason = ""
+    /// Called when the device is frozen and written down.
+    var onFrozen: @Control (FakeWorker) -> Void = { _ in }
+    /// Called when the process has ended in order.
+    var onEnd: @Control () -> Void = {}
+
+    /// A device is brought up, from this saved state or from none.
+    mutating func begin(_ section: [UInt8]?) {
+        defer { token = nil }
+        (isRestored, coldReason) = (false, "")
+        guard let section else { return }
+        let saved = try? SavedState.decode(device: section)
+        isRestored = saved != nil && saved?.token.bytes == token
+        coldReason = isRestored ? "" : "the pool has another token"
+    }
+
+    /// The saved state of a device that never did anything.
+    static func section(_ name: String, _ token: SaveToken) throws -> [UInt8] {
+        var controller = SavedController(generation: 1, epoch: 1)
+        controller.identifyController = [UInt8](repeating: 0, count: 4096)
+        controller.queues = [SavedQueue(id: 0, entries: 4), SavedQueue(id: 1, entries: 4)]
+        return try SavedState.encode(
+            device: SavedDevice(
+                name: name, transport: .vfioUser, address: "/x", configuration: [], token: token,
+                generation: 1,
+                identity: SavedIdentity(
+                    vendorID: 1, deviceID: nil, serial: "S", model: "M", firmware: "F",
+                    controllerID: 0),
+                controller: controller,
+                pool: SavedPool(backing: .file, path: "/p", byteCount: 4096), sessions: []),
+            version: "test")
+    }
+}
+
 /// Workers by device; connecting to one starts it.
 @Control
 final class FakeUnits: WorkerUnits {
@@ -230,8 +381,21 @@ final class FakeUnits: WorkerUnits {
     func worker(_ device: String) -> FakeWorker {
         if let worker = workers[device] { return worker }
         let worker = FakeWorker()
+        worker.servicing.onEnd = { [weak self] in self?.running.remove(device) }
         workers[device] = worker
         return worker
+    }
+
+    /// This supervisor is no more: the workers are another one's from now on.
+    func leave() -> FakeUnits {
+        let next = FakeUnits()
+        next.workers = workers
+        next.running = running
+        for (device, worker) in workers {
+            worker.servicing.onEnd = { [weak next] in next?.running.remove(device) }
+        }
+        connectFailure = WireError(.cancelled, "this supervisor is dead")
+        return next
     }
 
     func connect(_ device: String) async throws(WireError) -> PassedFD {
@@ -281,10 +445,13 @@ func examplePlan() -> Plan {
 extension Service {
     /// A service over fake workers.
     static func example(
-        _ units: FakeUnits, _ plan: @escaping @Control () throws(WireError) -> Plan = examplePlan
+        _ units: FakeUnits, state: String = "/nonexistent", host: HostIdentity = .current,
+        _ plan: @escaping @Control () throws(WireError) -> Plan = examplePlan
     ) async throws -> Service {
         let quiet = Log(sink: LogSink(levelMax: .emergency, format: .plain))
-        let service = Service(units: units, ownUID: 1000, log: quiet, readPlan: plan)
+        let service = Service(
+            units: units, ownUID: 1000, savedState: SavedStateFile(directory: state), host: host,
+            log: quiet, readPlan: plan)
         _ = try await service.start()
         return service
     }

@@ -117,7 +117,11 @@ typedef enum _Nvmed__V1__ServicingStep {
   /*
    * It was saved, and could not be brought up at all.
    */
-  NVMED__V1__SERVICING_STEP__SERVICING_STEP_FAILED = 11
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_FAILED = 11,
+  /*
+   * It is not configured to be kept alive: it goes on until it is stopped, and starts cold.
+   */
+  NVMED__V1__SERVICING_STEP__SERVICING_STEP_NOT_KEPT = 12
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__SERVICING_STEP)
 } Nvmed__V1__ServicingStep;
 
