@@ -41,6 +41,21 @@ public struct PoolLayout: Sendable {
     /// Bytes of both.
     public var byteCount: Int { deviceReadsByteCount + deviceWritesByteCount }
 
+    /// Bytes of the two zones in a file with pages of this size: they lie one behind the other, and
+    /// each of them can be mapped by itself.
+    public func zones(pageByteCount page: Int) -> (deviceReads: Int, deviceWrites: Int) {
+        (
+            (deviceReadsByteCount + page - 1) & ~(page - 1),
+            (deviceWritesByteCount + page - 1) & ~(page - 1)
+        )
+    }
+
+    /// Bytes of both zones.
+    public func byteCount(pageByteCount page: Int) -> Int {
+        let zones = zones(pageByteCount: page)
+        return zones.deviceReads + zones.deviceWrites
+    }
+
     private static func reserve(_ used: inout Int, _ byteCount: Int) -> PoolSlice {
         let slice = PoolSlice(
             offset: used, byteCount: (byteCount + pageByteCount - 1) & ~(pageByteCount - 1))
@@ -58,77 +73,79 @@ public struct PoolLayout: Sendable {
 public struct DMAPool: ~Copyable {
     /// The memory file.
     public let fd: OwnedFD
+    /// Where it lies.
+    public let place: PoolPlace
     /// The device's address of the zone it only reads.
     public let deviceReadsIOVA: UInt64
     /// The device's address of the zone it also writes.
     public let deviceWritesIOVA: UInt64
-    /// Bytes of the layout; the file may be longer.
-    public let byteCount: Int
     /// Of a device that uses physical addresses: which huge pages of the file these are, in the
     /// order of their addresses. Empty: the bytes are in the order of the file.
     public let pageOrder: [UInt32]
     private let memory: Mapping
     private let deviceReadsByteCount: Int
+    private let deviceWritesByteCount: Int
+    /// Keeps others from using a file with a name.
+    private let lock: OwnedFD?
 
-    /// Creates the memory file, or uses `given`, and makes it reachable for the device.
-    ///
-    /// A file that is given must have `layout`'s bytes at least and belong to nobody else; what is
-    /// in it is overwritten with zeroes.
+    /// Gets the memory from `source` and makes it reachable for the device.
     public init(
-        layout: PoolLayout, name: String, device: any DeviceBacking, space: inout IOVASpace,
-        file given: consuming OwnedFD? = nil
+        layout: PoolLayout, device: any DeviceBacking, space: inout IOVASpace,
+        source: PoolSource = .memory
     ) throws(VFIOError) {
-        let readBytes = layout.deviceReadsByteCount
-        let writeBytes = layout.deviceWritesByteCount
-        byteCount = readBytes + writeBytes
         if device.usesPhysicalAddresses {
-            guard given == nil else {
-                throw .unsupported("a pool in a file for a device without an IOMMU")
-            }
+            let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
             // Both zones are writable: there is nothing between the device and memory.
-            let run = try PhysicalRun.allocate(readBytes + writeBytes, name, device)
+            let run = try PhysicalRun.allocate(readBytes + writeBytes, device, source)
             deviceReadsIOVA = run.address
             deviceWritesIOVA = run.address + UInt64(readBytes)
             deviceReadsByteCount = readBytes
             pageOrder = run.order
+            deviceWritesByteCount = writeBytes
+            place = source.place
             let parts = run.takeParts()
             fd = parts.fd
+            lock = parts.lock
             memory = parts.memory
             return
         }
-        guard let reads = space.allocate(byteCount: UInt64(readBytes)),
-            let writes = space.allocate(byteCount: UInt64(writeBytes))
+        let file = try source.make(layout)
+        let (readBytes, writeBytes) = layout.zones(pageByteCount: file.pageByteCount)
+        let alignment = UInt64(file.pageByteCount)
+        guard let reads = space.allocate(byteCount: UInt64(readBytes), alignment: alignment),
+            let writes = space.allocate(byteCount: UInt64(writeBytes), alignment: alignment)
         else { throw .unsupported("no I/O virtual addresses left for the pool") }
-        let file: OwnedFD
-        let bytes: Mapping
-        if let given = given.take() {
-            bytes = try Self.mapping(given, try Self.size(given, readBytes + writeBytes))
-            unsafe bytes.base.initializeMemory(
-                as: UInt8.self, repeating: 0, count: readBytes + writeBytes)
-            file = given
-        } else {
-            file = try Self.file(name, readBytes + writeBytes)
-            bytes = try Self.mapping(file, readBytes + writeBytes)
+        guard file.byteCount >= readBytes + writeBytes else {
+            throw .unsupported("the pool's file has \(file.byteCount) bytes")
         }
+        let bytes = try Self.mapping(file.fd, readBytes + writeBytes)
         bytes.excludeFromCoreDumps()
+        if !file.isClean {
+            unsafe bytes.base.initializeMemory(
+                as: UInt8.self, repeating: 0, count: bytes.byteCount)
+        }
         try device.map(
             unsafe DMAWindow(
                 iova: reads, byteCount: UInt64(readBytes), base: bytes.base, access: .deviceReads),
-            fd: file, offset: 0)
+            fd: file.fd, offset: 0)
         do throws(VFIOError) {
             try device.map(
                 unsafe DMAWindow(
                     iova: writes, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
                     access: .deviceReadsAndWrites),
-                fd: file, offset: UInt64(readBytes))
+                fd: file.fd, offset: UInt64(readBytes))
         } catch {
             // The mapping goes away with this call: the carrier must not serve it any more.
             try? device.unmap(iova: reads, byteCount: UInt64(readBytes))
             throw error
         }
-        fd = file
+        place = file.place
+        let parts = file.takeParts()
+        fd = parts.fd
+        lock = parts.lock
         memory = bytes
         deviceReadsByteCount = readBytes
+        deviceWritesByteCount = writeBytes
         deviceReadsIOVA = reads
         deviceWritesIOVA = writes
         pageOrder = []
@@ -138,14 +155,23 @@ public struct DMAPool: ~Copyable {
     /// these addresses (`adoptWindows`), or gets it there (`mapWindows`); they must have been
     /// reserved. Throws `unsupported` when the file is not one of this layout.
     public init(
-        adopting fd: consuming OwnedFD, layout: PoolLayout, readsIOVA: UInt64, writesIOVA: UInt64
+        adopting file: consuming PoolFile, layout: PoolLayout, readsIOVA: UInt64,
+        writesIOVA: UInt64
     ) throws(VFIOError) {
-        byteCount = layout.deviceReadsByteCount + layout.deviceWritesByteCount
-        let bytes = try Self.mapping(fd, try Self.size(fd, byteCount))
+        let (readBytes, writeBytes) = layout.zones(pageByteCount: file.pageByteCount)
+        let byteCount = readBytes + writeBytes
+        guard file.byteCount >= byteCount else {
+            throw .unsupported("the pool's file has \(file.byteCount) bytes, not \(byteCount)")
+        }
+        let bytes = try Self.mapping(file.fd, byteCount)
         bytes.excludeFromCoreDumps()
-        self.fd = fd
+        place = file.place
+        let parts = file.takeParts()
+        fd = parts.fd
+        lock = parts.lock
         memory = bytes
-        deviceReadsByteCount = layout.deviceReadsByteCount
+        deviceReadsByteCount = readBytes
+        deviceWritesByteCount = writeBytes
         deviceReadsIOVA = readsIOVA
         deviceWritesIOVA = writesIOVA
         pageOrder = []
@@ -156,21 +182,26 @@ public struct DMAPool: ~Copyable {
     /// where they are now. Throws `unsupported` when it is not the file of this layout, or the
     /// pages are not where they were.
     public init(
-        adopting fd: consuming OwnedFD, layout: PoolLayout, pageOrder: [UInt32],
+        adopting file: consuming PoolFile, layout: PoolLayout, pageOrder: [UInt32],
         address: UInt64, checking device: (any DeviceBacking)?
     ) throws(VFIOError) {
-        let readBytes = layout.deviceReadsByteCount
-        byteCount = layout.byteCount
-        guard UInt64(byteCount) <= UInt64(pageOrder.count) * PhysicalMemory.pageByteCount else {
+        let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
+        guard
+            UInt64(readBytes + writeBytes) <= UInt64(pageOrder.count) * PhysicalMemory.pageByteCount
+        else {
             throw .unsupported("\(pageOrder.count) huge pages are too few for the pool")
         }
-        let run = try PhysicalRun.adopt(fd, pageOrder, at: address, checking: device)
+        let place = file.place
+        let run = try PhysicalRun.adopt(file, pageOrder, at: address, checking: device)
+        self.place = place
         deviceReadsIOVA = run.address
         deviceWritesIOVA = run.address &+ UInt64(readBytes)
         deviceReadsByteCount = readBytes
+        deviceWritesByteCount = writeBytes
         self.pageOrder = run.order
         let parts = run.takeParts()
-        self.fd = parts.fd
+        fd = parts.fd
+        lock = parts.lock
         memory = parts.memory
     }
 
@@ -181,7 +212,7 @@ public struct DMAPool: ~Copyable {
                 access: .deviceReads),
             DMAWindow(
                 iova: deviceWritesIOVA,
-                byteCount: UInt64(byteCount - deviceReadsByteCount),
+                byteCount: UInt64(deviceWritesByteCount),
                 base: memory.base + deviceReadsByteCount, access: .deviceReadsAndWrites),
         ]
     }
@@ -202,25 +233,6 @@ public struct DMAPool: ~Copyable {
         }
     }
 
-    /// The size of a file that is long enough.
-    private static func size(
-        _ fd: borrowing OwnedFD, _ byteCount: Int
-    ) throws(VFIOError) -> Int {
-        let size = (try? MemFD.byteCount(of: fd)) ?? -1
-        guard size >= byteCount else {
-            throw .unsupported("the pool's file has \(size) bytes, not \(byteCount)")
-        }
-        return size
-    }
-
-    private static func file(_ name: String, _ byteCount: Int) throws(VFIOError) -> OwnedFD {
-        do throws(SystemCallError) {
-            return try MemFD.create(name: name, byteCount: byteCount)
-        } catch {
-            throw .system(error)
-        }
-    }
-
     private static func mapping(
         _ fd: borrowing OwnedFD, _ byteCount: Int
     ) throws(VFIOError) -> Mapping {
@@ -230,6 +242,9 @@ public struct DMAPool: ~Copyable {
             throw .system(error)
         }
     }
+
+    /// Bytes of both zones; the file may be longer.
+    public var byteCount: Int { deviceReadsByteCount + deviceWritesByteCount }
 
     /// Fills a slice of the zone that the device only reads with zeroes.
     public func clearDeviceReads(_ slice: PoolSlice) {

@@ -13,41 +13,45 @@ struct PhysicalRun: ~Copyable {
     let order: [UInt32]
     /// The memory file; pages that are not part of the run were given back.
     private let fd: OwnedFD
+    private let lock: OwnedFD?
     /// The mapping, adjacent here as well.
     private let memory: Mapping
 
     /// A memory file and its mapping.
     struct Parts: ~Copyable {
         let fd: OwnedFD
+        let lock: OwnedFD?
         let memory: Mapping
     }
 
     private init(
-        address: UInt64, order: [UInt32], fd: consuming OwnedFD, memory: consuming Mapping
+        address: UInt64, order: [UInt32], file: consuming PoolFile, memory: consuming Mapping
     ) {
         self.address = address
         self.order = order
-        self.fd = fd
+        let parts = file.takeParts()
+        fd = parts.fd
+        lock = parts.lock
         self.memory = memory
     }
 
-    consuming func takeParts() -> Parts { Parts(fd: fd, memory: memory) }
+    consuming func takeParts() -> Parts { Parts(fd: fd, lock: lock, memory: memory) }
 
     /// How much more than needed is taken at most to find a run in.
     private static let attempts = [1, 2, 4]
 
     static func allocate(
-        _ byteCount: Int, _ name: String, _ device: any DeviceBacking
+        _ byteCount: Int, _ device: any DeviceBacking, _ source: PoolSource
     ) throws(VFIOError) -> PhysicalRun {
         let page = Int(PhysicalMemory.pageByteCount)
         let wanted = (byteCount + page - 1) / page
         for factor in attempts {
             let count = min(wanted * factor, Int(PhysicalMemory.pageCountMax))
             guard count >= wanted else { break }
-            let file = try file(name, count * page)
+            let file = try source.makeHuge(count * page)
             let addresses =
                 try device.physicalAddresses(
-                    of: file, offset: 0, byteCount: UInt64(count * page)) ?? []
+                    of: file.fd, offset: 0, byteCount: UInt64(count * page)) ?? []
             guard addresses.count == count, let run = find(wanted, in: addresses) else { continue }
             return try map(file, run, addresses)
         }
@@ -74,26 +78,24 @@ struct PhysicalRun: ~Copyable {
         return nil
     }
 
-    private static func file(_ name: String, _ byteCount: Int) throws(VFIOError) -> OwnedFD {
-        do throws(SystemCallError) {
-            return try MemFD.create(name: name, byteCount: byteCount, hugePages: true)
-        } catch { throw .system(error) }
-    }
-
     private static func map(
-        _ file: consuming OwnedFD, _ run: [Int], _ addresses: [UInt64]
+        _ file: consuming PoolFile, _ run: [Int], _ addresses: [UInt64]
     ) throws(VFIOError) -> PhysicalRun {
         let page = Int64(PhysicalMemory.pageByteCount)
         do throws(SystemCallError) {
-            let memory = try Mapping(hugePagesOf: file, offsets: run.map { Int64($0) * page })
+            let memory = try Mapping(hugePagesOf: file.fd, offsets: run.map { Int64($0) * page })
             memory.excludeFromCoreDumps()
+            if !file.isClean {
+                unsafe memory.base.initializeMemory(
+                    as: UInt8.self, repeating: 0, count: memory.byteCount)
+            }
             let used = Set(run)
             for index in addresses.indices where !used.contains(index) {
-                try MemFD.punchHole(file, offset: Int64(index) * page, byteCount: page)
+                try MemFD.punchHole(file.fd, offset: Int64(index) * page, byteCount: page)
             }
             return PhysicalRun(
                 address: run.first.map { addresses[$0] } ?? 0,
-                order: run.map { UInt32(clamping: $0) }, fd: file, memory: memory)
+                order: run.map { UInt32(clamping: $0) }, file: file, memory: memory)
         } catch { throw .system(error) }
     }
 
@@ -107,7 +109,7 @@ struct PhysicalRun: ~Copyable {
     /// this order. With `checking` they are looked up, and have to be where they were. Throws
     /// `unsupported` when the file is not that of such a run.
     static func adopt(
-        _ file: consuming OwnedFD, _ order: [UInt32], at address: UInt64,
+        _ file: consuming PoolFile, _ order: [UInt32], at address: UInt64,
         checking device: (any DeviceBacking)?
     ) throws(VFIOError) -> PhysicalRun {
         let page = PhysicalMemory.pageByteCount
@@ -115,16 +117,16 @@ struct PhysicalRun: ~Copyable {
             Set(order).count == order.count, let last = order.max(),
             UInt64(last) < PhysicalMemory.pageCountMax
         else { throw .unsupported("the order of the pool's \(order.count) pages makes no sense") }
-        let size = (try? MemFD.byteCount(of: file)) ?? -1
-        guard (try? MemFD.hugePageByteCount(of: file)) == page,
+        let size = (try? MemFD.byteCount(of: file.fd)) ?? -1
+        guard (try? MemFD.hugePageByteCount(of: file.fd)) == page,
             UInt64(clamping: size) >= (UInt64(last) + 1) * page
         else { throw .unsupported("the pool's file of \(size) bytes does not have those pages") }
-        if let device { try check(file, order, at: address, device) }
+        if let device { try check(file.fd, order, at: address, device) }
         do throws(SystemCallError) {
             let memory = try Mapping(
-                hugePagesOf: file, offsets: order.map { Int64($0) * Int64(page) })
+                hugePagesOf: file.fd, offsets: order.map { Int64($0) * Int64(page) })
             memory.excludeFromCoreDumps()
-            return PhysicalRun(address: address, order: order, fd: file, memory: memory)
+            return PhysicalRun(address: address, order: order, file: file, memory: memory)
         } catch { throw .system(error) }
     }
 

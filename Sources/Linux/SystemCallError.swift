@@ -70,4 +70,16 @@ public enum Errno {
     public static let interrupted = EINTR
     /// Not supported.
     public static let notSupported = EOPNOTSUPP
+    /// There is no room on the file system.
+    public static let noSpace = ENOSPC
+    /// The file would be too large.
+    public static let tooLarge = EFBIG
+    /// A symbolic link where none may be.
+    public static let tooManyLinks = ELOOP
+    /// Nobody is behind a node, or at the other end of a FIFO.
+    public static let noSuchDevice = ENXIO
+    /// It is a directory.
+    public static let isDirectory = EISDIR
+    /// A part of a path is no directory.
+    public static let notDirectory = ENOTDIR
 }

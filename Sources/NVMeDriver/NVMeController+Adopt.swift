@@ -8,7 +8,7 @@
 // reset.
 
 internal import CMemory
-internal import DMA
+public import DMA
 public import Linux
 internal import NVMeSpec
 internal import VFIO
@@ -16,8 +16,8 @@ internal import VFIO
 /// What a predecessor left in the fd store. Each call gives a descriptor of its own, and may be
 /// repeated for the same thing; nil: there is none.
 public struct Inheritance {
-    /// `pool`: the DMA pool's memory file.
-    public var pool: () -> OwnedFD?
+    /// `pool`: the DMA pool's memory file, or the file that outlived all processes.
+    public var pool: () -> PoolFile?
     /// `irq-N`: the eventfd of an interrupt vector.
     public var interrupt: (_ vector: Int) -> OwnedFD?
     /// `m-N`: the memory file of a region, with the region's record.
@@ -31,7 +31,20 @@ public struct Inheritance {
         pool: @escaping () -> OwnedFD?, interrupt: @escaping (_ vector: Int) -> OwnedFD?,
         memory: @escaping (_ region: UInt32, _ record: RegionRecord) -> OwnedFD?
     ) {
-        self.pool = pool
+        self.init(
+            poolFile: {
+                guard let fd = pool() else { return nil }
+                return try? PoolFile(received: fd, place: .memory)
+            },
+            interrupt: interrupt, memory: memory)
+    }
+
+    /// What came from the fd store, and a pool that may lie in a file with a name.
+    public init(
+        poolFile: @escaping () -> PoolFile?, interrupt: @escaping (_ vector: Int) -> OwnedFD?,
+        memory: @escaping (_ region: UInt32, _ record: RegionRecord) -> OwnedFD?
+    ) {
+        self.pool = poolFile
         self.interrupt = interrupt
         self.memory = memory
     }
@@ -156,21 +169,19 @@ extension NVMeController {
         guard !device.usesPhysicalAddresses else {
             return try takePhysicalPool(record, plan, inheritance, checking)
         }
-        let sizes = [
-            UInt64(plan.layout.deviceReadsByteCount), UInt64(plan.layout.deviceWritesByteCount),
-        ]
-        guard record.poolByteCount == sizes[0] + sizes[1] else {
-            throw .notAdoptable("its pool has \(record.poolByteCount) bytes by its record")
-        }
-        guard space.reserve(record.poolReadsIOVA, byteCount: sizes[0]),
-            space.reserve(record.poolWritesIOVA, byteCount: sizes[1])
-        else { throw .notAdoptable("its pool is where the device reaches nothing") }
-        guard let fd = inheritance.pool() else {
+        guard let file = inheritance.pool() else {
             throw .notAdoptable("its pool is not in the fd store")
         }
+        let zones = plan.layout.zones(pageByteCount: file.pageByteCount)
+        guard record.poolByteCount == UInt64(zones.deviceReads + zones.deviceWrites) else {
+            throw .notAdoptable("its pool has \(record.poolByteCount) bytes by its record")
+        }
+        guard space.reserve(record.poolReadsIOVA, byteCount: UInt64(zones.deviceReads)),
+            space.reserve(record.poolWritesIOVA, byteCount: UInt64(zones.deviceWrites))
+        else { throw .notAdoptable("its pool is where the device reaches nothing") }
         do throws(VFIOError) {
             pool = try DMAPool(
-                adopting: fd, layout: plan.layout, readsIOVA: record.poolReadsIOVA,
+                adopting: file, layout: plan.layout, readsIOVA: record.poolReadsIOVA,
                 writesIOVA: record.poolWritesIOVA)
         } catch { throw Self.refusal(error) }
         poolIsInherited = true

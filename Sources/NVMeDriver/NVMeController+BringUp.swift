@@ -186,11 +186,11 @@ extension NVMeController {
 
     func makePool(_ queues: Int) throws(DriverError) {
         let plan = makePlan(queues)
-        let file = try poolFile(plan.layout.byteCount)
+        let given = try poolFile(plan.layout.byteCount)
         do throws(VFIOError) {
+            let source = given == nil ? poolSource : PoolSource(given: given)
             pool = try DMAPool(
-                layout: plan.layout, name: "nvmed-pool", device: device, space: &space,
-                file: file)
+                layout: plan.layout, device: device, space: &space, source: source)
         } catch { throw .device(error) }
         usePool(plan)
     }

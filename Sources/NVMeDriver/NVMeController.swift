@@ -10,7 +10,7 @@
 // the device's carrier is closed.
 
 internal import CMemory
-internal import DMA
+public import DMA
 public import Linux
 public import NVMeSpec
 public import VFIO
@@ -65,8 +65,11 @@ public final class NVMeController {
     /// started them sets it.
     public var exclusively: (_ queue: Int, _ body: () -> Void) -> Void = { _, body in body() }
 
-    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil:
-    /// a memory file of the process is made. Whoever configures one sets it before `start`.
+    /// Where the memory of the DMA pool comes from when it is made; to be set before `start`.
+    public var poolSource = PoolSource.memory
+
+    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil: a
+    /// memory file of the process is made. Whoever configures one sets it before `start`.
     public var poolFile: (_ byteCount: Int) throws(DriverError) -> OwnedFD? = {
         _ throws(DriverError) in nil
     }

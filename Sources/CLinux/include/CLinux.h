@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "CLinuxPool.h"
 #include "CLinuxVFIO.h"
 
 // The most file descriptors one message may carry.

@@ -45,9 +45,9 @@ public final class TemporaryDirectory: Sendable {
     /// Its path.
     public let path: String
 
-    /// Makes one.
-    public init() throws(SystemCallError) {
-        var template = Array("/tmp/nvt.XXXXXX".utf8CString)
+    /// Makes one; in `/dev/shm` it is one of memory.
+    public init(in parent: String = "/tmp") throws(SystemCallError) {
+        var template = Array("\(parent)/nvt.XXXXXX".utf8CString)
         guard unsafe mkdtemp(&template) != nil else {
             throw SystemCallError("mkdtemp", errno: errno)
         }

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a pool gets its memory from when it is made: by itself, or through a privileged process.
+
+public import Linux
+internal import VFIO
+
+/// Makes the memory of a pool.
+public struct PoolSource {
+    /// Where it will lie.
+    public let place: PoolPlace
+    private let provide: (_ place: PoolPlace, _ byteCount: Int) throws(PoolFileError) -> PoolFile
+
+    /// Opens or makes what `place` says. `provide` does so where this process may not, and gets at
+    /// least that many bytes.
+    public init(
+        _ place: PoolPlace,
+        provide: @escaping (PoolPlace, Int) throws(PoolFileError) -> PoolFile = {
+            (place, byteCount) throws(PoolFileError) in
+            try PoolFile.create(place, byteCount: byteCount)
+        }
+    ) {
+        self.place = place
+        self.provide = provide
+    }
+
+    /// A memory file that somebody has made for the pool, once.
+    public init(given: consuming OwnedFD?) {
+        let held = Held(given)
+        self.init(.memory) { place, byteCount throws(PoolFileError) in
+            guard let fd = held.fd.take() else { throw .missing(path: "what was given") }
+            return try PoolFile(received: fd, place: place)
+        }
+    }
+
+    private final class Held {
+        var fd: OwnedFD?
+        init(_ fd: consuming OwnedFD?) { self.fd = fd }
+    }
+
+    /// Sealed memory files.
+    public static var memory: PoolSource { PoolSource(.memory) }
+
+    /// Memory with room for both zones of a layout, each on pages of its own.
+    func make(_ layout: PoolLayout) throws(VFIOError) -> PoolFile {
+        let file = try make(layout.byteCount(pageByteCount: place.medium.usualPageByteCount))
+        let needed = layout.byteCount(pageByteCount: file.pageByteCount)
+        guard file.byteCount < needed else { return file }
+        // Larger pages than usual. The file is let go of first: it is locked.
+        _ = consume file
+        return try make(needed)
+    }
+
+    /// Memory of huge pages, whose places do not change.
+    func makeHuge(_ byteCount: Int) throws(VFIOError) -> PoolFile {
+        guard place.medium == .memory else { return try make(byteCount) }
+        do throws(PoolFileError) {
+            return try PoolFile.memoryFile("nvmed-pool", byteCount, hugePages: true)
+        } catch { throw .unsupported("\(error)") }
+    }
+
+    private func make(_ byteCount: Int) throws(VFIOError) -> PoolFile {
+        do throws(PoolFileError) {
+            return try provide(place, byteCount)
+        } catch { throw .unsupported("\(error)") }
+    }
+}
+
+extension PoolMedium {
+    /// Bytes of a page, as nearly all machines have them.
+    var usualPageByteCount: Int {
+        switch self {
+        case .memory, .file: PoolFile.smallPageByteCount
+        case .hugePages, .deviceMemory: Int(PhysicalMemory.pageByteCount)
+        }
+    }
+}
