@@ -72,8 +72,9 @@ struct IOVARangeTests {
         _ = layout.reserveDeviceReads(4096)
         #expect(throws: VFIOError.self) {
             _ = try DMAPool(
-                adopting: try MemFD.create(name: "m", byteCount: 4 << 20), layout: layout,
-                pageOrder: order, address: 0, checking: nil)
+                adopting: try PoolFile(
+                    received: try MemFD.create(name: "m", byteCount: 4 << 20), place: .memory),
+                layout: layout, pageOrder: order, address: 0, checking: nil)
         }
     }
 }
