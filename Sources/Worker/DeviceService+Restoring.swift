@@ -33,6 +33,8 @@ extension DeviceService {
                 resetReason.isEmpty ? "the device cannot be taken over" : resetReason)
         }
         isRestored = true
+        // The interrupts are new.
+        await environment.started(config)
         log.notice("was restored as it was saved", id: .controllerReady)
         return true
     }

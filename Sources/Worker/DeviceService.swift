@@ -256,7 +256,10 @@ final class DeviceService {
         if !isFruitful { try countStart() }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
         (isRestored, coldReason) = (false, "")
-        if let saved, await restore(config, saved), let ready { return ready }
+        if let saved, await restore(config, saved) {
+            guard let ready else { throw unavailable() }
+            return ready
+        }
         do throws(DriverError) {
             try await bringUp(config)
         } catch {
