@@ -421,15 +421,17 @@ extension NVMeController {
     private func commit(_ unfinished: [UInt32]) throws(DriverError) {
         // Whoever was about to be saved was not: it goes on here.
         if unsealPool() { CrashPoint.hit(.restoreUnsealed) }
+        let busy = unfinished.isEmpty ? [] : busySessions()
         for index in unfinished {
             guard let record = state.region(index) else { continue }
             do throws(VFIOError) {
                 try device.unmapIfMapped(
                     iova: record.iova, byteCount: record.stretch.byteCount)
             } catch { throw .device(error) }
-            space.release(record.iova)
+            // Commands of before a full stop may still name these addresses: nobody gets them.
+            if !record.isLeftOver(by: busy) { space.release(record.iova) }
         }
-        clearUnfinishedRegions()
+        clearUnfinishedRegions(except: busy)
         (eventRequests, healthIsRequested) = admin?.adopted() ?? (0, false)
         try admin?.ringAdopted(device)
         try ringQueues()
@@ -447,11 +449,22 @@ extension NVMeController {
         }
     }
 
-    /// Regions that the device does not have, and whose giving back nobody waits for.
-    func clearUnfinishedRegions() {
+    /// The sessions that have requests with the device.
+    private func busySessions() -> Set<UInt32> {
+        var keys: Set<UInt32> = []
+        for index in 0..<queueCount {
+            unsafe engine(index).pointee.forEachRequest { keys.insert($0.session) }
+        }
+        return keys
+    }
+
+    /// Regions that the device does not have, and whose giving back nobody waits for; but for those
+    /// that commands of before a full stop may name: they stay on record for the next adoption.
+    func clearUnfinishedRegions(except busy: Set<UInt32> = []) {
         for index in 1..<UInt32(StateLayout.regionCapacity) {
             guard let record = state.region(index), record.state != .mapped,
-                record.state == .mapping || record.unregisterRequestID == 0
+                record.state == .mapping || record.unregisterRequestID == 0,
+                !record.isLeftOver(by: busy)
             else { continue }
             state.clearRegion(index)
         }

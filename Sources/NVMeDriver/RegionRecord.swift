@@ -55,6 +55,12 @@ public struct RegionRecord: Equatable, Sendable {
     /// The request that gives it back and is not answered; 0: none.
     public var unregisterRequestID: UInt64 = 0
 
+    /// Whether it is of before a full stop, so that its memory is gone, while one of these sessions
+    /// had it: commands that are still with the device may name its address.
+    func isLeftOver(by busy: Set<UInt32>) -> Bool {
+        state == .mapping && number == 0 && busy.contains(session)
+    }
+
     var words: [UInt64] {
         [
             iova, stretch.byteCount, stretch.offset,
