@@ -11,8 +11,9 @@ SHARED_MEMORY = "/dev/shm"
 # What a device counts that must not change while it is kept.
 UNTOUCHED = ("controllerResets", "deviceResets", "enables", "fatals", "submissionQueuesCreated",
              "completionQueuesCreated", "submissionQueuesDeleted")
-# The probe, whose answer tells that the controller listens.
-EARLY = {"Get Features"}
+# What a device may be asked before the first completion of a client: the probe, whose answer tells
+# that it listens; and who it is and what has changed, for no client waits when all was stopped.
+EARLY = {"Asynchronous Event Request", "Get Features", "Get Log Page", "Identify"}
 
 
 class Device:
@@ -38,14 +39,12 @@ class Device:
 
     @property
     def untouched(self):
+        """Counts of what is not done to a device that is kept; so are admin commands before the
+        first completion of a client."""
         counters = self.counters
-        return {key: counters[key] for key in UNTOUCHED}
-
-    @property
-    def too_early(self):
-        """Admin commands before the first completion of the client at hand that must not be."""
-        return {name: count for name, count in self.counters["earlyAdminCommands"].items()
-                if name not in EARLY}
+        early = {name: count for name, count in counters["earlyAdminCommands"].items()
+                 if name not in EARLY}
+        return {key: counters[key] for key in UNTOUCHED} | {"early": early}
 
     def end(self):
         self.process.kill()
@@ -169,7 +168,8 @@ class Fleet(Stack):
 
     def said(self, name):
         """Lines of the service's log about a device."""
-        return "\n".join(line for line in self.log_text.splitlines() if name in line)
+        lines = [line for line in self.log_text.splitlines() if name in line]
+        return "\n".join([line for line in lines if "session" not in line][-20:])
 
     # Servicing
 

@@ -52,8 +52,8 @@ public struct PoolFile: ~Copyable, Sendable {
     /// Memory of at least `byteCount` bytes for a pool that begins. What lay there before is not
     /// needed any more: its device must have been stopped.
     ///
-    /// A file that is there is used again, and made longer when it has to be. A missing directory is
-    /// made, when the one above it is there.
+    /// A file that is there is used again, and made longer when it has to be. A missing directory
+    /// is made, when the one above it is there.
     public static func create(
         _ place: PoolPlace, name: String = "nvmed-pool", byteCount: Int,
         devices: DeviceMemoryLookup = .kernel

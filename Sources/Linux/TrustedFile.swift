@@ -128,8 +128,8 @@ public enum TrustedFile {
         return true
     }
 
-    /// Takes memory for the first bytes of a file, which becomes longer when it has to be, and never
-    /// shorter (ENOSPC, ENOMEM: there is not enough).
+    /// Takes memory for the first bytes of a file, which becomes longer when it has to be, and
+    /// never shorter (ENOSPC, ENOMEM: there is not enough).
     public static func reserve(
         _ fd: borrowing OwnedFD, byteCount: Int
     ) throws(SystemCallError) {

@@ -68,8 +68,8 @@ public final class NVMeController {
     /// Where the memory of the DMA pool comes from when it is made; to be set before `start`.
     public var poolSource = PoolSource.memory
 
-    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil: a
-    /// memory file of the process is made. Whoever configures one sets it before `start`.
+    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil:
+    /// a memory file of the process is made. Whoever configures one sets it before `start`.
     public var poolFile: (_ byteCount: Int) throws(DriverError) -> OwnedFD? = {
         _ throws(DriverError) in nil
     }

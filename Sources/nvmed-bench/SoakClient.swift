@@ -205,7 +205,13 @@ final class SoakClient {
     /// The session is over, which no relay should show: counted, and opened again.
     private func recover(_ error: any Error) throws {
         var error = error
-        for _ in 0..<Self.recoveryLimit {
+        let end = Deadline.after(milliseconds: job.patienceMilliseconds)
+        for attempt in 0..<Self.recoveryLimit * 100 {
+            // A device that is brought up again by itself says that it has failed.
+            guard attempt < Self.recoveryLimit || job.repeats,
+                attempt == 0 || MonotonicClock.nowNanoseconds < end
+            else { break }
+            if attempt > 0, job.repeats { _ = poll(nil, 0, 20) }
             giveUpSession(error)
             do {
                 try port.disk.reopen(
