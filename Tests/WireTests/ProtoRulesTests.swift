@@ -20,7 +20,7 @@ private struct FieldType {
     var message: String?
 }
 
-/// Every message and enumeration that the four envelopes reach.
+/// Every message and enumeration that the four envelopes, and saved state, reach.
 private struct Descriptors {
     private(set) var messages: [String: MessageType] = [:]
     private(set) var enumerations: [String: [Int32: String]] = [:]
@@ -33,6 +33,8 @@ private struct Descriptors {
         unsafe visit(nvmed__v1__worker_envelope__descriptor, [])
         unsafe visit(nvmed__v1__supervisor_envelope__descriptor, [])
         unsafe visit(nvmed__v1__opener_envelope__descriptor, [])
+        unsafe visit(nvmed__v1__saved_host__descriptor, [])
+        unsafe visit(nvmed__v1__saved_device__descriptor, [])
     }
 
     private mutating func visit(_ descriptor: ProtobufCMessageDescriptor, _ path: [String]) {
@@ -86,6 +88,7 @@ struct ProtoRulesTests {
 
     private static let files = [
         "common.proto", "session.proto", "supervisor.proto", "worker.proto", "opener.proto",
+        "saved.proto",
     ]
 
     @Test("the three envelopes and what they carry are found")
