@@ -18,6 +18,8 @@ struct DeviceServicing {
     private(set) var outcome: Outcome?
     /// What the worker said that got the section.
     private var taken: Outcome?
+    /// A worker got it, whatever has become of that one.
+    private var wasOffered = false
 
     /// What came of a saved state.
     enum Outcome: Sendable, Equatable {
@@ -35,6 +37,9 @@ struct DeviceServicing {
         self.section = section
     }
 
+    /// A worker gets the section.
+    mutating func offer() { wasOffered = true }
+
     /// A worker got the section and brought the device up.
     mutating func tookSection(_ ready: DeviceReady) {
         if ready.restored {
@@ -47,14 +52,22 @@ struct DeviceServicing {
     }
 
     /// The device is ready.
-    mutating func settle() {
+    mutating func settle(_ ready: DeviceReady?) {
         guard section != nil else { return }
-        outcome = taken ?? .unneeded
-        (section, taken) = (nil, nil)
+        if let taken {
+            outcome = taken
+        } else if wasOffered {
+            // The worker that got it has died since, and this one has gone on with what it did.
+            let reason = ready?.resetReason ?? ""
+            outcome = reason.isEmpty ? .restored : .cold(reason)
+        } else {
+            outcome = .unneeded
+        }
+        forget()
     }
 
     /// The section is given up.
-    mutating func forget() { (section, taken) = (nil, nil) }
+    mutating func forget() { (section, taken, wasOffered) = (nil, nil, false) }
 }
 
 /// A device that is frozen, and what it told.
@@ -253,7 +266,9 @@ extension Device {
     func sectionToSend() throws(WireError) -> PassedFD? {
         guard let section = servicing.section else { return nil }
         do throws(SystemCallError) {
-            return PassedFD(try SealedFile.make(name: "nvmed-saved", section))
+            let file = PassedFD(try SealedFile.make(name: "nvmed-saved", section))
+            servicing.offer()
+            return file
         } catch {
             throw WireError(
                 .resourceExhausted, "its saved state cannot be passed on: \(error)", device: name)

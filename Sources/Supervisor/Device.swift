@@ -251,7 +251,7 @@ final class Device {
     }
 
     private func learn(_ found: WorkerDevice, _ sessions: [SessionInfo]) {
-        servicing.settle()
+        servicing.settle(found.ready)
         let isSuccessor = workerPID != nil && workerPID != found.workerPID
         if isSuccessor { restarts &+= 1 }
         workerPID = found.workerPID

@@ -155,6 +155,26 @@ struct RestoreTests {
         }
     }
 
+    @Test("a worker that dies while it takes over is succeeded by one that has done so")
+    func diesInRestore() async throws {
+        try await onLoop {
+            var rig = try await ServicingRig(["a"])
+            try await rig.save()
+            let worker = rig.worker("a")
+            worker.servicing.holdsLoads = true
+            try await rig.restart(["a"])
+            try await until { worker.servicing.held != nil }
+
+            // Its state area was stored before it died: its successor has the device.
+            worker.beReplaced()
+            worker.finishRecovery()
+            try await rig.settled()
+
+            #expect(rig.steps == ["a restored"])
+            #expect(worker.servicing.offers.count == 1)
+        }
+    }
+
     @Test("a worker that dies when it has taken over is succeeded by one that needs no state")
     func diesAfterRestore() async throws {
         try await onLoop {
