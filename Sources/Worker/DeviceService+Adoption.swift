@@ -160,9 +160,10 @@ extension DeviceService {
         return session.isExclusive ? .everything : .harmless
     }
 
-    /// Ends the silence that an adoption needs: a client has got a completion, or none waits.
+    /// Ends the silence that an adoption needs: a client has got a completion, or none waits. What
+    /// is asked of the controller is not in the state of a save: then it has to wait for the thaw.
     func finishAdoption() {
-        guard adoptionIsOpen, let controller = usableController else { return }
+        guard adoptionIsOpen, !isQuiet, let controller = usableController else { return }
         adoptionIsOpen = false
         adoptionTimer?.cancel()
         adoptionTimer = nil

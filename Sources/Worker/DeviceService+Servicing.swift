@@ -257,6 +257,7 @@ extension DeviceService {
         // What happened meanwhile has left no edge to see.
         afterAdminCommand()
         if dyingSessions > 0 { scheduleSettling() }
+        if adoptionIsOpen { soon { [weak self] in self?.finishAdoption() } }
     }
 
     // MARK: Commit
