@@ -123,10 +123,7 @@ extension DeviceService {
                 finishAdoption()
                 return true
             }
-            // What is in flight may never be answered.
-            adoptionTimer = try? loop.after(nanoseconds: WorkerLimits.stallNanoseconds) {
-                [weak self] in self?.finishAdoption()
-            }
+            armAdoption()
             return true
         } catch {
             resetReason = error.description
@@ -135,6 +132,14 @@ extension DeviceService {
                 id: .controllerFailed)
             if let tried { putAway(tried) }
             return false
+        }
+    }
+
+    /// What is in flight may never be answered: the silence ends all the same.
+    func armAdoption() {
+        guard adoptionIsOpen else { return }
+        adoptionTimer = try? loop.after(nanoseconds: WorkerLimits.stallNanoseconds) {
+            [weak self] in self?.finishAdoption()
         }
     }
 

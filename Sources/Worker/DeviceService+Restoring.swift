@@ -28,11 +28,13 @@ extension DeviceService {
         }
         inheritSessions()
         watchStall()
+        // What is found out at once about the controller is found out about a restored one.
+        isRestored = true
         guard isStarting, adopt(config) else {
+            isRestored = false
             return endRestoring(
                 resetReason.isEmpty ? "the device cannot be taken over" : resetReason)
         }
-        isRestored = true
         // The interrupts are new.
         await environment.started(config)
         log.notice("was restored as it was saved", id: .controllerReady)
@@ -109,6 +111,8 @@ extension DeviceService {
         self.config = config
         let pool = try environment.savedPool(config, saved.pool.byteCount)
         let held = HeldDescriptor(pool)
+        // Of a predecessor that died while it let go of everything.
+        environment.forget()
         try await environment.prepare(config, false)
         guard isStarting else { throw .exhausted("the worker is leaving") }
         let device = try environment.reconnect(config)

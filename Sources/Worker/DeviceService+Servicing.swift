@@ -252,6 +252,7 @@ extension DeviceService {
             if !isHeld(session) { resume(session) }
         }
         watchProgress()
+        armAdoption()
         armHealth()
         armTick()
         // What happened meanwhile has left no edge to see.

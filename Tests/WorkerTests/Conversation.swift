@@ -60,6 +60,12 @@ class Conversation<P: WireProtocol> {
     /// The reply to `id`; throws the error when it is one. Those to others are kept: they come in
     /// any order.
     func answer(to id: UInt64) throws -> (reply: P.Reply, payload: [UInt8], held: HeldFD?) {
+        let all = try fullAnswer(to: id)
+        return (all.reply, all.payload, all.held.first)
+    }
+
+    /// The same with all descriptors.
+    func fullAnswer(to id: UInt64) throws -> (reply: P.Reply, payload: [UInt8], held: [HeldFD]) {
         while unclaimed[id] == nil {
             let message = try next()
             unclaimed[message.envelope.requestID] = message
@@ -68,7 +74,7 @@ class Conversation<P: WireProtocol> {
             throw RigError("no answer to \(id)")
         }
         switch message.envelope.content {
-        case .reply(let reply): return (reply, message.payload, message.held.first)
+        case .reply(let reply): return (reply, message.payload, message.held)
         case .failure(let error): throw error
         case .request, .event: throw RigError("\(id) was not answered by a reply")
         }
