@@ -65,6 +65,8 @@ struct DataQueue: ~Copyable {
     /// The control thread wants to hear of progress.
     var wantsProgress = false
     private var isFruitful = false
+    /// The worker's generation, for the mark that says that it was worth it.
+    var generation: UInt32 = 0
     /// Memory faults of the engine that were told.
     private var seenMemoryFaults: UInt64 = 0
     /// Where the queue pair itself is counted.
@@ -188,6 +190,8 @@ struct DataQueue: ~Copyable {
     @inline(never)
     private mutating func noteFruit() {
         isFruitful = true
+        // The control thread may die before it hears of it.
+        unsafe engine.pointee.queue.publishFruit(generation: generation)
         notices.insert(.fruit)
     }
 

@@ -120,6 +120,8 @@ public final class DataThread: @unchecked Sendable {
         unsafe queue.initialize(
             to: DataQueue(
                 engine: controller.engine(index), timeoutMilliseconds: timeoutMilliseconds))
+        let generation = UInt32(truncatingIfNeeded: controller.state.generation)
+        unsafe queue.pointee.generation = generation
         if isAdopting {
             // As if `exclusive` had begun: the thread stands still from its first round on.
             depth = 1

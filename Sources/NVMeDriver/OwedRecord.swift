@@ -6,7 +6,7 @@
 //
 //   0  the engine's key of the session (32) | kind (8) | opcode (8) | status (16)
 //   1  request id
-//   2  what it is about: bytes of data, or the request to be cancelled
+//   2  what it is about: bytes of data, the request to be cancelled, or how the disk changed
 //   3  first owned pool page (32) | owned pages (16) | error code (16)
 
 /// What kind of answer is owed.
@@ -19,6 +19,8 @@ public enum OwedKind: UInt8, Sendable {
     case cancel = 2
     /// `done`, or an error, of a request that is no I/O.
     case answer = 3
+    /// An event, which the socket had no room for: the disk changed. It has no request id.
+    case change = 4
 }
 
 /// The record of an answer that is owed.
@@ -37,7 +39,7 @@ public struct OwedRecord: Sendable, Equatable {
     public var status: UInt16 = 0
     /// The error code of an answer; 0: none.
     public var code: UInt16 = 0
-    /// Bytes of data, or the request to be cancelled.
+    /// Bytes of data, the request to be cancelled, or how the disk changed.
     public var argument: UInt64 = 0
     /// The first pool page that has the data.
     public var firstPage: UInt32 = 0

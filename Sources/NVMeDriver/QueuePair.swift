@@ -546,6 +546,12 @@ struct QueuePair: ~Copyable {
 
     // MARK: Cold
 
+    /// Leaves a mark that the worker of a generation has taken an answer (`StateArea`).
+    func publishFruit(generation: UInt32) {
+        let mark = SealedWord.seal(generation, key: StateArea.fruitKey(Int(queueID)))
+        unsafe nv_store64(indexLine + 32, mark)
+    }
+
     /// Commands in flight, those answered and not yet retired included.
     var inFlight: UInt32 { slotCount - freeCount }
 

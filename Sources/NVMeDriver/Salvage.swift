@@ -10,8 +10,8 @@
 //   a read into pages of the pool   like one that was not answered: what was read has not come to
 //     that only the last look found   its client
 //     answered
-//   a part of a larger request      nothing: the request begins again, or ends as above; a read
-//                                     begins again even when all of its parts were answered
+//   a part of a larger request      nothing: the request begins again, or ends as above, unless all
+//                                     of its parts were answered
 //
 // The old bank stays as it is until the controller's record is that of the new epoch: who dies in
 // between begins again. What the device had answered when it was stopped is written into the old
@@ -225,7 +225,7 @@ struct SalvagedQueue: ~Copyable {
         if old.state == RequestRecords.stateDone {
             records.setStatus(new, isLost ? Self.unknown : old.status)
             records.markDone(new, position: old.progress.position)
-        } else if isAnswered, !isLost, !needsData(old) {
+        } else if isAnswered, !isLost {
             records.setStatus(new, old.status)
             records.markDone(new, position: place(ring))
         } else if isLost || !Self.mayRepeat(old.command.opcode, replay(old.command.session)) {
@@ -233,12 +233,6 @@ struct SalvagedQueue: ~Copyable {
             records.markDone(new, position: place(ring))
         }
         CrashPoint.hit(.resetEntryMoved)
-    }
-
-    /// Whether what a request has read may not have come to its client: of parts whose answers were
-    /// taken when the device was stopped, it still lies in their pages. Reading again does no harm.
-    private func needsData(_ old: RequestRecords.Record) -> Bool {
-        old.command.opcode == IOOperation.read && old.status == 0
     }
 
     /// The commands that nobody answered and that are requests of their own, in the order in which

@@ -2,8 +2,8 @@
 // What the state area says of sessions: who has the disk open, and how far its requests have come.
 //
 // The record of a slot has 60 words: session id; the engine's key of the session (32) | state (16)
-// | bytes of the opening message (16); the number of its socket in the fd store; 0; then the
-// opening message. A word beside it is the highest request id taken, which changes with every
+// | bytes of the opening message (16); the number of its socket in the fd store; when it was
+// opened; then the opening message. A word beside it is the highest request id taken, which changes with every
 // message.
 
 internal import CMemory
@@ -25,6 +25,8 @@ public struct SessionRecord: Sendable, Equatable {
     /// The most bytes of an opening message.
     public static let openingByteCountMax = 56 * 8
     static let wordCount = 60
+    /// Numbers that count what a session does.
+    public static let counterCount = 6
 
     /// How far it had come.
     public var state: SessionState
@@ -34,11 +36,17 @@ public struct SessionRecord: Sendable, Equatable {
     public var key: UInt32
     /// The number of the socket's name in the fd store.
     public var number: UInt64
+    /// When it was opened: CLOCK_MONOTONIC; 0: that is not known.
+    public var openedNanoseconds: UInt64
     /// The message that opened it.
     public var opening: [UInt8]
 
     /// A record.
-    public init(state: SessionState, id: UInt64, key: UInt32, number: UInt64, opening: [UInt8]) {
+    public init(
+        state: SessionState, id: UInt64, key: UInt32, number: UInt64,
+        openedNanoseconds: UInt64 = 0, opening: [UInt8]
+    ) {
+        self.openedNanoseconds = openedNanoseconds
         self.state = state
         self.id = id
         self.key = key
@@ -51,7 +59,7 @@ public struct SessionRecord: Sendable, Equatable {
             id,
             UInt64(key) | UInt64(state.rawValue) << 32 | UInt64(UInt16(clamping: opening.count))
                 << 48,
-            number, 0,
+            number, openedNanoseconds,
         ]
         for start in stride(from: 0, to: opening.count, by: 8) {
             var word: UInt64 = 0
@@ -74,6 +82,7 @@ public struct SessionRecord: Sendable, Equatable {
         id = words[0]
         key = UInt32(truncatingIfNeeded: words[1])
         number = words[2]
+        openedNanoseconds = words[3]
         opening = (0..<count).map {
             UInt8(truncatingIfNeeded: words[4 + $0 / 8] >> UInt64($0 % 8 * 8))
         }
@@ -133,6 +142,7 @@ extension StateArea {
         guard let twin = sessionRecord(slot), twin.read() != .empty else { return }
         twin.write([])
         setHighestRequest(slot, id: 0)
+        setSessionCounters(slot, [])
     }
 
     /// The highest request id that was taken off a session's socket, or is about to be.
@@ -147,6 +157,26 @@ extension StateArea {
         case .words(let words): words[0]
         case .damaged: nil
         }
+    }
+
+    /// What a session has done so far, in `counterCount` numbers that only the caller understands.
+    public func setSessionCounters(_ slot: Int, _ counters: [UInt64]) {
+        countersRecord(slot)?.write(counters)
+    }
+
+    /// What a session had done; zeroes when that is not known.
+    public func sessionCounters(_ slot: Int) -> [UInt64] {
+        countersRecord(slot)?.words
+            ?? Array(repeating: 0, count: SessionRecord.counterCount)
+    }
+
+    private func countersRecord(_ slot: Int) -> TwinRecord? {
+        guard slot >= 0, slot < StateLayout.sessionCapacity else { return nil }
+        let offset = StateLayout.sessionsOffset + slot * StateLayout.sessionByteCount
+        return unsafe TwinRecord(
+            base: address(offset + StateLayout.countersOffset),
+            wordCount: SessionRecord.counterCount,
+            key: Checksum.key(Checksum.countersKind, queue: UInt32(slot), epoch: 0))
     }
 
     private func sessionRecord(_ slot: Int) -> TwinRecord? {

@@ -50,6 +50,10 @@ public struct StateArea: ~Copyable {
     public private(set) var giveUps: UInt32 = 0
     /// When they began, or when they were given up: CLOCK_MONOTONIC, which outlives processes.
     public private(set) var fruitlessSinceNanoseconds: UInt64 = 0
+    /// How often a worker has given the controller up while it lived, in a row.
+    public private(set) var failures: UInt32 = 0
+    /// When those began: CLOCK_MONOTONIC.
+    private var failuresSinceNanoseconds: UInt64 = 0
     /// Since when the sessions have not been served; 0: they are. CLOCK_MONOTONIC.
     public private(set) var stalledSinceNanoseconds: UInt64 = 0
     private var lastNumber: UInt64 = 0
@@ -97,6 +101,8 @@ public struct StateArea: ~Copyable {
         area.fruitlessSinceNanoseconds = words[3]
         area.lastNumber = words[4]
         area.stalledSinceNanoseconds = words[5]
+        area.failures = UInt32(truncatingIfNeeded: words[6])
+        area.failuresSinceNanoseconds = words[7]
         area.writeHeader()
         CrashPoint.hit(.adoptGenerationRaised)
         return area
@@ -179,6 +185,31 @@ public struct StateArea: ~Copyable {
         writeHeader()
     }
 
+    /// Counts a failure that a living worker noticed, after which a successor is to reset the
+    /// controller; those that began before `window` ago do not count.
+    public mutating func countFailure(nowNanoseconds: UInt64, windowNanoseconds: UInt64) {
+        if failures == 0 || nowNanoseconds &- failuresSinceNanoseconds > windowNanoseconds {
+            (failures, failuresSinceNanoseconds) = (0, nowNanoseconds)
+        }
+        if failures < .max { failures += 1 }
+        writeHeader()
+    }
+
+    /// Whether a data thread of the predecessor has taken an answer of the device: it may have died
+    /// before its control thread heard of that.
+    public var predecessorWasFruitful: Bool {
+        let predecessor = UInt32(truncatingIfNeeded: generation &- 1)
+        return (1..<layout.queueCount).contains { queue in
+            let word = unsafe nv_load64(address(layout.queueIndexOffset(queue)) + 32)
+            return SealedWord.open(word, key: Self.fruitKey(queue)) == predecessor
+        }
+    }
+
+    /// The key of a data thread's mark, in the index line of its queue.
+    static func fruitKey(_ queue: Int) -> UInt32 {
+        Checksum.key(Checksum.fruitKind, queue: UInt32(truncatingIfNeeded: queue), epoch: 0)
+    }
+
     // MARK: The configuration
 
     /// The device configuration that a predecessor got from the supervisor; nil when there is none
@@ -247,7 +278,7 @@ public struct StateArea: ~Copyable {
         unsafe Self.header(memory.base).write([
             generation, UInt64(epoch) | UInt64(salvageEpoch) << 32,
             UInt64(fruitlessStarts) | UInt64(giveUps) << 32, fruitlessSinceNanoseconds,
-            lastNumber, stalledSinceNanoseconds,
+            lastNumber, stalledSinceNanoseconds, UInt64(failures), failuresSinceNanoseconds,
         ])
     }
 

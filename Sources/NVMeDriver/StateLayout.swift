@@ -14,7 +14,7 @@ internal import CMemory
 /// 0                what never changes: magic, version, numbers (32 B)
 /// 64               what changes rarely: header, controller, pending events, configuration
 /// 4096             device configuration as the supervisor sent it: two halves of 16 KiB
-/// 36864            sessions: 1 KiB each
+/// 36864            sessions: 2 KiB each
 ///                  regions of registered memory: 256 B each
 ///                  owed replies: 128 B each
 ///                  queues: a record of 64 B and an index line of 64 B each; queue 0 is the
@@ -68,7 +68,9 @@ public struct StateLayout: Sendable, Equatable {
     static let configurationRecordOffset = 640
     static let configurationOffset = 4096
     static let sessionsOffset = configurationOffset + 2 * configurationByteCount
-    static let sessionByteCount = 1024
+    static let sessionByteCount = 2048
+    /// What a session has done, behind its record.
+    static let countersOffset = 1024
     static let regionsOffset = sessionsOffset + sessionCapacity * sessionByteCount
     static let regionByteCount = 256
     static let owedOffset = regionsOffset + regionCapacity * regionByteCount
@@ -163,6 +165,8 @@ enum Checksum {
     static let eventsKind: UInt32 = 0x4556_4E54
     static let configurationKind: UInt32 = 0x434F_4E46
     static let inventoryKind: UInt32 = 0x494E_564E
+    static let fruitKind: UInt32 = 0x4652_5554
+    static let countersKind: UInt32 = 0x434E_5452
 
     /// One step of the checksum. `make bench` builds the driver once without the log, to tell what
     /// the log costs; nothing else is ever built so.

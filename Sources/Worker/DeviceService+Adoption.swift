@@ -210,6 +210,8 @@ extension DeviceService {
         let session = Session(
             key: record.key, opening: opening, number: record.number, queue: Self.messageQueue,
             namespace: nil)
+        session.keptCounters = withState { $0.sessionCounters(slot) } ?? []
+        if record.openedNanoseconds > 0 { session.openedNanoseconds = record.openedNanoseconds }
         let highest = withState { $0.highestRequest(slot) } ?? nil
         session.highestRequestID = highest ?? 0
         session.mayHaveTaken = true
@@ -462,6 +464,9 @@ extension DeviceService {
         switch record.kind {
         case .free: return forgetOwed(place)
         case .cancel: return owedCancels.append((place, record))
+        case .change:
+            let change = DiskChange(rawValue: UInt32(truncatingIfNeeded: record.argument))
+            client.send(event: .diskChanged(change ?? .unspecified, diskInfo(session)))
         case .answer:
             unsafe client.send(reply: .done, to: record.requestID, payload: Self.noPayload)
         case .completion:

@@ -144,6 +144,7 @@ extension DeviceService {
     }
 
     private func count(_ session: Session, _ pending: PendingRequest, failed: Bool) {
+        defer { controller?.state.setSessionCounters(session.slot, session.keptCounters) }
         guard !failed else {
             session.counters.errors += 1
             return
@@ -350,14 +351,22 @@ extension DeviceService {
                 session.namespace = nil
                 updateRules(session)
                 let change: DiskChange = usable == nil ? .removed : .identity
-                session.client?.send(event: .diskChanged(change, nil))
+                tell(session, change, nil)
                 continue
             }
             let change: DiskChange =
                 usable.blockCount == known.blockCount ? .attributes : .resized
             session.namespace = usable
             updateRules(session)
-            session.client?.send(event: .diskChanged(change, diskInfo(session)))
+            tell(session, change, diskInfo(session))
         }
+    }
+
+    /// Tells a client how its disk has changed. What waits for room on the socket is told again by
+    /// a successor.
+    private func tell(_ session: Session, _ change: DiskChange, _ info: DiskInfo?) {
+        let place = owe(.change, session, 0) { $0.argument = UInt64(change.rawValue) }
+        session.client?.send(event: .diskChanged(change, info))
+        paid(session, place)
     }
 }

@@ -74,7 +74,8 @@ extension DeviceService {
         guard let opening = KeptOpening.encode(session.opening) else { return false }
         let record = SessionRecord(
             state: state, id: session.opening.sessionID, key: session.key,
-            number: session.number, opening: opening)
+            number: session.number, openedNanoseconds: session.openedNanoseconds,
+            opening: opening)
         return controller.state.setSession(session.slot, record)
     }
 

@@ -11,6 +11,7 @@ extension DeviceService {
     func countStart() throws(WireError) {
         if try isRested() || isCounted { return }
         isCounted = true
+        if idleState?.predecessorWasFruitful == true { idleState?.forgetStarts() }
         let now = MonotonicClock.nowNanoseconds
         idleState?.countStart(
             nowNanoseconds: now, windowNanoseconds: WorkerLimits.fruitlessWindowNanoseconds)
@@ -59,6 +60,18 @@ extension DeviceService {
         isFruitful = true
         controller.state.forgetStarts()
         if adoptionIsOpen { soon { [weak self] in self?.finishAdoption() } }
+    }
+
+    /// Whether a controller that has failed is left to a successor, which resets it: the sessions go
+    /// on then. Not when it fails again and again.
+    func isLeftToSuccessor(_ controller: NVMeController) -> Bool {
+        guard leaveToSuccessor != nil, lifecycle.state == .ready,
+            sessions.contains(where: { $0?.hasEnded == false })
+        else { return false }
+        controller.state.countFailure(
+            nowNanoseconds: MonotonicClock.nowNanoseconds,
+            windowNanoseconds: WorkerLimits.failureWindowNanoseconds)
+        return controller.state.failures <= environment.failureLimit
     }
 
     /// The worker leaves because it was asked to: it was no failure, whatever it did.

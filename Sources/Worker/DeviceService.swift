@@ -71,6 +71,8 @@ struct DeviceEnvironment {
     var forget: @Control () -> Void = {}
     /// The device and the eventfd of the kernel's requests, for the supervisor; empty: none.
     var watched: @Control () -> [CInt] = { [] }
+    /// How many failures of the controller are left to successors.
+    var failureLimit = WorkerLimits.failures
     /// After how long without service sessions end, in nanoseconds.
     var stallLimitNanoseconds = WorkerLimits.stallLimitNanoseconds
 }
@@ -199,6 +201,9 @@ final class DeviceService {
     var progressIsWatched = false
     var watches: [DescriptorWatch] = []
     var drainTimer: Timer?
+    /// Ends the process for a successor that resets the controller and goes on with the sessions;
+    /// nil: there will be none.
+    var leaveToSuccessor: (@Control () -> Void)?
     /// Who waits until nothing is with the device, or the time for that is over.
     var whenDrained: (@Control (Bool) -> Void)?
 
@@ -633,7 +638,8 @@ final class DeviceService {
         }
     }
 
-    /// Takes a device that cannot be trusted out of service. Every request ends, once.
+    /// Takes a device that cannot be trusted out of service. A successor resets it and goes on with
+    /// the sessions; where there is none, or too often, every request ends, once.
     private func fail() {
         guard var failure, let controller else { return }
         if !failure.isGone, !controller.device.isPresent {
@@ -657,6 +663,13 @@ final class DeviceService {
                 resetFunction(controller, "\(failure)")
             }
         }
+        if !failure.isGone, isLeftToSuccessor(controller) {
+            log.warning(
+                "leaving for a successor, which resets the controller: the sessions go on",
+                id: .controllerFailed)
+            leaveToSuccessor?()
+            return
+        }
         step(isRemoved ? .remove : .fault, failure.description)
         endEverything(
             controller,
@@ -666,25 +679,5 @@ final class DeviceService {
         forgetQueues()
         if isRemoved { environment.forget() }
         finishDrain(false)
-    }
-}
-
-/// A descriptor of somebody else that is watched through a duplicate.
-@Control
-final class DescriptorWatch {
-    private let fd: OwnedFD
-    private var source: DescriptorSource?
-
-    init(
-        _ raw: CInt, _ events: Events, _ handler: @escaping @Control (Events) -> Void
-    ) throws(SystemCallError) {
-        fd = OwnedFD(adopting: try checked("dup", nv_dup_cloexec(raw)))
-        source = try EventLoop.current.watch(fd, events, handler)
-    }
-
-    /// The handler is not called any more.
-    func cancel() {
-        source?.cancel()
-        source = nil
     }
 }

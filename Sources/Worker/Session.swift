@@ -106,7 +106,7 @@ final class Session {
     /// How often a message of it had to wait for that.
     var limitWaits: UInt64 = 0
     /// When it was opened.
-    let openedNanoseconds: UInt64
+    var openedNanoseconds: UInt64
     /// Where its answers go; nil before and after.
     weak var client: (any SessionClient)?
     /// The namespace as it is now; nil when it was removed.
@@ -202,6 +202,22 @@ final class Session {
         info.openedNanoseconds = openedNanoseconds
         info.counters = currentCounters
         return info
+    }
+
+    /// The counters as they are kept for a successor, and taken over by it.
+    var keptCounters: [UInt64] {
+        get {
+            [
+                counters.reads, counters.writes, counters.readBytes, counters.writtenBytes,
+                counters.others, counters.errors,
+            ]
+        }
+        set {
+            guard newValue.count == SessionRecord.counterCount else { return }
+            (counters.reads, counters.writes) = (newValue[0], newValue[1])
+            (counters.readBytes, counters.writtenBytes) = (newValue[2], newValue[3])
+            (counters.others, counters.errors) = (newValue[4], newValue[5])
+        }
     }
 
     /// The counters with what is in flight now.

@@ -93,6 +93,12 @@ enum WorkerLimits {
     static let fruitlessStarts: UInt32 = 5
     /// Starts that are further apart are not a loop.
     static let fruitlessWindowNanoseconds: UInt64 = 60_000_000_000
+    /// Failures of the controller in `failureWindowNanoseconds` after which a successor resets it
+    /// and the sessions go on, unless NVMED_FAILURES says otherwise: a command that is lost again
+    /// after each reset must not keep everybody else waiting for ever.
+    static let failures: UInt32 = 3
+    /// Failures that are further apart have nothing to do with each other.
+    static let failureWindowNanoseconds: UInt64 = 600_000_000_000
     /// How long the device is left alone then, doubled each time up to the longest: what a person
     /// may wait for after a repair.
     static let restFirstNanoseconds: UInt64 = 60_000_000_000

@@ -177,6 +177,9 @@ final class WorkerProcess {
         if let limit = Program.environment("NVMED_SESSION_STALL_MS").flatMap({ UInt64($0) }) {
             environment.stallLimitNanoseconds = limit &* 1_000_000
         }
+        if let limit = Program.environment("NVMED_FAILURES").flatMap({ UInt32($0) }) {
+            environment.failureLimit = limit
+        }
         let service = DeviceService(environment: environment, state: found.area)
         self.service = service
         pause.look = { [weak service] in service?.tellStall() }
@@ -184,6 +187,12 @@ final class WorkerProcess {
         harness = try SupervisorHarness(
             service: service, listener: listener,
             stallMilliseconds: stall ?? WorkerLimits.clientStallMilliseconds)
+        service.leaveToSuccessor = { [weak self] in
+            guard let self, !isLeaving else { return }
+            isLeaving = true
+            _ = try? notifier.stopping()
+            exit(Self.keptCode)
+        }
         harness.shutDown = { [weak self] doNotReset, done in
             self?.shutDown(doNotReset: doNotReset, done)
         }

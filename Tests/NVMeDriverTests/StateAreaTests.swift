@@ -210,4 +210,41 @@ struct StateAreaTests {
         let seen24 = taken.nextNumber()
         #expect(seen24 == number + 1)
     }
+
+    @Test("the mark of a data thread counts for its worker's successor, and for nobody else's")
+    func fruitMark() throws {
+        // Given
+        let area = try Self.area()
+        let queue = 1
+        let line = unsafe area.address(area.layout.queueIndexOffset(queue))
+        let before = try StateArea.adopt(try area.fd.duplicate())
+        let mark = UInt32(truncatingIfNeeded: before.generation)
+        // When
+        unsafe nv_store64(line + 32, SealedWord.seal(mark, key: StateArea.fruitKey(queue)))
+        let successor = try StateArea.adopt(try area.fd.duplicate())
+        let afterThat = try StateArea.adopt(try area.fd.duplicate())
+        // Then
+        let seen = (
+            before.predecessorWasFruitful, successor.predecessorWasFruitful,
+            afterThat.predecessorWasFruitful
+        )
+        #expect(seen == (false, true, false))
+    }
+
+    @Test("failures count until so long after the first, over any number of successors")
+    func failures() throws {
+        // Given
+        var area = try Self.area()
+        area.countFailure(nowNanoseconds: 1_000, windowNanoseconds: 100)
+        var next = try StateArea.adopt(try area.fd.duplicate())
+        // When
+        next.countFailure(nowNanoseconds: 1_100, windowNanoseconds: 100)
+        next.forgetStarts()
+        let second = next.failures
+        next.countFailure(nowNanoseconds: 1_101, windowNanoseconds: 100)
+        let third = next.failures
+        // Then
+        #expect(second == 2)
+        #expect(third == 1)
+    }
 }

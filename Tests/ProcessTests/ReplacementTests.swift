@@ -4,6 +4,7 @@
 import Glibc
 import Linux
 import NVMeClient
+import TestSupport
 import Testing
 import Wire
 
@@ -147,6 +148,68 @@ extension ProcessTests {
                 if let error = completion.error { errors.append(error) }
             }
             return errors
+        }
+
+        @Test("memory, rings and disks are registered, opened and closed while the worker dies")
+        func control() throws {
+            // Given
+            let service = try RunningService()
+            let backend = try service.connect()
+            let disk = try backend.openDisk("disk-a", access: .readOnly)
+            var victim = try service.workerPID("a")
+            for _ in 0..<5 {
+                // When
+                kill(victim, SIGKILL)
+                let buffer = try IOBuffer(byteCount: 65536)
+                try disk.registerMemory(buffer, deadlineNanoseconds: deadline)
+                let ring = try disk.openRing(entries: 8, deadlineNanoseconds: deadline)
+                let other = try backend.openDisk(
+                    "disk-a", access: .readOnly, deadlineNanoseconds: deadline)
+                try disk.closeRing(ring, deadlineNanoseconds: deadline)
+                try disk.unregisterMemory(buffer, deadlineNanoseconds: deadline)
+                other.close()
+                // A worker that completes nothing counts as one that does not get anywhere.
+                try disk.verify(byteOffset: 0, byteCount: 4096, deadlineNanoseconds: deadline)
+                victim = try service.successor(of: victim, "a")
+            }
+            // Then
+            #expect(disk.ended == nil)
+        }
+
+        @Test("a controller that breaks the rules is reset, and a ring loses nothing")
+        func reset() throws {
+            // Given
+            let service = try RunningService()
+            let disk = try service.connect().openDisk("disk-a")
+            let blocks = try Blocks(disk)
+            let region = try disk.registerMemory(blocks.buffer)
+            let ring = try disk.openRing(entries: 64)
+            let victim = try service.workerPID("a")
+            _ = try service.emulators["a"]?.command("fault completion:cid=invented,queue=io,times=1")
+            blocks.fill(round: 1)
+            // When
+            for index in 0..<Blocks.count {
+                let data = RingData.region(region, offset: UInt64(blocks.written(index)))
+                _ = ring.prepareWrite(
+                    lba: blocks.lba(index), blockCount: blocks.blockCount, data: data, tag: 0)
+            }
+            ring.submit()
+            let writeErrors = try ring.collect(Blocks.count)
+            for index in 0..<Blocks.count {
+                let data = RingData.region(region, offset: UInt64(blocks.read(index)))
+                _ = ring.prepareRead(
+                    lba: blocks.lba(index), blockCount: blocks.blockCount, data: data, tag: 0)
+            }
+            ring.submit()
+            let readErrors = try ring.collect(Blocks.count)
+            _ = try service.successor(of: victim, "a")
+            let device = try service.connect().device("a")
+            // Then
+            #expect(writeErrors.isEmpty)
+            #expect(readErrors.isEmpty)
+            #expect(blocks.difference == nil)
+            #expect(disk.ended == nil)
+            #expect(device.continuity?.resets == 1)
         }
 
         @Test("worker and supervisor die at once: the session goes on and stays exclusive")

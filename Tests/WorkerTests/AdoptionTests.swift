@@ -80,6 +80,41 @@ extension WorkerProcessTests {
             #expect(try client.read(9, 1) == pattern(512, seed: 5))
         }
 
+        @Test(
+            "when a session was opened, and what it has done, is known over the death of the worker"
+        )
+        func counters() throws {
+            // Given
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try client.write(0, pattern(1024, seed: 8))
+            _ = try client.read(0, 1)
+            let before = try session(client, supervisor)
+            // When
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            try rig.startWorker()
+            _ = try client.read(0, 1)
+            let after = try session(client, rig.connect())
+            // Then
+            #expect(after.opened == before.opened)
+            #expect(after.reads == "2")
+            #expect(after.writes == "1")
+            #expect(after.bytesWritten == "1024")
+        }
+
+        private func session(
+            _ client: Client, _ supervisor: Supervisor
+        ) throws -> (opened: String?, reads: String?, writes: String?, bytesWritten: String?) {
+            (
+                try supervisor.inspect("sessions/\(client.id)/opened_ns"),
+                try supervisor.inspect("sessions/\(client.id)/reads"),
+                try supervisor.inspect("sessions/\(client.id)/writes"),
+                try supervisor.inspect("sessions/\(client.id)/bytes_written")
+            )
+        }
+
         @Test("one file registered twice is still there twice, and can be given back")
         func twice() throws {
             let rig = try Rig()

@@ -23,6 +23,8 @@ extension WorkerProcessTests {
         private func impatient(_ rig: Rig) -> Rig {
             rig.config.ioTimeoutMilliseconds = 200
             rig.config.adminTimeoutMilliseconds = 500
+            // The end of the line: no successor tries again.
+            rig.workerEnvironment = ["NVMED_FAILURES=0"]
             return rig
         }
 
@@ -388,6 +390,50 @@ extension WorkerProcessTests {
             try second.write(0, pattern(512, seed: 16))
 
             #expect(try second.read(0, 1) == pattern(512, seed: 16))
+        }
+
+        @Test("a controller that breaks the rules is reset by a successor, and its sessions go on")
+        func leftToSuccessor() throws {
+            // Given
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            try client.write(0, pattern(512, seed: 18))
+            try rig.control("fault completion:cid=invented,queue=io,times=1")
+            // When
+            let read = try client.send(.read(lba: 0, blockCount: 1, location: .inline))
+            let code = try #require(rig.worker).wait()
+            try rig.startWorker()
+            let answer = try client.answer(to: read)
+            let device = try rig.connect().device()
+            // Then
+            #expect(code == 75)
+            #expect(answer.payload == pattern(512, seed: 18))
+            #expect(device.state == .ready)
+            #expect(device.ready?.continuity?.resets == 1)
+            #expect(client.events.isEmpty)
+        }
+
+        @Test("a controller that breaks the rules after each of three resets ends its sessions")
+        func failsAgain() throws {
+            // Given
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            try rig.control("fault completion:cid=invented,queue=io")
+            // When
+            // The answer to a request may come just before the one that nobody asked for.
+            let codes = try (0..<3).map { _ in
+                try client.send(.read(lba: 0, blockCount: 1, location: .inline))
+                let code = try #require(rig.worker).wait()
+                try rig.startWorker()
+                return code
+            }
+            try client.send(.read(lba: 0, blockCount: 1, location: .inline))
+            let reason = try client.reason()
+            let device = try rig.connect().device()
+            // Then
+            #expect(codes == [75, 75, 75])
+            #expect(reason.code == .deviceFailed)
+            #expect(device.state == .failed)
         }
 
         @Test("a failure with memory registered and I/O in flight leaves nothing behind")

@@ -150,4 +150,15 @@ final class NotifySocket {
     }
 
     func forget() { messages.removeAll() }
+
+    /// Stores something on nobody's behalf.
+    func store(_ name: String, _ fd: consuming OwnedFD) { stored.append((name, HeldFD(fd))) }
+
+    /// A descriptor of what is stored under a name.
+    func duplicate(_ name: String) throws -> OwnedFD {
+        guard let held = stored.last(where: { $0.name == name })?.held else {
+            throw RigError("nothing is stored as \(name)")
+        }
+        return try held.fd.duplicate()
+    }
 }
