@@ -3,8 +3,8 @@
 //
 // The record of a slot has 60 words: session id; the engine's key of the session (32) | state (16)
 // | bytes of the opening message (16); the number of its socket in the fd store; when it was
-// opened; then the opening message. A word beside it is the highest request id taken, which changes with every
-// message.
+// opened; then the opening message. A word beside it is the highest request id taken, which changes
+// with every message.
 
 internal import CMemory
 

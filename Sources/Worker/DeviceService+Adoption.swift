@@ -203,6 +203,7 @@ extension DeviceService {
             }
             inherit(record, opening, slot)
         }
+        endUnknownSessions()
         counters.sessionsInherited = UInt64(sessionCount)
     }
 
@@ -268,6 +269,12 @@ extension DeviceService {
 
     /// Ends what nothing is known of.
     private func endUnknown() {
+        endUnknownSessions()
+        environment.stored?.removeUnclaimed()
+    }
+
+    /// Ends the sessions of which there is a socket and no record.
+    private func endUnknownSessions() {
         guard let stored = environment.stored else { return }
         let reason = WireError(
             .workerRestarted, "the device's worker was restarted without knowing the session",
@@ -279,7 +286,6 @@ extension DeviceService {
             channel.end()
             stored.remove(.session, number)
         }
-        stored.removeUnclaimed()
     }
 
     // MARK: Putting together

@@ -75,8 +75,8 @@ extension DeviceService {
         _ session: Session, _ id: UInt64, _ request: SessionRequest,
         _ payload: UnsafeRawBufferPointer, _ fds: inout ReceivedFDs
     ) -> Disposition {
-        // While the worker leaves, or is about to be saved, requests stay on their sockets; and while
-        // nobody knows whether a failure ends the sessions, or a successor goes on with them.
+        // While the worker leaves, or is about to be saved, requests stay on their sockets; and
+        // while nobody knows whether a failure ends the sessions or a successor goes on with them.
         if isFrozen || failure != nil { return .wait(.held) }
         guard let controller = usableController else { return refuse(session, id, unavailable()) }
         guard let namespace = session.namespace else {

@@ -62,8 +62,8 @@ extension DeviceService {
         if adoptionIsOpen { soon { [weak self] in self?.finishAdoption() } }
     }
 
-    /// Whether a controller that has failed is left to a successor, which resets it: the sessions go
-    /// on then. Not when it fails again and again.
+    /// Whether a controller that has failed is left to a successor, which resets it: the sessions
+    /// go on then. Not when it fails again and again.
     func isLeftToSuccessor(_ controller: NVMeController) -> Bool {
         guard leaveToSuccessor != nil, lifecycle.state == .ready,
             sessions.contains(where: { $0?.hasEnded == false })

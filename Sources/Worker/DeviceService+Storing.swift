@@ -165,7 +165,7 @@ extension DeviceService {
     /// Uses the state area, wherever it is; nil when nobody has it.
     @discardableResult
     func withState<Result>(_ body: (inout StateArea) -> Result) -> Result? {
-        if let controller { return body(&controller.state) }
+        if let controller = controller ?? bringingUp { return body(&controller.state) }
         guard var state = idleState.take() else { return nil }
         let result = body(&state)
         idleState = consume state

@@ -116,6 +116,8 @@ final class DeviceService {
     var config: DeviceConfig?
     /// The controller while the device is ready or draining.
     var controller: NVMeController?
+    /// A controller that is being brought up, and has the state area already.
+    var bringingUp: NVMeController?
     /// Why the device cannot be used any more; acted upon in the next turn.
     private(set) var failure: DriverError?
 
@@ -355,6 +357,8 @@ final class DeviceService {
         controller.poolFile = { [environment] byteCount throws(DriverError) in
             try environment.poolFile(config, byteCount)
         }
+        bringingUp = controller
+        defer { bringingUp = nil }
         do throws(DriverError) {
             let keepsSessions = try start(controller)
             try use(controller, config, adopting: keepsSessions)

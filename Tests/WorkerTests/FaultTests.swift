@@ -425,6 +425,7 @@ extension WorkerProcessTests {
                 try client.send(.read(lba: 0, blockCount: 1, location: .inline))
                 let code = try #require(rig.worker).wait()
                 try rig.startWorker()
+                try rig.notify.wait(for: "READY=1")
                 return code
             }
             try client.send(.read(lba: 0, blockCount: 1, location: .inline))
