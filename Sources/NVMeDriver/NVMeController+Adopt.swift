@@ -162,7 +162,7 @@ extension NVMeController {
     /// Maps the predecessor's pool here, and takes its addresses. With `checking` physical ones are
     /// looked up.
     func takePool(
-        _ record: ControllerRecord, _ inheritance: Inheritance, checking: Bool
+        _ record: ControllerRecord, _ inheritance: Inheritance, checking: Bool = true
     ) throws(DriverError) {
         let plan = ControllerMemoryPlan(
             queueCount: options.queueCount, entries: record.entries, options: options)
@@ -300,7 +300,7 @@ extension NVMeController {
 
     // MARK: The device
 
-    private func checkRegisters(_ record: ControllerRecord) throws(DriverError) {
+    func checkRegisters(_ record: ControllerRecord) throws(DriverError) {
         try readCapabilities()
         let status = ControllerStatus(rawValue: try read32(RegisterOffset.csts, "CSTS"))
         guard status.rdy, !status.cfs, status.shst == .normal else {
