@@ -10,9 +10,10 @@ extension Servicing {
     /// Takes a save from its beginning to `saved` or back to `idle`.
     func runSave(deadline: UInt64, allOrNothing: Bool) async {
         let thawing = Gathered<Task<Void, Never>>()
-        let frozen = await gather(deadline, allOrNothing, thawing)
+        var frozen = await gather(deadline, allOrNothing, thawing)
+        frozen = await freezeLost(frozen, deadline)
         if machine.state == .gathering, let why = objection(frozen, allOrNothing) { fail(why) }
-        if post(.gathered) == .write { await writeDown(frozen, deadline, allOrNothing) }
+        if post(.gathered) == .write { await writeDown(&frozen, deadline, allOrNothing) }
         if machine.state == .ending { await endAll(frozen) }
         if machine.state == .thawing { await thawAll(frozen) }
         for task in thawing.all { await task.value }
@@ -30,10 +31,7 @@ extension Servicing {
     private func gather(
         _ deadline: UInt64, _ allOrNothing: Bool, _ thawing: Gathered<Task<Void, Never>>
     ) async -> [FrozenDevice] {
-        let now = MonotonicClock.nowNanoseconds
-        let left = deadline > now ? deadline - now : 0
-        let until = deadline - min(SupervisorLimits.commitNanoseconds, left / 4)
-        let leaseEnd = deadline.addingReportingOverflow(SupervisorLimits.leaseNanoseconds)
+        let (until, leaseEnd) = Self.bounds(deadline)
         let frozen = Gathered<FrozenDevice>()
         for device in service.sortedDevices where device.state != .absent {
             guard device.isToBeSaved else {
@@ -45,8 +43,7 @@ extension Servicing {
             note(device.name, .waiting)
             freezing.append(
                 EventLoop.current.task {
-                    let one = await self.freeze(
-                        device, leaseEnd: leaseEnd.overflow ? .max : leaseEnd.partialValue, until)
+                    let one = await self.freeze(device, leaseEnd: leaseEnd, until)
                     if let one { return frozen.all.append(one) }
                     thawing.all.append(EventLoop.current.task { await device.thaw("left out") })
                     if allOrNothing { self.failOver(device.name) }
@@ -54,6 +51,41 @@ extension Servicing {
         }
         for task in freezing { await task.value }
         return frozen.all.sorted { $0.device.name.sortsBefore($1.device.name) }
+    }
+
+    /// Until when devices may be frozen, and when those that hear nothing go on.
+    private static func bounds(_ deadline: UInt64) -> (until: UInt64, leaseEnd: UInt64) {
+        let now = MonotonicClock.nowNanoseconds
+        let left = deadline > now ? deadline - now : 0
+        let (end, overflow) = deadline.addingReportingOverflow(SupervisorLimits.leaseNanoseconds)
+        return (
+            deadline - min(SupervisorLimits.commitNanoseconds, left / 4), overflow ? .max : end
+        )
+    }
+
+    /// Freezes those once more whose workers died when they were frozen: their successors have
+    /// them. Who dies again is left out.
+    private func freezeLost(
+        _ frozen: [FrozenDevice], _ deadline: UInt64
+    ) async -> [FrozenDevice] {
+        guard frozen.contains(where: { !$0.isFrozen && step(of: $0.device.name) == .frozen }),
+            machine.state == .gathering || machine.state == .writing
+        else { return frozen }
+        let (until, leaseEnd) = Self.bounds(deadline)
+        let again = Gathered<FrozenDevice>()
+        let tasks = frozen.map { one in
+            EventLoop.current.task {
+                guard !one.isFrozen, self.step(of: one.device.name) == .frozen else {
+                    return again.all.append(one)
+                }
+                let next = await self.freeze(one.device, leaseEnd: leaseEnd, until)
+                // What could not be frozen stays lost, which everything after this knows.
+                again.all.append(next ?? one)
+            }
+        }
+        freezing += tasks
+        for task in tasks { await task.value }
+        return again.all.sorted { $0.device.name.sortsBefore($1.device.name) }
     }
 
     private func freeze(
@@ -84,7 +116,7 @@ extension Servicing {
 
     /// Why the devices that are frozen may not be written down; nil: they may.
     private func objection(_ frozen: [FrozenDevice], _ allOrNothing: Bool) -> String? {
-        if let lost = frozen.first(where: { !$0.isFrozen }) {
+        if let lost = frozen.first(where: { !$0.isFrozen && step(of: $0.device.name) == .frozen }) {
             note(lost.device.name, .cold, reason: "its worker ended while it was frozen")
             if allOrNothing {
                 return "device \(lost.device.name): its worker ended while it was frozen"
@@ -105,14 +137,18 @@ extension Servicing {
 
     /// Writes the file and puts it into its place, unless the save is given up meanwhile.
     private func writeDown(
-        _ frozen: [FrozenDevice], _ deadline: UInt64, _ allOrNothing: Bool
+        _ frozen: inout [FrozenDevice], _ deadline: UInt64, _ allOrNothing: Bool
     ) async {
         do {
             let savedAt = RealtimeClock.nowNanoseconds
             generation &+= 1
-            let sections = frozen.filter(\.isFrozen).map(\.saved)
-            let bytes = try encode(sections, savedAt)
+            var bytes = try encode(frozen.filter(\.isFrozen).map(\.saved), savedAt)
             try await file.prepare(bytes)
+            if frozen.contains(where: { !$0.isFrozen }) {
+                frozen = await freezeLost(frozen, deadline)
+                bytes = try encode(frozen.filter(\.isFrozen).map(\.saved), savedAt)
+                try await file.prepare(bytes)
+            }
             guard machine.state == .writing else { return }
             if let why = objection(frozen, allOrNothing) { return fail(why) }
             guard MonotonicClock.nowNanoseconds < deadline else {
