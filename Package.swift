@@ -101,7 +101,7 @@ let package = Package(
         module(
             "Supervisor",
             ["Wire", "SavedState", "Systemd", "ServiceManager", "DiskConfig", "Linux"]),
-        module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DiskConfig", "Linux"]),
+        module("DeviceOpener", ["Wire", "Systemd", "VFIO", "DMA", "DiskConfig", "Linux"]),
         module("NVMeClient", ["Wire", "Linux", "CLinux", "CMemory", "CRing", "CStatistics"]),
 
         // Programs: arguments, wiring, exit code.
@@ -193,8 +193,8 @@ let package = Package(
         tests(
             "DeviceOpenerTests",
             [
-                "DeviceOpener", "nvmed-opener", "DiskConfig", "Wire", "VFIO", "Systemd", "Linux",
-                "TestSupport",
+                "DeviceOpener", "nvmed-opener", "DiskConfig", "DMA", "Wire", "VFIO", "Systemd",
+                "Linux", "TestSupport",
             ]),
         tests("CrashTests", ["nvmed-bench", "Linux", "TestSupport"]),
         tests("TidyTests", []),

@@ -367,7 +367,97 @@ void   nvmed__v1__guest_memory_found__free_unpacked
   assert(message->base.descriptor == &nvmed__v1__guest_memory_found__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descriptors[13] =
+void   nvmed__v1__open_pool__init
+                     (Nvmed__V1__OpenPool         *message)
+{
+  static const Nvmed__V1__OpenPool init_value = NVMED__V1__OPEN_POOL__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__open_pool__get_packed_size
+                     (const Nvmed__V1__OpenPool *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_pool__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__open_pool__pack
+                     (const Nvmed__V1__OpenPool *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_pool__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__open_pool__pack_to_buffer
+                     (const Nvmed__V1__OpenPool *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__open_pool__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__OpenPool *
+       nvmed__v1__open_pool__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__OpenPool *)
+     protobuf_c_message_unpack (&nvmed__v1__open_pool__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__open_pool__free_unpacked
+                     (Nvmed__V1__OpenPool *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__open_pool__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   nvmed__v1__pool_opened__init
+                     (Nvmed__V1__PoolOpened         *message)
+{
+  static const Nvmed__V1__PoolOpened init_value = NVMED__V1__POOL_OPENED__INIT;
+  *message = init_value;
+}
+size_t nvmed__v1__pool_opened__get_packed_size
+                     (const Nvmed__V1__PoolOpened *message)
+{
+  assert(message->base.descriptor == &nvmed__v1__pool_opened__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t nvmed__v1__pool_opened__pack
+                     (const Nvmed__V1__PoolOpened *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &nvmed__v1__pool_opened__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t nvmed__v1__pool_opened__pack_to_buffer
+                     (const Nvmed__V1__PoolOpened *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &nvmed__v1__pool_opened__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Nvmed__V1__PoolOpened *
+       nvmed__v1__pool_opened__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Nvmed__V1__PoolOpened *)
+     protobuf_c_message_unpack (&nvmed__v1__pool_opened__descriptor,
+                                allocator, len, data);
+}
+void   nvmed__v1__pool_opened__free_unpacked
+                     (Nvmed__V1__PoolOpened *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &nvmed__v1__pool_opened__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descriptors[15] =
 {
   {
     "version",
@@ -478,6 +568,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descript
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
   {
+    "open_pool",
+    24,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__OpenerEnvelope, body_case),
+    offsetof(Nvmed__V1__OpenerEnvelope, open_pool),
+    &nvmed__v1__open_pool__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
     "done",
     60,
     PROTOBUF_C_LABEL_OPTIONAL,
@@ -525,17 +627,31 @@ static const ProtobufCFieldDescriptor nvmed__v1__opener_envelope__field_descript
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pool_opened",
+    64,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Nvmed__V1__OpenerEnvelope, body_case),
+    offsetof(Nvmed__V1__OpenerEnvelope, pool_opened),
+    &nvmed__v1__pool_opened__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__opener_envelope__field_indices_by_name[] = {
   2,   /* field[2] = deadline_ns */
-  10,   /* field[10] = device_opened */
-  9,   /* field[9] = done */
+  11,   /* field[11] = device_opened */
+  10,   /* field[10] = done */
   4,   /* field[4] = error */
   3,   /* field[3] = fd_count */
   8,   /* field[8] = find_guest_memory */
-  12,   /* field[12] = guest_memory_found */
-  11,   /* field[11] = memory_translated */
+  13,   /* field[13] = guest_memory_found */
+  12,   /* field[12] = memory_translated */
   5,   /* field[5] = open_device */
+  9,   /* field[9] = open_pool */
+  14,   /* field[14] = pool_opened */
   1,   /* field[1] = request_id */
   6,   /* field[6] = set_interrupt_affinity */
   7,   /* field[7] = translate_memory */
@@ -545,8 +661,8 @@ static const ProtobufCIntRange nvmed__v1__opener_envelope__number_ranges[3 + 1] 
 {
   { 1, 0 },
   { 20, 5 },
-  { 60, 9 },
-  { 0, 13 }
+  { 60, 10 },
+  { 0, 15 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__opener_envelope__descriptor =
 {
@@ -556,7 +672,7 @@ const ProtobufCMessageDescriptor nvmed__v1__opener_envelope__descriptor =
   "Nvmed__V1__OpenerEnvelope",
   "nvmed.v1",
   sizeof(Nvmed__V1__OpenerEnvelope),
-  13,
+  15,
   nvmed__v1__opener_envelope__field_descriptors,
   nvmed__v1__opener_envelope__field_indices_by_name,
   3,  nvmed__v1__opener_envelope__number_ranges,
@@ -918,6 +1034,108 @@ const ProtobufCMessageDescriptor nvmed__v1__guest_memory_found__descriptor =
   nvmed__v1__guest_memory_found__field_indices_by_name,
   1,  nvmed__v1__guest_memory_found__number_ranges,
   (ProtobufCMessageInit) nvmed__v1__guest_memory_found__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__open_pool__field_descriptors[3] =
+{
+  {
+    "device",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Nvmed__V1__OpenPool, has_device),
+    offsetof(Nvmed__V1__OpenPool, device),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "byte_count",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Nvmed__V1__OpenPool, has_byte_count),
+    offsetof(Nvmed__V1__OpenPool, byte_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "kept",
+    3,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__OpenPool, has_kept),
+    offsetof(Nvmed__V1__OpenPool, kept),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__open_pool__field_indices_by_name[] = {
+  1,   /* field[1] = byte_count */
+  0,   /* field[0] = device */
+  2,   /* field[2] = kept */
+};
+static const ProtobufCIntRange nvmed__v1__open_pool__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__open_pool__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.OpenPool",
+  "OpenPool",
+  "Nvmed__V1__OpenPool",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__OpenPool),
+  3,
+  nvmed__v1__open_pool__field_descriptors,
+  nvmed__v1__open_pool__field_indices_by_name,
+  1,  nvmed__v1__open_pool__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__open_pool__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor nvmed__v1__pool_opened__field_descriptors[1] =
+{
+  {
+    "is_clean",
+    1,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Nvmed__V1__PoolOpened, has_is_clean),
+    offsetof(Nvmed__V1__PoolOpened, is_clean),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned nvmed__v1__pool_opened__field_indices_by_name[] = {
+  0,   /* field[0] = is_clean */
+};
+static const ProtobufCIntRange nvmed__v1__pool_opened__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor nvmed__v1__pool_opened__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "nvmed.v1.PoolOpened",
+  "PoolOpened",
+  "Nvmed__V1__PoolOpened",
+  "nvmed.v1",
+  sizeof(Nvmed__V1__PoolOpened),
+  1,
+  nvmed__v1__pool_opened__field_descriptors,
+  nvmed__v1__pool_opened__field_indices_by_name,
+  1,  nvmed__v1__pool_opened__number_ranges,
+  (ProtobufCMessageInit) nvmed__v1__pool_opened__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue nvmed__v1__vfio_interface__enum_values_by_number[4] =

@@ -37,8 +37,9 @@ struct PhysicalRun: ~Copyable {
 
     consuming func takeParts() -> Parts { Parts(fd: fd, lock: lock, memory: memory) }
 
-    /// How much more than needed is taken at most to find a run in.
-    private static let attempts = [1, 2, 4]
+    /// How much more than needed is taken, for a moment, to find a run in: processors that reserve
+    /// huge pages side by side when the machine starts leave them interleaved.
+    private static let attempts = [1, 2, 4, 8, 16]
 
     static func allocate(
         _ byteCount: Int, _ device: any DeviceBacking, _ source: PoolSource
@@ -48,16 +49,30 @@ struct PhysicalRun: ~Copyable {
         for factor in attempts {
             let count = min(wanted * factor, Int(PhysicalMemory.pageCountMax))
             guard count >= wanted else { break }
-            let file = try source.makeHuge(count * page)
-            let addresses =
-                try device.physicalAddresses(
-                    of: file.fd, offset: 0, byteCount: UInt64(count * page)) ?? []
-            guard addresses.count == count, let run = find(wanted, in: addresses) else { continue }
-            return try map(file, run, addresses)
+            do throws(VFIOError) {
+                if let run = try attempt(wanted, of: count, device, source) { return run }
+            } catch {
+                // So many are not free; what matters is that those that are do not suffice.
+                guard factor > 1 else { throw error }
+                break
+            }
         }
         throw .unsupported(
             "no \(wanted) huge pages lie side by side; reserve more when the machine starts "
                 + "(hugepages=\(4 * wanted) on the kernel's command line)")
+    }
+
+    /// Takes `count` pages; nil: no run of them is `wanted` pages long.
+    private static func attempt(
+        _ wanted: Int, of count: Int, _ device: any DeviceBacking, _ source: PoolSource
+    ) throws(VFIOError) -> PhysicalRun? {
+        let byteCount = count * Int(PhysicalMemory.pageByteCount)
+        let file = try source.makeHuge(byteCount)
+        let addresses =
+            try device.physicalAddresses(of: file.fd, offset: 0, byteCount: UInt64(byteCount))
+            ?? []
+        guard addresses.count == count, let run = find(wanted, in: addresses) else { return nil }
+        return try map(file, run, addresses)
     }
 
     /// The indexes of `count` pages with adjacent addresses, in the order of these; nil: there is
@@ -92,6 +107,12 @@ struct PhysicalRun: ~Copyable {
             let used = Set(run)
             for index in addresses.indices where !used.contains(index) {
                 try MemFD.punchHole(file.fd, offset: Int64(index) * page, byteCount: page)
+            }
+            // A file that was larger in another life.
+            let end = Int64(addresses.count) * page
+            if Int64(file.byteCount) > end {
+                try MemFD.punchHole(
+                    file.fd, offset: end, byteCount: Int64(file.byteCount) - end)
             }
             return PhysicalRun(
                 address: run.first.map { addresses[$0] } ?? 0,

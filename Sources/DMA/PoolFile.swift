@@ -109,6 +109,9 @@ public struct PoolFile: ~Copyable, Sendable {
         public let lock: OwnedFD?
     }
 
+    /// The numbers of the descriptors, for a message: the memory, and the lock where there is one.
+    public var descriptors: [CInt] { rawLock < 0 ? [fd.raw] : [fd.raw, rawLock] }
+
     /// Gives the descriptors up.
     public consuming func takeParts() -> Parts { Parts(fd: fd, lock: lock) }
 

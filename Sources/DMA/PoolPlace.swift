@@ -57,6 +57,8 @@ public enum PoolFileError: Error, Sendable, Equatable, CustomStringConvertible {
     case wrongSize(path: String, byteCount: Int, wanted: Int)
     /// There is not enough memory of that kind.
     case noMemory(place: PoolPlace, byteCount: Int, pageByteCount: Int)
+    /// Whoever opens it for this process refused, in these words.
+    case refused(String)
     /// A system call failed.
     case system(place: PoolPlace, SystemCallError)
 
@@ -77,6 +79,7 @@ public enum PoolFileError: Error, Sendable, Equatable, CustomStringConvertible {
         case .wrongSize(let path, let byteCount, let wanted):
             "the pool at \(path) has \(byteCount) bytes, not \(wanted)"
         case .noMemory(let place, let byteCount, let page): Self.noMemory(place, byteCount, page)
+        case .refused(let words): words
         case .system(let place, let error): "the pool in \(place): \(error)"
         }
     }

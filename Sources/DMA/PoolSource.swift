@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where a pool gets its memory from when it is made: by itself, or through a privileged process.
 
-public import Linux
 internal import VFIO
 
 /// Makes the memory of a pool.
@@ -21,20 +20,6 @@ public struct PoolSource {
     ) {
         self.place = place
         self.provide = provide
-    }
-
-    /// A memory file that somebody has made for the pool, once.
-    public init(given: consuming OwnedFD?) {
-        let held = Held(given)
-        self.init(.memory) { place, byteCount throws(PoolFileError) in
-            guard let fd = held.fd.take() else { throw .missing(path: "what was given") }
-            return try PoolFile(received: fd, place: place)
-        }
-    }
-
-    private final class Held {
-        var fd: OwnedFD?
-        init(_ fd: consuming OwnedFD?) { self.fd = fd }
     }
 
     /// Sealed memory files.

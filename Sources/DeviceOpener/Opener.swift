@@ -4,6 +4,7 @@
 // What is asked for may sleep in the kernel (a reset of a function, seconds), so that it is done in
 // threads of its own (`OpenerWork`): one device never waits for another.
 
+internal import DMA
 internal import DiskConfig
 internal import Linux
 internal import Systemd
@@ -41,6 +42,9 @@ struct OpenerActions: Sendable {
         @Sendable (borrowing OwnedFD, _ offset: UInt64, _ byteCount: UInt64) throws(VFIOError)
             -> [UInt64]
 
+    /// Opens a pool: as it is kept, or of at least so many bytes.
+    var openPool: @Sendable (PoolPlace, Int, _ isKept: Bool) throws(PoolFileError) -> PoolFile
+
     /// What really happens.
     static var real: OpenerActions {
         OpenerActions(
@@ -48,7 +52,7 @@ struct OpenerActions: Sendable {
                 try KernelVFIO.open(
                     device.address, mode: device.mode,
                     reset: reset || device.alwaysResets ? .flr : .none,
-                    afterwards: device.alwaysResets ? .flr : .none)
+                    afterwards: device.alwaysResets ? .flr : .none, staysAwake: device.keepsAlive)
             },
             setAffinity: { device throws(VFIOError) in
                 try KernelInterrupts.setAffinity(
@@ -56,6 +60,10 @@ struct OpenerActions: Sendable {
             },
             translate: { fd, offset, byteCount throws(VFIOError) in
                 try PhysicalMemory.addresses(of: fd, offset: offset, byteCount: byteCount)
+            },
+            openPool: { place, byteCount, isKept throws(PoolFileError) in
+                if isKept { return try PoolFile.reopen(place, byteCount: byteCount) }
+                return try PoolFile.create(place, byteCount: byteCount)
             })
     }
 }
@@ -152,6 +160,9 @@ final class Opener {
     ) async throws(WireError) -> OpenerAnswer {
         do throws(WireError) {
             try OpenerPolicy.authorise(asker, request.device)
+            if case .openPool(let name, let byteCount, let isKept) = request {
+                return try await openPool(name, byteCount, isKept)
+            }
             let device = try OpenerPolicy.find(request.device, in: configuration())
             return try await act(request, device, file)
         } catch {
@@ -178,6 +189,32 @@ final class Opener {
                 log.error("\(error)", id: .notBound)
             }
             throw WireError(.deviceFailed, error.description, device: device.name)
+        }
+    }
+
+    private func openPool(
+        _ name: String, _ byteCount: UInt64, _ isKept: Bool
+    ) async throws(WireError) -> OpenerAnswer {
+        let place = try OpenerPolicy.pool(of: name, in: configuration())
+        let actions = actions
+        // Memory that has to be cleared first takes its time.
+        let result = try await work.run(place.path) { () -> Result<OpenerAnswer, PoolFileError> in
+            do throws(PoolFileError) {
+                let file = try actions.openPool(place, Int(clamping: byteCount), isKept)
+                let isClean = file.isClean
+                let opened = OpenedPool(file)
+                return .success(
+                    OpenerAnswer(reply: .poolOpened(isClean: isClean), pool: opened))
+            } catch { return .failure(error) }
+        }
+        switch result {
+        case .success(let answer):
+            log.notice("device \(name): its pool in \(place) is open")
+            return answer
+        case .failure(let error):
+            var code = ErrorCode.deviceFailed
+            if case .missing = error { code = .notFound }
+            throw WireError(code, error.description, device: name)
         }
     }
 
@@ -215,6 +252,7 @@ final class Opener {
                         reply: .guestMemory(
                             try OpenerPolicy.guestMemory(
                                 of: device, number: Files.characterDevice))))
+            case .openPool: throw .unsupported("a pool is no device")
             }
         } catch { return .failure(error) }
     }
@@ -230,7 +268,7 @@ final class Opener {
                     + (reset ? " after a reset" : ""))
         case .setInterruptAffinity:
             log.info("device \(device.name): its interrupts have their processors")
-        case .translateMemory, .findGuestMemory: break
+        case .translateMemory, .findGuestMemory, .openPool: break
         }
     }
 }
@@ -239,6 +277,22 @@ final class Opener {
 struct OpenerAnswer: Sendable {
     var reply: OpenerReply
     var device: OpenedDevice?
+    var pool: OpenedPool?
+
+    /// The descriptors that travel along.
+    var raw: [CInt] { device?.raw ?? pool?.raw ?? [] }
+}
+
+/// A pool that was opened, on its way to whoever asked.
+final class OpenedPool: Sendable {
+    /// The file and the holder of its lock.
+    let raw: [CInt]
+    private let file: PoolFile
+
+    init(_ file: consuming PoolFile) {
+        raw = file.descriptors
+        self.file = file
+    }
 }
 
 /// A descriptor that came with a request, on its way to a thread.

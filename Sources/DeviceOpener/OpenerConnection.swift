@@ -119,7 +119,7 @@ final class OpenerConnection {
         do {
             switch outcome {
             case .success(let answer):
-                try channel.send(reply: answer.reply, to: id, fds: answer.device?.raw ?? [])
+                try channel.send(reply: answer.reply, to: id, fds: answer.raw)
             case .failure(let error): try channel.send(error: error, to: id)
             }
             guard !channel.wantsWrite else { return end() }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who may ask the opener for which device, and what the configuration says about it.
 
+internal import DMA
 internal import DiskConfig
 internal import Systemd
 internal import VFIO
@@ -26,6 +27,9 @@ struct OpenableDevice: Sendable, Equatable {
     var mode: IOMMUMode
     /// Whether the function is reset whenever it is opened.
     var alwaysResets: Bool
+    /// Whether the controller goes on when everything above it is stopped: the function must not go
+    /// to sleep then.
+    var keepsAlive: Bool
     /// The processors that interrupts go to; empty: the kernel's choice.
     var interruptAffinity: [UInt32]
     /// The guest memory that its clients may register; nil: none.
@@ -75,8 +79,30 @@ enum OpenerPolicy {
         }
         return OpenableDevice(
             name: name, address: address, mode: mode(device.iommu),
-            alwaysResets: device.alwaysResets ?? false,
+            alwaysResets: device.alwaysResets ?? false, keepsAlive: device.keepsAlive ?? false,
             interruptAffinity: device.interruptAffinity, guestMemory: device.guestMemory)
+    }
+
+    /// Where the pool of a device lies, of whatever transport.
+    static func pool(
+        of name: String, in configuration: Configuration
+    ) throws(WireError) -> PoolPlace {
+        guard let device = configuration.devices.first(where: { $0.name == name }) else {
+            throw WireError(.notFound, "device \(name) is not configured", device: name)
+        }
+        let medium: PoolMedium? =
+            switch device.poolBacking {
+            case nil, .memfd: nil
+            case .hugetlb: .hugePages
+            case .file: .file
+            case .dax: .deviceMemory
+            }
+        guard let medium, let path = device.poolPath else {
+            throw WireError(
+                .invalidArgument, "the pool of device \(name) lies in no file (Pool=)",
+                device: name)
+        }
+        return PoolPlace(medium, path: path)
     }
 
     /// The guest memory of a device: the configured ranges of the configured node, for a device

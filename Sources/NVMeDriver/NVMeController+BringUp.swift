@@ -186,11 +186,9 @@ extension NVMeController {
 
     func makePool(_ queues: Int) throws(DriverError) {
         let plan = makePlan(queues)
-        let given = try poolFile(plan.layout.byteCount)
         do throws(VFIOError) {
-            let source = given == nil ? poolSource : PoolSource(given: given)
             pool = try DMAPool(
-                layout: plan.layout, device: device, space: &space, source: source)
+                layout: plan.layout, device: device, space: &space, source: poolSource)
         } catch { throw .device(error) }
         usePool(plan)
     }

@@ -36,6 +36,10 @@ extension NVMeController {
         CrashPoint.hit(.restoreChecked)
         do throws(VFIOError) {
             try device.enableMemorySpace()
+        } catch { throw Self.refusal(error) }
+        // Before it may touch memory: somebody else may have had it, and given it other addresses.
+        try checkRegisters(record)
+        do throws(VFIOError) {
             try pool?.mapWindows(device)
         } catch { throw Self.refusal(error) }
         try connectInterrupts()

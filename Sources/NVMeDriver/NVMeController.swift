@@ -11,7 +11,7 @@
 
 internal import CMemory
 public import DMA
-public import Linux
+internal import Linux
 public import NVMeSpec
 public import VFIO
 
@@ -67,12 +67,6 @@ public final class NVMeController {
 
     /// Where the memory of the DMA pool comes from when it is made; to be set before `start`.
     public var poolSource = PoolSource.memory
-
-    /// Gives a file of at least so many bytes for the DMA pool, which belongs to nobody else; nil:
-    /// a memory file of the process is made. Whoever configures one sets it before `start`.
-    public var poolFile: (_ byteCount: Int) throws(DriverError) -> OwnedFD? = {
-        _ throws(DriverError) in nil
-    }
 
     /// Namespaces beyond this are left out: each costs three admin commands at start.
     public static let maxNamespaces = 1024

@@ -26,10 +26,12 @@ extension DeviceOpened {
 }
 
 extension OpenerProtocol {
-    /// The descriptors of a device come with it; a memory file comes with the wish to translate it.
+    /// The descriptors of a device or of a pool come with it; a memory file comes with the wish to
+    /// translate it.
     public static func fdCount(of content: Content<OpenerProtocol>) -> Int {
         switch content {
         case .reply(.deviceOpened(let opened)): opened.interface.descriptorCount
+        case .reply(.poolOpened): 2
         case .request(.translateMemory): 1
         default: 0
         }
@@ -94,6 +96,13 @@ extension OpenerProtocol {
             let m = try unsafe Field.need(c.pointee.find_guest_memory, "find_guest_memory").pointee
             return .findGuestMemory(
                 name: try unsafe Field.name(m.has_device, m.device, "find_guest_memory.device"))
+        case NVMED__V1__OPENER_ENVELOPE__BODY_OPEN_POOL:
+            let m = try unsafe Field.need(c.pointee.open_pool, "open_pool").pointee
+            return .openPool(
+                name: try unsafe Field.name(m.has_device, m.device, "open_pool.device"),
+                byteCount: try unsafe Field.need(
+                    m.has_byte_count, m.byte_count, "open_pool.byte_count"),
+                isKept: unsafe m.kept != 0)
         default: return nil
         }
     }
@@ -123,6 +132,9 @@ extension OpenerProtocol {
             return .guestMemory(
                 try unsafe GuestMemoryFound(
                     Field.need(c.pointee.guest_memory_found, "guest_memory_found")))
+        case NVMED__V1__OPENER_ENVELOPE__BODY_POOL_OPENED:
+            let m = try unsafe Field.need(c.pointee.pool_opened, "pool_opened").pointee
+            return .poolOpened(isClean: unsafe m.is_clean != 0)
         default: return nil
         }
     }
@@ -155,6 +167,12 @@ extension OpenerProtocol {
                 if offset > 0 { $0.number(3, offset) }
             }
         case .findGuestMemory(let name): w.message(23) { $0.text(1, name) }
+        case .openPool(let name, let byteCount, let isKept):
+            w.message(24) {
+                $0.text(1, name)
+                $0.number(2, byteCount)
+                $0.flag(3, isKept)
+            }
         }
     }
 
@@ -170,6 +188,7 @@ extension OpenerProtocol {
                 }
             }
         case .guestMemory(let found): w.message(63) { found.write(into: &$0) }
+        case .poolOpened(let isClean): w.message(64) { $0.flag(1, isClean) }
         }
     }
 }

@@ -40,12 +40,15 @@ public enum OpenerRequest: Sendable, Hashable {
     case translateMemory(name: String, byteCount: UInt64, offset: UInt64 = 0)
     /// Reply: `.guestMemory`.
     case findGuestMemory(name: String)
+    /// Reply: `.poolOpened`, with its descriptors. `isKept`: it has to be there already.
+    case openPool(name: String, byteCount: UInt64, isKept: Bool)
 
     /// The device it is about.
     public var device: String {
         switch self {
         case .openDevice(let name, _), .setInterruptAffinity(let name),
-            .translateMemory(let name, _, _), .findGuestMemory(let name):
+            .translateMemory(let name, _, _), .findGuestMemory(let name),
+            .openPool(let name, _, _):
             name
         }
     }
@@ -61,6 +64,8 @@ public enum OpenerReply: Sendable, Hashable {
     case translated(pageByteCount: UInt64, addresses: [UInt64])
     /// The guest memory of the device.
     case guestMemory(GuestMemoryFound)
+    /// The pool is open; the file and the holder of its lock travel along.
+    case poolOpened(isClean: Bool)
 }
 
 /// The opener tells nothing unasked.

@@ -180,11 +180,14 @@ final class DeviceKeeper {
     /// The predecessor's device, as it is, when enough of it came back; nothing is done to it. nil:
     /// it has to be brought up, by `prepare` and `open`, as also when its adoption fails.
     func adopt(_ config: DeviceConfig) -> LiveDevice? {
-        do throws(DriverError) {
-            // The lock is this process's; the file itself comes from the store.
-            try usePoolFile(config, creating: false)
-        } catch {
-            log.warning("the pool's file is not locked: \(error); continuing")
+        // The lock is this process's; the file itself comes from the store. Where there is an
+        // opener nobody else gets the file, and asking would only make the sessions wait.
+        if !Files.exists(Self.openerPath) {
+            do throws(DriverError) {
+                try usePoolFile(config, 0, creating: false)
+            } catch {
+                log.warning("the pool's file is not locked: \(error); continuing")
+            }
         }
         do throws(VFIOError) {
             switch config.transport {
@@ -255,7 +258,7 @@ final class DeviceKeeper {
             return try KernelVFIO.open(
                 address, mode: config.iommu.mode,
                 reset: reset || config.alwaysResets ? .flr : .none,
-                afterwards: config.alwaysResets ? .flr : .none)
+                afterwards: config.alwaysResets ? .flr : .none, staysAwake: config.keepAlive)
         } catch { throw .device(error) }
     }
 
@@ -338,20 +341,34 @@ final class DeviceKeeper {
 
     /// The file that the configuration puts the pool into, of so many bytes; nil: a memory file.
     func poolFile(_ config: DeviceConfig, _ byteCount: Int) throws(DriverError) -> OwnedFD? {
-        guard try usePoolFile(config, creating: true) else { return nil }
+        guard try usePoolFile(config, byteCount, creating: true) else { return nil }
         try poolFile?.prepare(byteCount)
         return try poolFile?.duplicate()
     }
 
     /// Opens and locks the configured file; false when there is none.
     @discardableResult
-    private func usePoolFile(_ config: DeviceConfig, creating: Bool) throws(DriverError) -> Bool {
+    private func usePoolFile(
+        _ config: DeviceConfig, _ byteCount: Int, creating: Bool
+    ) throws(DriverError) -> Bool {
         guard let backing = config.poolBacking, backing != .memfd, let path = config.poolPath else {
             return false
         }
         if poolFile?.path == path { return true }
         poolFile = nil
-        poolFile = try PoolFile(path: path, backing: backing, creating: creating)
+        guard Files.exists(Self.openerPath) else {
+            poolFile = try PoolFile(path: path, backing: backing, creating: creating)
+            return true
+        }
+        do throws(WireError) {
+            let opened = try OpenerClient.openPool(
+                device, byteCount: UInt64(clamping: byteCount), isKept: !creating,
+                path: Self.openerPath)
+            poolFile = PoolFile(path: path, opened: opened)
+        } catch {
+            guard creating else { throw .notAdoptable(error.message) }
+            throw .exhausted(error.message)
+        }
         return true
     }
 
@@ -409,7 +426,7 @@ final class DeviceKeeper {
     /// The file of a pool that a saved state tells of, and nothing of it changed. `reconnect` and
     /// `keepReconnected` follow, and then `adopt`.
     func savedPool(_ config: DeviceConfig, _ byteCount: UInt64) throws(DriverError) -> OwnedFD {
-        guard try usePoolFile(config, creating: false) else {
+        guard try usePoolFile(config, Int(clamping: byteCount), creating: false) else {
             throw .notAdoptable("its pool lies in no file")
         }
         try poolFile?.checkHolds(byteCount)

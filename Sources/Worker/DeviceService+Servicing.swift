@@ -11,6 +11,7 @@ internal import Linux
 internal import NVMeDriver
 internal import SavedState
 internal import Systemd
+internal import VFIO
 internal import Wire
 
 /// A save that is under way.
@@ -100,6 +101,7 @@ extension DeviceService {
             throw refused("its pool does not outlive the processes; set Pool= and PoolPath=")
         }
         if case .null = config.transport { throw refused("a null device has no state") }
+        if let reason = usableController?.device.reasonLostByClosing { throw refused(reason) }
         return config
     }
 

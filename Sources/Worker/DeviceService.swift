@@ -6,6 +6,7 @@
 // upon in a turn of the loop of their own, so that nobody's engine disappears under him.
 
 internal import CLinux
+internal import DMA
 internal import Glibc
 internal import Linux
 internal import NVMeDriver
@@ -354,9 +355,10 @@ final class DeviceService {
         let device = try environment.open(config)
         let controller = try NVMeController(
             device: device, options: options(config), state: try takeState())
-        controller.poolFile = { [environment] byteCount throws(DriverError) in
+        let source = config.poolSource { [environment] config, byteCount throws(DriverError) in
             try environment.poolFile(config, byteCount)
         }
+        if let source { controller.poolSource = source }
         bringingUp = controller
         defer { bringingUp = nil }
         do throws(DriverError) {

@@ -119,12 +119,33 @@ extension OpenerClient {
         return GuestMemory(node: found.deviceNumber, ranges: found.ranges)
     }
 
+    /// Asks for the file of a pool: the memory, and what holds its lock. Blocks, bounded: it is
+    /// part of a bring-up, which blocks anyway.
+    nonisolated static func openPool(
+        _ device: String, byteCount: UInt64, isKept: Bool, path: String
+    ) throws(WireError) -> OpenedPool {
+        var fds = ReceivedFDs()
+        let reply = try askNow(
+            .openPool(name: device, byteCount: byteCount, isKept: isKept), fds: [], path: path,
+            received: &fds)
+        guard case .poolOpened = reply, let memory = fds.take(0), let lock = fds.take(1)
+        else { throw unexpected }
+        return OpenedPool(memory: memory, lock: lock)
+    }
+
     private nonisolated static var unexpected: WireError {
         WireError(.internalError, "the opener answered something else")
     }
 
     private nonisolated static func askNow(
         _ request: OpenerRequest, fds: [CInt], path: String
+    ) throws(WireError) -> OpenerReply {
+        var none = ReceivedFDs()
+        return try askNow(request, fds: fds, path: path, received: &none)
+    }
+
+    private nonisolated static func askNow(
+        _ request: OpenerRequest, fds: [CInt], path: String, received: inout ReceivedFDs
     ) throws(WireError) -> OpenerReply {
         do {
             let channel = Channel<OpenerProtocol>(
@@ -133,7 +154,8 @@ extension OpenerClient {
             try channel.send(request: request, fds: fds)
             let deadline = MonotonicClock.nowNanoseconds + WorkerLimits.translationNanoseconds
             switch try channel.receive(deadlineNanoseconds: deadline) {
-            case .message(let message):
+            case .message(var message):
+                received = message.fds.takeAll()
                 switch message.envelope.content {
                 case .reply(let reply): return reply
                 case .failure(let error): throw error
@@ -148,4 +170,11 @@ extension OpenerClient {
             throw WireError(.internalError, "the opener cannot be asked: \(error)")
         }
     }
+}
+
+/// A pool as the opener hands it over.
+struct OpenedPool: ~Copyable {
+    let memory: OwnedFD
+    /// As long as somebody has this, nobody else gets the pool.
+    let lock: OwnedFD
 }

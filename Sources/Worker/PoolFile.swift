@@ -6,6 +6,7 @@
 // to this user alone, and it is locked. The lock is on an open file of its own, which is never
 // given away: what device servers and the fd store hold of the pool does not hold the lock.
 
+internal import DMA
 internal import Glibc
 internal import Linux
 internal import NVMeDriver
@@ -41,6 +42,13 @@ struct PoolFile: ~Copyable {
         self.path = path
         fd = file
         lock = own
+    }
+
+    /// A file that the opener has opened, looked at and locked.
+    init(path: String, opened: consuming OpenedPool) {
+        self.path = path
+        fd = opened.memory
+        lock = opened.lock
     }
 
     private static func broken(_ path: String, _ rule: String) -> DriverError {
@@ -102,5 +110,37 @@ struct PoolFile: ~Copyable {
     /// Another descriptor of it, to be given away.
     func duplicate() throws(DriverError) -> OwnedFD {
         do throws(SystemCallError) { return try fd.duplicate() } catch { throw .system(error) }
+    }
+}
+
+extension DeviceConfig {
+    /// Where its pool lies; nil: in memory of the worker.
+    var poolPlace: PoolPlace? {
+        guard let path = poolPath else { return nil }
+        return switch poolBacking {
+        case nil, .memfd: nil
+        case .hugetlb: PoolPlace(.hugePages, path: path)
+        case .file: PoolPlace(.file, path: path)
+        case .dax: PoolPlace(.deviceMemory, path: path)
+        }
+    }
+
+    /// Makes its pool where the configuration says, in a file that `open` gives; nil: in memory of
+    /// the worker.
+    func poolSource(
+        open: @escaping (DeviceConfig, Int) throws(DriverError) -> OwnedFD?
+    ) -> PoolSource? {
+        guard let place = poolPlace else { return nil }
+        return PoolSource(place) { place, byteCount throws(PoolFileError) in
+            let found: OwnedFD?
+            do throws(DriverError) {
+                found = try open(self, byteCount)
+            } catch { throw .refused("\(error)") }
+            // Whoever opens files says that there is none.
+            guard let found else {
+                return try DMA.PoolFile.create(.memory, byteCount: byteCount)
+            }
+            return try DMA.PoolFile(received: found, place: place)
+        }
     }
 }

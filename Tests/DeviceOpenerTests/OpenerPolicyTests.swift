@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who may ask the opener for which device.
 
+import DMA
 import DiskConfig
 import Testing
 import VFIO
@@ -66,6 +67,7 @@ struct OpenerPolicyTests {
             device
                 == OpenableDevice(
                     name: "a", address: "0000:01:00.0", mode: .type1, alwaysResets: true,
+                    keepsAlive: false,
                     interruptAffinity: [0, 1, 2]))
     }
 
@@ -96,6 +98,20 @@ struct OpenerPolicyTests {
                 "/etc/nvmed/iommu.device: warning: GuestMemory=: without IOMMU=noiommu no guest "
                     + "memory can be registered; remove it"
             ])
+    }
+
+    @Test("a pool is opened where its device's file says, and nothing else is")
+    func pool() throws {
+        let device = "[Device]\nTransport=pci\nAddress=0000:01:00.0\n"
+        let all = configuration([
+            "huge.device": device + "Pool=hugetlb\nPoolPath=/dev/hugepages/x.pool\n",
+            "plain.device": device.replacing("01:", with: "02:"),
+        ])
+        #expect(
+            try OpenerPolicy.pool(of: "huge", in: all)
+                == PoolPlace(.hugePages, path: "/dev/hugepages/x.pool"))
+        #expect(throws: WireError.self) { _ = try OpenerPolicy.pool(of: "plain", in: all) }
+        #expect(throws: WireError.self) { _ = try OpenerPolicy.pool(of: "nobody", in: all) }
     }
 
     @Test("what is no PCI device, left to the kernel, unknown or wrong is refused with the reason")

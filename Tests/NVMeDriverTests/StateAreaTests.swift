@@ -182,6 +182,22 @@ struct StateAreaTests {
         #expect(seen18 == nil)
     }
 
+    @Test("the order of the pool's pages is read back, and not when a bit of it is damaged")
+    func poolPageOrder() throws {
+        let area = try Self.area()
+        let never = area.poolPageOrder
+        #expect(never == nil)
+        for order in [[], [3, 2, 1, 0, 1023], Array(0..<1024)] as [[UInt32]] {
+            area.setPoolPageOrder(order)
+            let seen = area.poolPageOrder
+            #expect(seen == order)
+        }
+        let place = area.layout.controllerPageOffset(2) + 64
+        unsafe nv_store8(area.address(place + 7), 0x80)
+        let damaged = area.poolPageOrder
+        #expect(damaged == nil)
+    }
+
     @Test("a successor finds the header, the configuration and the next number as they were left")
     func successor() throws {
         // Given

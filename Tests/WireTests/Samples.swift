@@ -328,6 +328,9 @@ enum Messages {
                 DeviceOpened(interface: .iommufd, addressSpace: 2, address: "0000:01:00.0"))),
         .reply(.translated(pageByteCount: 2 << 20, addresses: [0, 1 << 21, .max])),
         .request(.findGuestMemory(name: "nvme0")),
+        .request(.openPool(name: "nvme0", byteCount: 28 << 20, isKept: false)),
+        .request(.openPool(name: "nvme0", byteCount: 4096, isKept: true)),
+        .reply(.poolOpened(isClean: true)), .reply(.poolOpened(isClean: false)),
         .reply(
             .guestMemory(
                 GuestMemoryFound(deviceNumber: 0x0A7B, ranges: [0...4095, 8192...(.max)]))),

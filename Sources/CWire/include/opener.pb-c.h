@@ -24,6 +24,8 @@ typedef struct Nvmed__V1__TranslateMemory Nvmed__V1__TranslateMemory;
 typedef struct Nvmed__V1__MemoryTranslated Nvmed__V1__MemoryTranslated;
 typedef struct Nvmed__V1__FindGuestMemory Nvmed__V1__FindGuestMemory;
 typedef struct Nvmed__V1__GuestMemoryFound Nvmed__V1__GuestMemoryFound;
+typedef struct Nvmed__V1__OpenPool Nvmed__V1__OpenPool;
+typedef struct Nvmed__V1__PoolOpened Nvmed__V1__PoolOpened;
 
 
 /* --- enums --- */
@@ -59,10 +61,12 @@ typedef enum {
   NVMED__V1__OPENER_ENVELOPE__BODY_SET_INTERRUPT_AFFINITY = 21,
   NVMED__V1__OPENER_ENVELOPE__BODY_TRANSLATE_MEMORY = 22,
   NVMED__V1__OPENER_ENVELOPE__BODY_FIND_GUEST_MEMORY = 23,
+  NVMED__V1__OPENER_ENVELOPE__BODY_OPEN_POOL = 24,
   NVMED__V1__OPENER_ENVELOPE__BODY_DONE = 60,
   NVMED__V1__OPENER_ENVELOPE__BODY_DEVICE_OPENED = 61,
   NVMED__V1__OPENER_ENVELOPE__BODY_MEMORY_TRANSLATED = 62,
-  NVMED__V1__OPENER_ENVELOPE__BODY_GUEST_MEMORY_FOUND = 63
+  NVMED__V1__OPENER_ENVELOPE__BODY_GUEST_MEMORY_FOUND = 63,
+  NVMED__V1__OPENER_ENVELOPE__BODY_POOL_OPENED = 64
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__OPENER_ENVELOPE__BODY__CASE)
 } Nvmed__V1__OpenerEnvelope__BodyCase;
 
@@ -102,10 +106,12 @@ struct  Nvmed__V1__OpenerEnvelope
     Nvmed__V1__SetInterruptAffinity *set_interrupt_affinity;
     Nvmed__V1__TranslateMemory *translate_memory;
     Nvmed__V1__FindGuestMemory *find_guest_memory;
+    Nvmed__V1__OpenPool *open_pool;
     Nvmed__V1__Done *done;
     Nvmed__V1__DeviceOpened *device_opened;
     Nvmed__V1__MemoryTranslated *memory_translated;
     Nvmed__V1__GuestMemoryFound *guest_memory_found;
+    Nvmed__V1__PoolOpened *pool_opened;
   };
 };
 #define NVMED__V1__OPENER_ENVELOPE__INIT \
@@ -270,6 +276,51 @@ struct  Nvmed__V1__GuestMemoryFound
     , 0, 0, 0,NULL }
 
 
+/*
+ * Opens the file or the node that the DMA pool of a device lies in (Pool=, PoolPath=), which is root's. Reply:
+ * PoolOpened.
+ */
+struct  Nvmed__V1__OpenPool
+{
+  ProtobufCMessage base;
+  /*
+   * The configured name.
+   */
+  protobuf_c_boolean has_device;
+  ProtobufCBinaryData device;
+  /*
+   * The bytes that are needed. A file that is shorter is made longer, with memory for all of it.
+   */
+  protobuf_c_boolean has_byte_count;
+  uint64_t byte_count;
+  /*
+   * It is there already, and is opened as it is: NOT_FOUND when it is not. Absent: it is made when it is missing.
+   */
+  protobuf_c_boolean has_kept;
+  protobuf_c_boolean kept;
+};
+#define NVMED__V1__OPEN_POOL__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__open_pool__descriptor) \
+    , 0, {0,NULL}, 0, 0, 0, 0 }
+
+
+/*
+ * The pool is open. Two descriptors travel along: the file, and another open file of it that holds the lock.
+ */
+struct  Nvmed__V1__PoolOpened
+{
+  ProtobufCMessage base;
+  /*
+   * It is all zeroes.
+   */
+  protobuf_c_boolean has_is_clean;
+  protobuf_c_boolean is_clean;
+};
+#define NVMED__V1__POOL_OPENED__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__pool_opened__descriptor) \
+    , 0, 0 }
+
+
 /* Nvmed__V1__OpenerEnvelope methods */
 void   nvmed__v1__opener_envelope__init
                      (Nvmed__V1__OpenerEnvelope         *message);
@@ -422,6 +473,44 @@ Nvmed__V1__GuestMemoryFound *
 void   nvmed__v1__guest_memory_found__free_unpacked
                      (Nvmed__V1__GuestMemoryFound *message,
                       ProtobufCAllocator *allocator);
+/* Nvmed__V1__OpenPool methods */
+void   nvmed__v1__open_pool__init
+                     (Nvmed__V1__OpenPool         *message);
+size_t nvmed__v1__open_pool__get_packed_size
+                     (const Nvmed__V1__OpenPool   *message);
+size_t nvmed__v1__open_pool__pack
+                     (const Nvmed__V1__OpenPool   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__open_pool__pack_to_buffer
+                     (const Nvmed__V1__OpenPool   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__OpenPool *
+       nvmed__v1__open_pool__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__open_pool__free_unpacked
+                     (Nvmed__V1__OpenPool *message,
+                      ProtobufCAllocator *allocator);
+/* Nvmed__V1__PoolOpened methods */
+void   nvmed__v1__pool_opened__init
+                     (Nvmed__V1__PoolOpened         *message);
+size_t nvmed__v1__pool_opened__get_packed_size
+                     (const Nvmed__V1__PoolOpened   *message);
+size_t nvmed__v1__pool_opened__pack
+                     (const Nvmed__V1__PoolOpened   *message,
+                      uint8_t             *out);
+size_t nvmed__v1__pool_opened__pack_to_buffer
+                     (const Nvmed__V1__PoolOpened   *message,
+                      ProtobufCBuffer     *buffer);
+Nvmed__V1__PoolOpened *
+       nvmed__v1__pool_opened__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   nvmed__v1__pool_opened__free_unpacked
+                     (Nvmed__V1__PoolOpened *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Nvmed__V1__OpenerEnvelope_Closure)
@@ -448,6 +537,12 @@ typedef void (*Nvmed__V1__FindGuestMemory_Closure)
 typedef void (*Nvmed__V1__GuestMemoryFound_Closure)
                  (const Nvmed__V1__GuestMemoryFound *message,
                   void *closure_data);
+typedef void (*Nvmed__V1__OpenPool_Closure)
+                 (const Nvmed__V1__OpenPool *message,
+                  void *closure_data);
+typedef void (*Nvmed__V1__PoolOpened_Closure)
+                 (const Nvmed__V1__PoolOpened *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -463,6 +558,8 @@ extern const ProtobufCMessageDescriptor nvmed__v1__translate_memory__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__memory_translated__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__find_guest_memory__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__guest_memory_found__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__open_pool__descriptor;
+extern const ProtobufCMessageDescriptor nvmed__v1__pool_opened__descriptor;
 
 PROTOBUF_C__END_DECLS
 
