@@ -16,21 +16,41 @@ public struct PoolSlice: Sendable, Equatable {
 public struct PoolLayout: Sendable {
     /// The granularity of zones and of every slice.
     public static let pageByteCount = 4096
+    /// What is laid out, in order.
+    public private(set) var entries: [Entry] = []
     private var readOnly = 0
     private var readWrite = 0
+
+    /// A slice with its purpose.
+    public struct Entry: Sendable, Equatable {
+        /// Where in its zone.
+        public let slice: PoolSlice
+        /// The zone: the device writes it too.
+        public let deviceWrites: Bool
+        /// What it is for.
+        public let tag: String
+    }
 
     /// An empty layout.
     public init() {}
 
     /// Reserves whole pages that the device only reads. The offset is counted within its zone.
-    public mutating func reserveDeviceReads(_ byteCount: Int) -> PoolSlice {
-        Self.reserve(&readOnly, byteCount)
+    public mutating func reserveDeviceReads(
+        _ byteCount: Int, tag: String = "memory"
+    ) -> PoolSlice {
+        let slice = Self.reserve(&readOnly, byteCount)
+        entries.append(Entry(slice: slice, deviceWrites: false, tag: tag))
+        return slice
     }
 
     /// Reserves whole pages that the device reads and writes. The offset is counted within its
     /// zone.
-    public mutating func reserveDeviceWrites(_ byteCount: Int) -> PoolSlice {
-        Self.reserve(&readWrite, byteCount)
+    public mutating func reserveDeviceWrites(
+        _ byteCount: Int, tag: String = "memory"
+    ) -> PoolSlice {
+        let slice = Self.reserve(&readWrite, byteCount)
+        entries.append(Entry(slice: slice, deviceWrites: true, tag: tag))
+        return slice
     }
 
     /// Bytes of the zone that the device only reads.
@@ -82,7 +102,7 @@ public struct DMAPool: ~Copyable {
     /// Of a device that uses physical addresses: which huge pages of the file these are, in the
     /// order of their addresses. Empty: the bytes are in the order of the file.
     public let pageOrder: [UInt32]
-    private let memory: Mapping
+    private let owned: OwnedPool
     private let deviceReadsByteCount: Int
     private let deviceWritesByteCount: Int
     /// Keeps others from using a file with a name.
@@ -91,7 +111,7 @@ public struct DMAPool: ~Copyable {
     /// Gets the memory from `source` and makes it reachable for the device.
     public init(
         layout: PoolLayout, device: any DeviceBacking, space: inout IOVASpace,
-        source: PoolSource = .memory
+        source: PoolSource = .memory, owner: String = "device"
     ) throws(VFIOError) {
         if device.usesPhysicalAddresses {
             let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
@@ -104,9 +124,12 @@ public struct DMAPool: ~Copyable {
             deviceWritesByteCount = writeBytes
             place = source.place
             let parts = run.takeParts()
+            let owned = try OwnedPool(
+                parts.memory, layout, (readBytes, writeBytes),
+                (deviceReadsIOVA, deviceWritesIOVA), owner: owner)
             fd = parts.fd
             lock = parts.lock
-            memory = parts.memory
+            self.owned = owned
             return
         }
         let file = try source.make(layout)
@@ -120,18 +143,22 @@ public struct DMAPool: ~Copyable {
         }
         let bytes = try Self.mapping(file.fd, readBytes + writeBytes)
         bytes.excludeFromCoreDumps()
+        let owned = try OwnedPool(
+            bytes, layout, (readBytes, writeBytes), (reads, writes), owner: owner,
+            node: source.node)
+        let base = unsafe owned.base
         if !file.isClean {
-            unsafe bytes.base.initializeMemory(
-                as: UInt8.self, repeating: 0, count: bytes.byteCount)
+            unsafe base.initializeMemory(
+                as: UInt8.self, repeating: 0, count: readBytes + writeBytes)
         }
         try device.map(
             unsafe DMAWindow(
-                iova: reads, byteCount: UInt64(readBytes), base: bytes.base, access: .deviceReads),
+                iova: reads, byteCount: UInt64(readBytes), base: base, access: .deviceReads),
             fd: file.fd, offset: 0)
         do throws(VFIOError) {
             try device.map(
                 unsafe DMAWindow(
-                    iova: writes, byteCount: UInt64(writeBytes), base: bytes.base + readBytes,
+                    iova: writes, byteCount: UInt64(writeBytes), base: base + readBytes,
                     access: .deviceReadsAndWrites),
                 fd: file.fd, offset: UInt64(readBytes))
         } catch {
@@ -143,7 +170,7 @@ public struct DMAPool: ~Copyable {
         let parts = file.takeParts()
         fd = parts.fd
         lock = parts.lock
-        memory = bytes
+        self.owned = owned
         deviceReadsByteCount = readBytes
         deviceWritesByteCount = writeBytes
         deviceReadsIOVA = reads
@@ -156,20 +183,23 @@ public struct DMAPool: ~Copyable {
     /// reserved. Throws `unsupported` when the file is not one of this layout.
     public init(
         adopting file: consuming PoolFile, layout: PoolLayout, readsIOVA: UInt64,
-        writesIOVA: UInt64
+        writesIOVA: UInt64, owner: String = "device", slots: [SlotPool.Slot]? = nil
     ) throws(VFIOError) {
-        let (readBytes, writeBytes) = layout.zones(pageByteCount: file.pageByteCount)
+        let zones = layout.zones(pageByteCount: file.pageByteCount)
+        let (readBytes, writeBytes) = zones
         let byteCount = readBytes + writeBytes
         guard file.byteCount >= byteCount else {
             throw .unsupported("the pool's file has \(file.byteCount) bytes, not \(byteCount)")
         }
         let bytes = try Self.mapping(file.fd, byteCount)
         bytes.excludeFromCoreDumps()
+        let owned = try OwnedPool(
+            adopting: bytes, layout, zones, (readsIOVA, writesIOVA), owner: owner, slots: slots)
         place = file.place
         let parts = file.takeParts()
         fd = parts.fd
         lock = parts.lock
-        memory = bytes
+        self.owned = owned
         deviceReadsByteCount = readBytes
         deviceWritesByteCount = writeBytes
         deviceReadsIOVA = readsIOVA
@@ -183,7 +213,8 @@ public struct DMAPool: ~Copyable {
     /// pages are not where they were.
     public init(
         adopting file: consuming PoolFile, layout: PoolLayout, pageOrder: [UInt32],
-        address: UInt64, checking device: (any DeviceBacking)?
+        address: UInt64, checking device: (any DeviceBacking)?, owner: String = "device",
+        slots: [SlotPool.Slot]? = nil
     ) throws(VFIOError) {
         let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
         guard
@@ -200,20 +231,33 @@ public struct DMAPool: ~Copyable {
         deviceWritesByteCount = writeBytes
         self.pageOrder = run.order
         let parts = run.takeParts()
+        let owned = try OwnedPool(
+            adopting: parts.memory, layout, (readBytes, writeBytes),
+            (deviceReadsIOVA, deviceWritesIOVA), owner: owner, slots: slots)
         fd = parts.fd
         lock = parts.lock
-        memory = parts.memory
+        self.owned = owned
     }
+
+    /// Who owns what of it, for inspection and for a saved state. Pages are numbered as they are
+    /// mapped here: first those of the zone that the device only reads.
+    public var slots: [SlotPool.Slot] { owned.slots }
+
+    /// What is lost of it.
+    public var losses: [DMALoss] { owned.losses }
+
+    /// Where its pages came to lie.
+    public var placement: PoolPlacement { owned.placement }
 
     private var windows: [DMAWindow] {
         unsafe [
             DMAWindow(
-                iova: deviceReadsIOVA, byteCount: UInt64(deviceReadsByteCount), base: memory.base,
+                iova: deviceReadsIOVA, byteCount: UInt64(deviceReadsByteCount), base: owned.base,
                 access: .deviceReads),
             DMAWindow(
                 iova: deviceWritesIOVA,
                 byteCount: UInt64(deviceWritesByteCount),
-                base: memory.base + deviceReadsByteCount, access: .deviceReadsAndWrites),
+                base: owned.base + deviceReadsByteCount, access: .deviceReadsAndWrites),
         ]
     }
 
@@ -261,12 +305,12 @@ public struct DMAPool: ~Copyable {
     /// Where a slice of the zone that the device only reads is in this process. Valid while the
     /// pool lives.
     public func deviceReadsAddress(_ slice: PoolSlice) -> UnsafeMutableRawPointer {
-        unsafe memory.base + slice.offset
+        unsafe owned.base + slice.offset
     }
 
     /// Where a slice of the zone that the device also writes is in this process. Valid while the
     /// pool lives.
     public func deviceWritesAddress(_ slice: PoolSlice) -> UnsafeMutableRawPointer {
-        unsafe memory.base + (deviceReadsByteCount + slice.offset)
+        unsafe owned.base + (deviceReadsByteCount + slice.offset)
     }
 }

@@ -7,6 +7,8 @@ internal import VFIO
 public struct PoolSource {
     /// Where it will lie.
     public let place: PoolPlace
+    /// The NUMA node that its pages are to lie on; nil: whichever.
+    public var node: Int?
     private let provide: (_ place: PoolPlace, _ byteCount: Int) throws(PoolFileError) -> PoolFile
 
     /// Opens or makes what `place` says. `provide` does so where this process may not, and gets at

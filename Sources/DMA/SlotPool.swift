@@ -71,15 +71,15 @@ public struct SlotPool: Sendable, Equatable {
     public static let pageCountMax = 1 << 30
 
     /// What a slot is.
-    public enum State: Sendable, Equatable {
+    public enum State: UInt32, Sendable, Equatable {
         /// Nobody's.
-        case free
+        case free = 0
         /// In use.
-        case allocated
+        case allocated = 1
         /// Its owner has not come back after a restore.
-        case pending
-        /// Its owner did not come back: never used again.
-        case leaked
+        case pending = 2
+        /// Its owner did not come back, or somebody else can touch it: never used again.
+        case leaked = 3
     }
 
     /// A run of pages with one owner.
@@ -179,6 +179,11 @@ public struct SlotPool: Sendable, Equatable {
         shares = next
     }
 
+    /// The shares of all owners that have one, by name.
+    public var allShares: [(owner: String, share: Share)] {
+        shares.sorted { $0.key < $1.key }.map { (owner: $0.key, share: $0.value) }
+    }
+
     /// An owner is gone for good; what it had stays what it is.
     public mutating func removeShare(_ owner: String) { shares[owner] = nil }
 
@@ -207,33 +212,33 @@ public struct SlotPool: Sendable, Equatable {
         return run
     }
 
-    /// Takes pages that need not lie in a row, in as few runs as there have to be: the largest
-    /// holes first. All of them or none.
+    /// Takes pages that need not lie in a row: all of them or none. In as few runs as there have to
+    /// be, or with `smallestFirst` out of the smallest holes, so that the large ones stay.
     public mutating func allocateScattered(
-        _ count: Int, owner: String, tag: String
+        _ count: Int, owner: String, tag: String, smallestFirst: Bool = false
     ) throws(SlotPoolError) -> [PageRun] {
         try checkRequest(count, owner, tag)
         var runs: [PageRun] = []
         var left = count
-        while left > 0 {
-            if let (index, first) = bestFit(left, 1) {
-                runs.append(PageRun(first: first, count: left))
-                carve(
-                    index,
-                    Slot(run: runs[runs.count - 1], state: .allocated, owner: owner, tag: tag))
-                break
-            }
-            // `checkRequest` has counted: there are as many free pages.
-            let free = slots.indices.filter { slots[$0].state == .free }
-            guard let index = free.max(by: { slots[$0].run.count < slots[$1].run.count }) else {
-                break
-            }
-            let run = slots[index].run
+        // `checkRequest` has counted: there are as many free pages.
+        while left > 0, let index = hole(for: left, smallestFirst) {
+            let hole = slots[index].run
+            let run = PageRun(first: hole.first, count: min(left, hole.count))
             runs.append(run)
             carve(index, Slot(run: run, state: .allocated, owner: owner, tag: tag))
             left -= run.count
         }
         return runs
+    }
+
+    /// The hole that is used next for pages that need not lie in a row.
+    private func hole(for count: Int, _ smallestFirst: Bool) -> Int? {
+        let free = slots.indices.filter { slots[$0].state == .free }
+        if smallestFirst {
+            return free.min { slots[$0].run.count < slots[$1].run.count }
+        }
+        return bestFit(count, 1)?.index
+            ?? free.max { slots[$0].run.count < slots[$1].run.count }
     }
 
     private func checkRequest(
@@ -279,6 +284,29 @@ public struct SlotPool: Sendable, Equatable {
         return best
     }
 
+    /// Takes exactly these pages, which are free: a plan says what lies where.
+    public mutating func take(
+        _ run: PageRun, owner: String, tag: String
+    ) throws(SlotPoolError) {
+        try checkRequest(run.count, owner, tag)
+        let hole = slots.lastIndex { $0.run.first <= run.first }
+        guard let hole, slots[hole].state == .free, run.count <= slots[hole].run.count,
+            run.first <= slots[hole].run.end - run.count
+        else {
+            throw .exhausted(
+                owner: owner, wanted: run.count, free: freeCount, largest: largestFree)
+        }
+        carve(hole, Slot(run: run, state: .allocated, owner: owner, tag: tag))
+    }
+
+    /// Takes pages in use out of use for good: somebody else can still touch them.
+    public mutating func leak(_ run: PageRun, owner: String) throws(SlotPoolError) {
+        guard let index = index(of: run, owner), slots[index].state == .allocated else {
+            throw .notOwned(owner: owner, run: run)
+        }
+        slots[index].state = .leaked
+    }
+
     /// Puts a slot into a hole; what is left of the hole stays free on both sides.
     private mutating func carve(_ index: Int, _ slot: Slot) {
         let hole = slots[index].run
@@ -299,6 +327,11 @@ public struct SlotPool: Sendable, Equatable {
         slots.replaceSubrange(index...index, with: parts)
         used[slot.owner, default: 0] += slot.run.count
         freeCount -= slot.run.count
+    }
+
+    /// Whether a run was taken at once by this owner, who has it still.
+    public func isAllocated(_ run: PageRun, to owner: String) -> Bool {
+        index(of: run, owner).map { slots[$0].state == .allocated } ?? false
     }
 
     /// Gives a run back. Only the whole of what was taken at once, and only by its owner.

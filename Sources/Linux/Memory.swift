@@ -146,6 +146,25 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
         _ = unsafe nv_dont_dump(base, byteCount)
     }
 
+    /// Keeps the bytes in memory. ENOMEM, EPERM: more than this process may lock.
+    public borrowing func lock() throws(SystemCallError) {
+        try checked("mlock \(byteCount) bytes", unsafe nv_lock_memory(base, byteCount))
+    }
+
+    /// Puts the pages on a NUMA node, also those that are there already.
+    public borrowing func bind(toNode node: Int) throws(SystemCallError) {
+        try checked(
+            "mbind to node \(node)", unsafe nv_bind_to_node(base, byteCount, CInt(clamping: node)))
+    }
+
+    /// The NUMA node that the page at an offset lies on; nil when it is not there yet, or the
+    /// kernel does not say.
+    public borrowing func node(at offset: Int) -> Int? {
+        guard offset >= 0, offset < byteCount else { return nil }
+        let node = unsafe nv_node_of_page(base + offset)
+        return node >= 0 ? Int(node) : nil
+    }
+
     /// Gives the mapping up without undoing it: it stays for the life of the process.
     public consuming func leak() -> UnsafeMutableRawPointer {
         let base = unsafe self.base

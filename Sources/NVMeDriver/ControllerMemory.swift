@@ -40,24 +40,33 @@ struct ControllerMemoryPlan {
         let listByteCount = PhysicalRegionPages.listByteCount(
             transfer: UInt64(options.maxTransferByteCount))
         queues.append(
-            Self.queue(&layout, entries: Self.adminEntries, listByteCount: 4096))
-        for _ in 0..<queueCount {
-            queues.append(Self.queue(&layout, entries: entries, listByteCount: listByteCount))
+            Self.queue(
+                &layout, "admin", entries: Self.adminEntries, listByteCount: 4096))
+        for index in 0..<queueCount {
+            queues.append(
+                Self.queue(
+                    &layout, "queue \(index + 1)", entries: entries,
+                    listByteCount: listByteCount))
         }
-        token = layout.reserveDeviceReads(PoolSeal.byteCount)
-        adminBuffer = layout.reserveDeviceWrites(Self.adminBufferByteCount)
-        shadow = layout.reserveDeviceWrites(4096)
-        eventIndex = layout.reserveDeviceWrites(4096)
-        bounce = layout.reserveDeviceWrites(bouncePagesPerQueue * 4096 * queueCount)
+        token = layout.reserveDeviceReads(PoolSeal.byteCount, tag: "token")
+        adminBuffer = layout.reserveDeviceWrites(
+            Self.adminBufferByteCount, tag: "admin data")
+        shadow = layout.reserveDeviceWrites(4096, tag: "shadow doorbells")
+        eventIndex = layout.reserveDeviceWrites(4096, tag: "event indexes")
+        bounce = layout.reserveDeviceWrites(
+            bouncePagesPerQueue * 4096 * queueCount, tag: "bounce")
     }
 
     private static func queue(
-        _ layout: inout PoolLayout, entries: UInt32, listByteCount: UInt64
+        _ layout: inout PoolLayout, _ name: String, entries: UInt32, listByteCount: UInt64
     ) -> Queue {
         Queue(
-            submission: layout.reserveDeviceReads(Int(entries) * 64),
-            lists: layout.reserveDeviceReads(Int(entries) * Int(listByteCount)),
-            completion: layout.reserveDeviceWrites(Int(entries) * 16),
+            submission: layout.reserveDeviceReads(
+                Int(entries) * 64, tag: "\(name) submissions"),
+            lists: layout.reserveDeviceReads(
+                Int(entries) * Int(listByteCount), tag: "\(name) lists"),
+            completion: layout.reserveDeviceWrites(
+                Int(entries) * 16, tag: "\(name) completions"),
             entries: entries, listByteCount: listByteCount)
     }
 }

@@ -18,6 +18,8 @@ internal import VFIO
 public struct Inheritance {
     /// `pool`: the DMA pool's memory file, or the file that outlived all processes.
     public var pool: () -> PoolFile?
+    /// What was written down of the pool's slots; nil: nothing was, and they are as planned.
+    public var poolSlots: [SlotPool.Slot]?
     /// `irq-N`: the eventfd of an interrupt vector.
     public var interrupt: (_ vector: Int) -> OwnedFD?
     /// `m-N`: the memory file of a region, with the region's record.
@@ -182,7 +184,8 @@ extension NVMeController {
         do throws(VFIOError) {
             pool = try DMAPool(
                 adopting: file, layout: plan.layout, readsIOVA: record.poolReadsIOVA,
-                writesIOVA: record.poolWritesIOVA)
+                writesIOVA: record.poolWritesIOVA, owner: options.deviceName,
+                slots: inheritance.poolSlots)
         } catch { throw Self.refusal(error) }
         poolIsInherited = true
         usePool(plan)
@@ -205,7 +208,8 @@ extension NVMeController {
             pool = try DMAPool(
                 adopting: fd, layout: plan.layout, pageOrder: order,
                 address: record.poolReadsIOVA,
-                checking: checking ? device : nil)
+                checking: checking ? device : nil, owner: options.deviceName,
+                slots: inheritance.poolSlots)
         } catch { throw Self.refusal(error) }
         poolIsInherited = true
         usePool(plan)

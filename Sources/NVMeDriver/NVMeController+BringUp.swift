@@ -188,7 +188,8 @@ extension NVMeController {
         let plan = makePlan(queues)
         do throws(VFIOError) {
             pool = try DMAPool(
-                layout: plan.layout, device: device, space: &space, source: poolSource)
+                layout: plan.layout, device: device, space: &space, source: poolSource,
+                owner: options.deviceName)
         } catch { throw .device(error) }
         usePool(plan)
     }

@@ -159,6 +159,15 @@ public final class NVMeController {
     /// Bytes of the DMA pool.
     public var poolByteCount: Int { pool?.byteCount ?? 0 }
 
+    /// Who owns what of the DMA pool, for inspection and for a saved state.
+    public var poolSlots: [SlotPool.Slot] { pool?.slots ?? [] }
+
+    /// Where the DMA pool lies; nil before bring-up.
+    public var poolPlace: PoolPlace? { pool?.place }
+
+    /// Where the pages of the DMA pool came to lie; nil before bring-up.
+    public var poolPlacement: PoolPlacement? { pool?.placement }
+
     func vector(ofQueue queueID: Int) -> Int {
         interrupts.isEmpty ? 0 : queueID % interrupts.count
     }

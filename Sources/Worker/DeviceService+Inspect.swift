@@ -77,10 +77,21 @@ extension DeviceService {
         tree.add("controller/adoption_ns", controller.adoptionNanoseconds)
         tree.add("controller/namespaces_left_out", controller.namespacesLeftOut)
         tree.add("memory/pool_bytes", controller.poolByteCount)
+        inspectPool(controller, &tree)
         tree.add("memory/regions", sessions.reduce(0) { $0 + ($1?.regions.count ?? 0) })
         let bytes = sessions.reduce(UInt64(0)) { $0 + ($1?.regionByteCount ?? 0) }
         tree.add("memory/registered_bytes", bytes)
         tree.add("device/epoch", controller.state.epoch)
+    }
+
+    private func inspectPool(_ controller: NVMeController, _ tree: inout InspectTree) {
+        if let place = controller.poolPlace { tree.add("pool/place", "\(place)") }
+        if let placement = controller.poolPlacement { tree.add("pool/placement", "\(placement)") }
+        for slot in controller.poolSlots where slot.state != .free {
+            tree.add(
+                "pool/slots/\(slot.run.first)",
+                "\(slot.run.count) pages, \(slot.owner), \(slot.tag), \(slot.state)")
+        }
     }
 
     private func inspectHealth(_ tree: inout InspectTree) {

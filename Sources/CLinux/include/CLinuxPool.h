@@ -33,3 +33,12 @@ int nv_bind_to_node(void *_Nonnull address, size_t length, int node);
 int nv_node_of_page(void *_Nonnull address);
 // Keeps pages in memory (mlock).
 int nv_lock_memory(void *_Nonnull address, size_t length);
+
+// --- hypercalls through /dev/mshv_hvcall (linux/mshv.h of the VTL driver) --------------------------------------
+// What is called instead of ioctl in a test.
+typedef int (*nv_ioctl_function)(int fd, unsigned long request, void *_Nonnull argument);
+// Allows this open file the hypercalls that the bitmap of `length` bytes names (MSHV_HVCALL_SETUP).
+int nv_mshv_allow(int fd, const uint64_t *_Nonnull bitmap, size_t length, nv_ioctl_function _Nullable instead);
+// Makes a hypercall (MSHV_HVCALL); *status is what the hypervisor answered.
+int nv_mshv_hypercall(int fd, uint64_t control, const void *_Nonnull input, size_t length, uint64_t *_Nonnull status,
+                      nv_ioctl_function _Nullable instead);
