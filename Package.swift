@@ -174,7 +174,7 @@ let package = Package(
             name: "TestSupport", dependencies: ["Linux"], path: "Tests/Support/TestSupport",
             swiftSettings: strictSwift),
         tests("PCITests", ["PCI", "Linux", "TestSupport"]),
-        tests("DMATests", ["DMA", "Linux", "TestSupport"]),
+        tests("DMATests", ["DMA", "Linux", "CLinux", "TestSupport"]),
         tests(
             "NVMeDriverTests",
             [

@@ -117,18 +117,23 @@ public struct DMAPool: ~Copyable {
             let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
             // Both zones are writable: there is nothing between the device and memory.
             let run = try PhysicalRun.allocate(readBytes + writeBytes, device, source)
-            deviceReadsIOVA = run.address
-            deviceWritesIOVA = run.address + UInt64(readBytes)
-            deviceReadsByteCount = readBytes
-            pageOrder = run.order
-            deviceWritesByteCount = writeBytes
-            place = source.place
+            let (address, order) = (run.address, run.order)
             let parts = run.takeParts()
+            let memory = parts.memory
+            let file = parts.fd
+            let held = parts.lock
+            // Nothing is set before the last that may throw.
             let owned = try OwnedPool(
-                parts.memory, layout, (readBytes, writeBytes),
-                (deviceReadsIOVA, deviceWritesIOVA), owner: owner)
-            fd = parts.fd
-            lock = parts.lock
+                memory, layout, (readBytes, writeBytes), (address, address + UInt64(readBytes)),
+                owner: owner)
+            deviceReadsIOVA = address
+            deviceWritesIOVA = address + UInt64(readBytes)
+            deviceReadsByteCount = readBytes
+            deviceWritesByteCount = writeBytes
+            pageOrder = order
+            place = source.place
+            fd = file
+            lock = held
             self.owned = owned
             return
         }
@@ -224,18 +229,22 @@ public struct DMAPool: ~Copyable {
         }
         let place = file.place
         let run = try PhysicalRun.adopt(file, pageOrder, at: address, checking: device)
+        let (start, order) = (run.address, run.order)
+        let parts = run.takeParts()
+        let memory = parts.memory
+        let kept = parts.fd
+        let held = parts.lock
+        let owned = try OwnedPool(
+            adopting: memory, layout, (readBytes, writeBytes),
+            (start, start &+ UInt64(readBytes)), owner: owner, slots: slots)
         self.place = place
-        deviceReadsIOVA = run.address
-        deviceWritesIOVA = run.address &+ UInt64(readBytes)
+        deviceReadsIOVA = start
+        deviceWritesIOVA = start &+ UInt64(readBytes)
         deviceReadsByteCount = readBytes
         deviceWritesByteCount = writeBytes
-        self.pageOrder = run.order
-        let parts = run.takeParts()
-        let owned = try OwnedPool(
-            adopting: parts.memory, layout, (readBytes, writeBytes),
-            (deviceReadsIOVA, deviceWritesIOVA), owner: owner, slots: slots)
-        fd = parts.fd
-        lock = parts.lock
+        self.pageOrder = order
+        fd = kept
+        lock = held
         self.owned = owned
     }
 

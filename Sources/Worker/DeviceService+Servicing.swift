@@ -6,6 +6,7 @@
 // timer that touches the controller. So thaw has nothing to undo but the token, which goes first.
 
 internal import CVersion
+internal import DMA
 internal import Glibc
 internal import Linux
 internal import NVMeDriver
@@ -209,7 +210,12 @@ extension DeviceService {
             controller: state,
             pool: SavedPool(
                 backing: backing, path: config.poolPath ?? "",
-                byteCount: UInt64(controller.poolByteCount)),
+                byteCount: UInt64(controller.poolByteCount),
+                slots: controller.poolSlots.filter { $0.state != .free }.map { slot in
+                    SavedSlot(
+                        firstPage: UInt64(slot.run.first), pageCount: UInt64(slot.run.count),
+                        owner: slot.owner, tag: slot.tag, state: slot.state.rawValue)
+                }),
             sessions: controller.savedSessions(of: state))
     }
 
