@@ -2,6 +2,7 @@
 // Everything an operator may want to see, as a flat list of paths and values.
 
 internal import CLinux
+internal import DMA
 internal import Glibc
 internal import NVMeDriver
 internal import NVMeSpec

@@ -119,7 +119,8 @@ struct DMAManagerTests {
         // Then
         #expect(buffer.runs.map(\.pages) == [PageRun(first: 4, count: 5)])
         #expect(buffer.runs[0].address == 1 << 32 + 1 << 30)
-        #expect(buffer.runs[0].base == unsafe UInt(bitPattern: pool.base) + 4 * 4096)
+        let base = unsafe UInt(bitPattern: pool.base)
+        #expect(buffer.runs[0].base == base + 4 * 4096)
         let isZero = unsafe UnsafeRawBufferPointer(
             start: pool.base + 4 * 4096, count: 5 * 4096
         ).allSatisfy { $0 == 0 }
