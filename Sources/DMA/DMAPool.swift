@@ -156,21 +156,14 @@ public struct DMAPool: ~Copyable {
             unsafe base.initializeMemory(
                 as: UInt8.self, repeating: 0, count: readBytes + writeBytes)
         }
-        try device.map(
-            unsafe DMAWindow(
-                iova: reads, byteCount: UInt64(readBytes), base: base, access: .deviceReads),
-            fd: file.fd, offset: 0)
-        do throws(VFIOError) {
-            try device.map(
-                unsafe DMAWindow(
+        try Self.show(
+            unsafe [
+                DMAWindow(
+                    iova: reads, byteCount: UInt64(readBytes), base: base, access: .deviceReads),
+                DMAWindow(
                     iova: writes, byteCount: UInt64(writeBytes), base: base + readBytes,
                     access: .deviceReadsAndWrites),
-                fd: file.fd, offset: UInt64(readBytes))
-        } catch {
-            // The mapping goes away with this call: the carrier must not serve it any more.
-            try? device.unmap(iova: reads, byteCount: UInt64(readBytes))
-            throw error
-        }
+            ], file.fd, device)
         place = file.place
         let parts = file.takeParts()
         fd = parts.fd
@@ -181,6 +174,25 @@ public struct DMAPool: ~Copyable {
         deviceReadsIOVA = reads
         deviceWritesIOVA = writes
         pageOrder = []
+    }
+
+    /// Makes windows that lie one behind the other in a file reachable for the device: all or none.
+    private static func show(
+        _ windows: [DMAWindow], _ fd: borrowing OwnedFD, _ device: any DeviceBacking
+    ) throws(VFIOError) {
+        var offset: UInt64 = 0
+        for (index, window) in windows.enumerated() {
+            do throws(VFIOError) {
+                try device.map(window, fd: fd, offset: offset)
+            } catch {
+                // The mapping goes away with this call: the carrier must not serve it any more.
+                for shown in windows.prefix(index) {
+                    try? device.unmap(iova: shown.iova, byteCount: shown.byteCount)
+                }
+                throw error
+            }
+            offset += window.byteCount
+        }
     }
 
     /// Takes over a predecessor's memory file, of which nothing is changed. The device has it at
@@ -279,11 +291,7 @@ public struct DMAPool: ~Copyable {
     /// them anyway.
     public func mapWindows(_ device: any DeviceBacking) throws(VFIOError) {
         guard pageOrder.isEmpty else { return }
-        var offset: UInt64 = 0
-        for window in windows {
-            try device.map(window, fd: fd, offset: offset)
-            offset += window.byteCount
-        }
+        try Self.show(windows, fd, device)
     }
 
     private static func mapping(
