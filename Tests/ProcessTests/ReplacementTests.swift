@@ -185,7 +185,8 @@ extension ProcessTests {
             let region = try disk.registerMemory(blocks.buffer)
             let ring = try disk.openRing(entries: 64)
             let victim = try service.workerPID("a")
-            _ = try service.emulators["a"]?.command("fault completion:cid=invented,queue=io,times=1")
+            let fault = "fault completion:cid=invented,queue=io,times=1"
+            _ = try service.emulators["a"]?.command(fault)
             blocks.fill(round: 1)
             // When
             for index in 0..<Blocks.count {
