@@ -5,8 +5,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/mempolicy.h>
-#include <linux/openat2.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -34,17 +35,43 @@ int nv_file_facts(int fd, struct nv_file_facts *facts) {
     return 0;
 }
 
-int nv_open_no_links(int directory, const char *path, int flags, unsigned mode) {
-    struct open_how how = {
-        .flags = (unsigned)flags | O_CLOEXEC,
-        .mode = flags & O_CREAT ? mode : 0,
-        .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-    };
-    long fd;
+static int open_at(int directory, const char *name, int flags, unsigned mode) {
+    int fd;
     do {
-        fd = syscall(SYS_openat2, directory < 0 ? AT_FDCWD : directory, path, &how, sizeof how);
+        fd = openat(directory, name, flags | O_NOFOLLOW | O_CLOEXEC, mode);
     } while (fd < 0 && errno == EINTR);
-    return result(fd);
+    if (fd >= 0) return fd;
+    // Of a directory that is wanted and is a link the kernel says ENOTDIR.
+    struct stat s;
+    const int error = errno;
+    const bool is_link = error == ENOTDIR && fstatat(directory, name, &s, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(s.st_mode);
+    return is_link ? -ELOOP : -error;
+}
+
+// One name after the other: openat2 (RESOLVE_NO_SYMLINKS) does it at once, but a unit with RestrictSUIDSGID= has none.
+int nv_open_no_links(int directory, const char *path, int flags, unsigned mode) {
+    char names[PATH_MAX];
+    const size_t length = strlen(path);
+    if (length == 0) return -ENOENT;
+    if (length >= sizeof names) return -ENAMETOOLONG;
+    memcpy(names, path, length + 1);
+    int from = directory < 0 ? AT_FDCWD : directory;
+    int between = path[0] == '/' ? open_at(AT_FDCWD, "/", O_PATH | O_DIRECTORY, 0) : -1;
+    if (between < 0 && path[0] == '/') return between;
+    char *rest = names + strspn(names, "/");
+    for (;;) {
+        char *end = rest + strcspn(rest, "/");
+        char *next = end + strspn(end, "/");
+        const bool is_last = *next == 0;
+        *end = 0;
+        const int fd = open_at(
+            between < 0 ? from : between, *rest ? rest : ".", is_last ? flags : O_PATH | O_DIRECTORY,
+            is_last && (flags & O_CREAT) ? mode : 0);
+        if (between >= 0) close(between);
+        if (fd < 0 || is_last) return fd;
+        between = fd;
+        rest = next;
+    }
 }
 
 int nv_mkdir_at(int directory, const char *name, unsigned mode) { return result(mkdirat(directory, name, mode)); }

@@ -141,7 +141,7 @@ def test_noiommu_other_driver(guest):
 def test_type1_full_stop(guest):
     """Behind an IOMMU (type 1) the device is left out of the save with the reason, and a stop and start is a cold one"""
     address = guest.address("NVMED-B")
-    guest.serve("NVMED-B", "st", (1,), f"NVMeKeepAlive=yes\nPool=file\nPoolPath=/run/nvmed/pools/st.pool\n")
+    guest.serve("NVMED-B", "st", (1,), "NVMeKeepAlive=yes\nPool=file\n")
     try:
         guest.expect(f"nvmectl io write st1 {VERIFY}", 90)
         guest.run("nvmectl service save", 90)

@@ -18,7 +18,8 @@ int nv_file_facts(int fd, struct nv_file_facts *_Nonnull facts);
 // The same under a name that Swift can tell from the struct's.
 static inline int nv_describe_file(int fd, struct nv_file_facts *_Nonnull facts) { return nv_file_facts(fd, facts); }
 static const int64_t NV_TMPFS = 0x01021994, NV_HUGETLBFS = 0x958458f6;
-// Opens without following any symbolic link on the way (openat2); `directory` -1: paths begin at the root.
+// Opens without following any symbolic link on the way (ELOOP); `directory` -1: where the process is, for paths that do
+// not begin at the root.
 int nv_open_no_links(int directory, const char *_Nonnull path, int flags, unsigned mode);
 int nv_mkdir_at(int directory, const char *_Nonnull name, unsigned mode);
 int nv_unlink_at(int directory, const char *_Nonnull name);
