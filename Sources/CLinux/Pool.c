@@ -44,8 +44,8 @@ static int open_at(int directory, const char *name, int flags, unsigned mode) {
     // Of a directory that is wanted and is a link the kernel says ENOTDIR.
     struct stat s;
     const int error = errno;
-    const bool is_link = error == ENOTDIR && fstatat(directory, name, &s, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(s.st_mode);
-    return is_link ? -ELOOP : -error;
+    if (error != ENOTDIR || fstatat(directory, name, &s, AT_SYMLINK_NOFOLLOW) < 0) return -error;
+    return S_ISLNK(s.st_mode) ? -ELOOP : -error;
 }
 
 // One name after the other: openat2 (RESOLVE_NO_SYMLINKS) does it at once, but a unit with RestrictSUIDSGID= has none.
