@@ -28,6 +28,7 @@ extension NVMeController {
     /// anew, empty.
     public func replaceQueue(_ index: Int) throws(DriverError) {
         let bound = min(Self.replacementMilliseconds, options.adminTimeoutMilliseconds)
+        unsafe engine(index).pointee.forgetEnded()
         _ = try execute(
             .deleteIOCompletionQueue(queueID: UInt16(index + 1)),
             "Delete I/O Completion Queue \(index + 1)", timeoutMilliseconds: bound)
@@ -62,7 +63,8 @@ extension Engine {
 
     /// Ends what the controller has not answered and never will: each request once, with `status`.
     /// What it did answer must have been taken with `reap`; the pages of both are the caller's to
-    /// release. The queue is empty afterwards, and takes nothing until it is replaced.
+    /// release. Their ends are on record before anybody is told, and stay there until
+    /// `replaceQueue`: who dies in between leaves them to a successor.
     public mutating func endUnanswered(status: UInt16, _ deliver: (IOCompletion) -> Void) {
         var ended: [IOCompletion] = []
         var completion = IOCompletion()
@@ -81,12 +83,17 @@ extension Engine {
                 bounced.append(command)
             }
         }
-        queue.forgetAll()
-        requests.forgetAll()
+        queue.answerStaged(status)
         for command in bounced {
             releasePages(first: Int(command.firstPage), count: Int(command.pageCount))
         }
         for completion in ended { deliver(completion) }
+    }
+
+    /// Forgets what was ended, when everybody has been told.
+    mutating func forgetEnded() {
+        queue.forgetAll()
+        requests.forgetAll()
     }
 
     mutating func replaceQueue(_ pair: consuming QueuePair) {

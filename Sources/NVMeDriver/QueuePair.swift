@@ -635,6 +635,18 @@ struct QueuePair: ~Copyable {
         reapedCount = 0
     }
 
+    /// Has every command that the device has not answered count as answered.
+    func answerStaged(_ status: UInt16) {
+        for index in 0..<slotCount {
+            let slot = unsafe slots + Int(index) * 64
+            let state = unsafe nv_load64(slot + 56) & SlotState.commandMask
+            guard state & SlotState.mask == SlotState.staged else { continue }
+            unsafe CommandSlot.setState(
+                at: slot, word6: nv_load64(slot + 48), key: slotKey &+ index,
+                low: UInt64(status) << 17 | (state ^ (SlotState.staged ^ SlotState.completing)))
+        }
+    }
+
     /// Every command that was staged and not retired, for ending them when the device has failed.
     func forEachInFlight(_ body: (UInt32, CommandSlot) -> Void) {
         for index in 0..<slotCount {
