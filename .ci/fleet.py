@@ -4,13 +4,12 @@ emulators with --keep, pools in files of a tmpfs, and a service that is stopped 
 """
 import json, os, shutil, subprocess, tempfile
 
-from stack import Client, Failure, Stack, ask, read, until
+from stack import BRING_UPS, Client, Failure, Stack, ask, read, until
 
 # Pools have to outlive the processes: a directory of a tmpfs.
 SHARED_MEMORY = "/dev/shm"
 # What a device counts that must not change while it is kept.
-UNTOUCHED = ("controllerResets", "deviceResets", "enables", "fatals", "submissionQueuesCreated",
-             "completionQueuesCreated", "submissionQueuesDeleted")
+UNTOUCHED = BRING_UPS + ("submissionQueuesDeleted",)
 # What a device may be asked before the first completion of a client: the probe, whose answer tells
 # that it listens; and who it is and what has changed, for no client waits when all was stopped.
 EARLY = {"Asynchronous Event Request", "Get Features", "Get Log Page", "Identify"}

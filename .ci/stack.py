@@ -13,6 +13,9 @@ BIN = os.environ.get("NVMED_BIN_DIR", os.path.join(ROOT, ".build/release"))
 PATIENCE_SECONDS = 60
 # Between two looks at memory that clients write.
 LOOK_SECONDS = 0.0005
+# The emulator's counters of what a controller that is gone on with is spared.
+BRING_UPS = ("controllerResets", "deviceResets", "enables", "fatals", "submissionQueuesCreated",
+             "completionQueuesCreated")
 
 
 class Failure(Exception):

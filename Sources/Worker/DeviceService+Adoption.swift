@@ -136,7 +136,7 @@ extension DeviceService {
     }
 
     /// What is in flight may never be answered: the silence ends all the same.
-    func armAdoption() {
+    private func armAdoption() {
         guard adoptionIsOpen else { return }
         adoptionTimer = try? loop.after(nanoseconds: WorkerLimits.stallNanoseconds) {
             [weak self] in self?.finishAdoption()

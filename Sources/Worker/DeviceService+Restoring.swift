@@ -60,20 +60,10 @@ extension DeviceService {
     ) throws(DriverError) -> SavedDevice {
         guard let fd = section.take() else { throw .notAdoptable("no saved state came along") }
         do {
-            let needed: Seals = [.shrink, .grow, .write]
-            guard try MemFD.seals(of: fd).isSuperset(of: needed) else {
-                throw DriverError.notAdoptable("the saved state came in a file without seals")
-            }
-            let byteCount = try MemFD.byteCount(of: fd)
-            guard byteCount > 0, byteCount <= SavedLimits.sectionByteCount else {
-                throw DriverError.notAdoptable("a saved state of \(byteCount) bytes")
-            }
-            let memory = try Mapping(fd, byteCount: byteCount, writable: false)
-            let bytes = unsafe [UInt8](
-                UnsafeRawBufferPointer(start: memory.base, count: byteCount))
+            let bytes = try SealedFile.read(fd, limit: SavedLimits.sectionByteCount)
             return try SavedState.decode(device: bytes, name: name)
-        } catch let error as DriverError {
-            throw error
+        } catch let error as SystemCallError {
+            throw .notAdoptable("the saved state is no sealed file of a fitting size: \(error)")
         } catch {
             throw .notAdoptable("\(error)")
         }

@@ -147,7 +147,7 @@ extension DeviceService {
         do {
             bytes = try SavedState.encode(
                 device: device, version: unsafe String(cString: nv_version_commit()))
-            file = try Self.sealedFile(bytes)
+            file = try SealedFile.make(name: "nvmed-saved", bytes)
         } catch {
             throw WireError(.internalError, "the state cannot be written: \(error)", device: name)
         }
@@ -219,16 +219,6 @@ extension DeviceService {
             sessions: controller.savedSessions(of: state))
     }
 
-    private static func sealedFile(_ bytes: [UInt8]) throws(SystemCallError) -> OwnedFD {
-        let fd = try MemFD.create(name: "nvmed-saved", byteCount: bytes.count, seals: [])
-        do {
-            let memory = try Mapping(fd, byteCount: bytes.count)
-            unsafe memory.base.copyMemory(from: bytes, byteCount: bytes.count)
-        }
-        try MemFD.addSeals(fd, [.shrink, .grow, .write, .seal])
-        return fd
-    }
-
     // MARK: Thaw
 
     /// Goes on as if nothing had been asked; nothing to do unless the device is frozen.
@@ -260,7 +250,6 @@ extension DeviceService {
             if !isHeld(session) { resume(session) }
         }
         watchProgress()
-        armAdoption()
         armHealth()
         armTick()
         // What happened meanwhile has left no edge to see.
