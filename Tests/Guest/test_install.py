@@ -113,6 +113,7 @@ def test_upgrade_and_removal(guest):
     # Masked is what Debian makes of units of a package that is removed and not purged.
     left = guest.expect("systemctl list-units --all --plain --no-legend 'nvmed*' | grep -v ' masked ' || :").text
     check(left == "", f"units are left: {left}")
+    check(guest.run("test -d /var/lib/nvmed").ok, "a removal without purge took what devices are saved in")
     guest.expect("systemctl stop 'emu-*'; rm -rf /etc/nvmed/em[uv]* /run/emu")
     guest.expect("dpkg -P nvmed", timeout=180)
     left = guest.expect("systemctl list-units --all --plain --no-legend 'nvmed*'").text
