@@ -155,7 +155,8 @@ public enum ConfigValue {
         return bytes.allSatisfy { $0 == 0 } ? nil : bytes
     }
 
-    /// A PCI address with domain: `0000:01:00.0`; the domain may be left out. Lower case.
+    /// A PCI address with domain: `0000:01:00.0`; the domain may be left out. Lower case. What it
+    /// takes is what `PCIAddress` takes, which this module, that depends on nothing, does not know.
     public static func pciAddress(_ text: String) -> String? {
         let parts = text.lowercased().split(separator: ":", omittingEmptySubsequences: false)
         guard parts.count == 2 || parts.count == 3 else { return nil }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Takes a PCI function from one driver to another, and back when that fails.
 
-internal import Linux
+public import Linux
 
 /// Binds functions to vfio-pci and gives them back to the kernel.
 public struct PCIBinder: Sendable {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who uses a PCI function's disks: mounts, swap, other devices, processes.
 
-internal import Linux
+public import Linux
 
 /// Somebody who uses a device, and how.
 public struct DeviceUser: Sendable, Hashable, CustomStringConvertible {

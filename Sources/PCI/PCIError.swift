@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What can go wrong between a PCI function and its drivers.
 
-internal import Linux
+public import Linux
 
 /// An error of binding. Each names the function and what to do.
 public enum PCIError: Error, Sendable, Equatable, CustomStringConvertible {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A PCI function as sysfs shows it: class, driver, IOMMU group.
 
-internal import Linux
+public import Linux
 
 /// A PCI function at one moment.
 public struct PCIFunction: Sendable, Hashable {

@@ -187,28 +187,3 @@ struct PCIConfiguration: Equatable {
         }
     }
 }
-
-/// A PCI address: `0000:01:00.0`.
-struct FunctionAddress: Hashable, CustomStringConvertible {
-    /// The address with domain, in lower case.
-    let description: String
-
-    /// Reads an address with domain; nil when it is none (it becomes part of a path).
-    init?(_ text: String) {
-        let form = Array("hhhh:hh:hh.d".utf8)
-        let bytes = Array(text.utf8)
-        guard bytes.count == form.count else { return nil }
-        for (byte, kind) in zip(bytes, form) {
-            switch kind {
-            case UInt8(ascii: "h"):
-                guard Self.hexadecimal.contains(byte) else { return nil }
-            case UInt8(ascii: "d"):
-                guard (UInt8(ascii: "0")...UInt8(ascii: "7")).contains(byte) else { return nil }
-            default: guard byte == kind else { return nil }
-            }
-        }
-        description = text.lowercased()
-    }
-
-    private static let hexadecimal = Set("0123456789abcdefABCDEF".utf8)
-}

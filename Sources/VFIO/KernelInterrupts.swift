@@ -15,7 +15,7 @@ public enum KernelInterrupts {
     public static func setAffinity(
         _ address: String, processors: [UInt32]
     ) throws(VFIOError) -> Int {
-        guard !processors.isEmpty, let function = FunctionAddress(address) else { return 0 }
+        guard !processors.isEmpty, let function = PCIAddress(address) else { return 0 }
         let directory = "/sys/bus/pci/devices/\(function)/msi_irqs"
         do throws(SystemCallError) {
             let names = try Files.list(directory, limit: interruptCountMax)

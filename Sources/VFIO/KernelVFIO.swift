@@ -88,7 +88,7 @@ public enum KernelVFIO {
         _ text: String, mode: IOMMUMode, reset: ResetMethod, afterwards: ResetMethod = .none,
         staysAwake: Bool = false
     ) throws(VFIOError) -> VFIODescriptors {
-        guard let address = FunctionAddress(text) else {
+        guard let address = PCIAddress(text) else {
             throw .unsupported("'\(text)' is not a PCI address like 0000:01:00.0")
         }
         return try DeviceOpening(address: address, kernel: RunningKernel())
@@ -98,7 +98,7 @@ public enum KernelVFIO {
 
 /// The opening of one device: every step of it, in order.
 struct DeviceOpening {
-    let address: FunctionAddress
+    let address: PCIAddress
     let kernel: any KernelCalls
     /// How long a group that is in use is waited for: whoever had the device last may be closing it
     /// in a reset, a hundred milliseconds or two.

@@ -77,8 +77,8 @@ struct BinderTests {
     }
 
     @Test("an address that does not exist is named")
-    func absent() {
-        let other = PCIAddress(unchecked: "0000:02:00.0")
+    func absent() throws {
+        let other = try #require(PCIAddress("0000:02:00.0"))
         #expect(throws: PCIError.absent(other)) { try binder.bind(other) }
     }
 

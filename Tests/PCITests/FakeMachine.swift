@@ -10,7 +10,10 @@ import TestSupport
 
 /// A tree like the kernel's, with one NVMe controller at 0000:01:00.0 and its disk nvme0n1.
 final class FakeMachine: Sendable {
-    static let address = PCIAddress(unchecked: "0000:01:00.0")
+    static let address: PCIAddress = {
+        guard let address = PCIAddress("0000:01:00.0") else { preconditionFailure("no address") }
+        return address
+    }()
 
     let directory: TemporaryDirectory
     /// What was written to sysfs, file names and texts.

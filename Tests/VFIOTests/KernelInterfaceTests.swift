@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernel's VFIO tells: capability chains, regions, address ranges, configuration space.
 
+import Linux
 import Testing
 
 @testable import VFIO
@@ -183,15 +184,17 @@ struct ConfigurationSpaceTests {
     @Test(
         "what is no address does not become part of a path",
         arguments: [
-            "", "01:00.0", "0000:01:00.8", "0000:01:00.0/..", "../../etc/xx", "0000:01:00.00",
+            "", "0000:01:00.8", "0000:01:00.0/..", "../../etc/xx", "0000:01:00.00",
             "00g0:01:00.0",
         ])
     func badAddress(_ text: String) {
-        #expect(FunctionAddress(text) == nil)
+        #expect(PCIAddress(text) == nil)
     }
 
     @Test("an address is written in lower case")
     func address() {
-        #expect(FunctionAddress("0000:AF:1f.7")?.description == "0000:af:1f.7")
+        #expect(PCIAddress("0000:AF:1f.7")?.description == "0000:af:1f.7")
+        // A domain of Intel's VMD.
+        #expect(PCIAddress("10000:01:00.0")?.description == "10000:01:00.0")
     }
 }

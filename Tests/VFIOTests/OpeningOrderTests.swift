@@ -26,7 +26,7 @@ struct OpeningOrderTests {
         _ mode: IOMMUMode, reset: ResetMethod = .none, afterwards: ResetMethod = .none,
         staysAwake: Bool = false
     ) throws(VFIOError) -> VFIODescriptors {
-        guard let address = FunctionAddress(RecordingKernel.address) else {
+        guard let address = PCIAddress(RecordingKernel.address) else {
             throw .unsupported("no address")
         }
         return try DeviceOpening(address: address, kernel: kernel, busyPatienceNanoseconds: 1)

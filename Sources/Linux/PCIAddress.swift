@@ -20,8 +20,6 @@ public struct PCIAddress: Sendable, Hashable, Comparable, CustomStringConvertibl
         description = "\(domain):\(parts[parts.count - 2]):\(last[0]).\(last[1])"
     }
 
-    init(unchecked text: String) { description = text }
-
     private static func isHex(_ text: Substring, _ count: ClosedRange<Int>) -> Bool {
         count.contains(text.utf8.count)
             && text.utf8.allSatisfy { (48...57).contains($0) || (97...102).contains($0) }
