@@ -450,7 +450,4 @@ def test_all_is_given_back(guest):
     guest.faults_boot = None
     disks = guest.disks("NVMED-C")
     check(list(disks) == [1], f"the kernel has {disks}")
-    held = leaks.snapshot(guest)
-    left = {name: count for name, count in held.items()
-            if count and ("worker" in name or name in ("pinned pages", "huge pages in use"))}
-    check(not left, f"still held: {left}")
+    leaks.gone(guest, "worker|^pinned pages$|^huge pages in use$")

@@ -94,8 +94,7 @@ def test_iommufd_restart(guest):
         survive(guest, "mb", "mb1", "b1")
     finally:
         guest.give_back("mb")
-    held = {name: count for name, count in leaks.snapshot(guest).items() if count and ("@mb" in name or name == "pinned pages")}
-    check(not held, f"still held: {held}")
+    leaks.gone(guest, "@mb|^pinned pages$")
 
 
 @needs("iommufd")
@@ -199,8 +198,7 @@ def test_noiommu_restart(guest):
     finally:
         guest.give_back("nb")
     check(int(guest.expect(free).text) > used, "the huge pages were not given back")
-    held = {name: count for name, count in leaks.snapshot(guest).items() if count and "@nb" in name}
-    check(not held, f"still held: {held}")
+    leaks.gone(guest, "@nb")
 
 
 @needs("noiommu")
