@@ -185,7 +185,7 @@ let package = Package(
             "WorkerTests",
             [
                 "Worker", "Wire", "NVMeDriver", "NVMeClient", "VFIO", "Systemd", "Linux", "CLinux",
-                "TestSupport", "nvmed-worker", "nvmed-emulator",
+                "TestSupport", "nvmed-worker", "nvmed-emulator", "nvmed-opener",
             ]),
         tests(
             "VFIOTests",

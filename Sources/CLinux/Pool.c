@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/mempolicy.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/file.h>
@@ -77,7 +78,15 @@ int nv_open_no_links(int directory, const char *path, int flags, unsigned mode) 
 int nv_mkdir_at(int directory, const char *name, unsigned mode) { return result(mkdirat(directory, name, mode)); }
 int nv_unlink_at(int directory, const char *name) { return result(unlinkat(directory, name, 0)); }
 
-int nv_lock_open_file(int fd) { return result(flock(fd, LOCK_EX | LOCK_NB)); }
+int nv_lock_open_file(int fd, int milliseconds) {
+    // No event tells of the end of a lock: like a register without an interrupt it has to be asked.
+    const int interval = 5;
+    for (;; milliseconds -= interval) {
+        const int value = result(flock(fd, LOCK_EX | LOCK_NB));
+        if (value != -EAGAIN || milliseconds <= 0) return value;
+        poll(NULL, 0, interval);
+    }
+}
 
 int nv_reserve_range(int fd, int64_t offset, int64_t length) {
     int value;

@@ -3,8 +3,14 @@
 // or the node of a DAX device.
 //
 // A file by a path is opened without following links, looked at through its descriptor, and
-// locked, so that no two workers use one. The lock is of another open file than the one that is
-// handed on (to the service manager, to a vfio-user server): it ends with this process.
+// locked, so that no two workers use one: whoever else could open it could change commands after
+// they were checked, and two workers with one file would have each other's queues. The same rules
+// hold whoever opens it, the privileged opener or a worker that has none.
+//
+// A lock (flock) belongs to an open file, not to a process: it lasts until the last descriptor of
+// that open file is closed, in whichever process that is. So it is on another open file than the
+// one that device servers map, which may outlive everybody; a worker puts it into the fd store
+// beside the memory, and it holds over the worker's death and its successor's adoption.
 
 public import Linux
 internal import VFIO
@@ -19,16 +25,19 @@ public struct PoolFile: ~Copyable, Sendable {
     /// Where it lies.
     public let place: PoolPlace
     /// Its length in bytes, a multiple of `pageByteCount`.
-    public let byteCount: Int
+    public private(set) var byteCount: Int
     /// Mappings begin and end at multiples of this many bytes.
     public let pageByteCount: Int
     /// It is all zeroes.
-    public let isClean: Bool
+    public private(set) var isClean: Bool
 
     /// Pages of ordinary memory.
     public static let smallPageByteCount = 4096
     /// The most bytes of a pool: beyond it a number is a mistake.
     public static let byteCountMax = 1 << 40
+    /// A service manager closes what it kept of a worker that was stopped in its own time, which is
+    /// milliseconds; then its lock ends. Longer, and somebody uses the pool.
+    private static let lockMilliseconds: Int32 = 1000
 
     private init(
         fd: consuming OwnedFD, lock: consuming OwnedFD?, place: PoolPlace, byteCount: Int,
@@ -112,6 +121,18 @@ public struct PoolFile: ~Copyable, Sendable {
     /// The numbers of the descriptors, for a message: the memory, and the lock where there is one.
     public var descriptors: [CInt] { rawLock < 0 ? [fd.raw] : [fd.raw, rawLock] }
 
+    /// The number of the descriptor that holds the lock; nil: there is none.
+    public var lockDescriptor: CInt? { rawLock < 0 ? nil : rawLock }
+
+    /// Whether the lock holds: it is of this very file, and nobody else has it. To be asked of what
+    /// came from somebody else.
+    public func isLocked() throws(PoolFileError) -> Bool {
+        guard rawLock >= 0, FileIdentity(rawLock) == FileIdentity(fd.raw) else { return false }
+        do throws(SystemCallError) {
+            return try TrustedFile.lock(OwnedFD.duplicate(ofRaw: rawLock))
+        } catch { throw .system(place: place, error) }
+    }
+
     /// Gives the descriptors up.
     public consuming func takeParts() -> Parts { Parts(fd: fd, lock: lock) }
 
@@ -148,14 +169,17 @@ public struct PoolFile: ~Copyable, Sendable {
         let page = try pageByteCount(ofDirectory: directory, place)
         let size = roundUp(byteCount, page)
         if let found = try locked(name, in: directory, place) {
-            return try adopt(found, place).reserved(size)
+            var file = try adopt(found, place)
+            try file.grow(to: size)
+            return file
         }
         do throws(SystemCallError) {
             let fd = try TrustedFile.create(name, in: directory)
             do throws(SystemCallError) {
                 try TrustedFile.reserve(fd, byteCount: size)
-                let lock = try TrustedFile.open(name, in: directory)
-                guard try TrustedFile.lock(lock) else { throw PoolFile.taken }
+                let lock = try TrustedFile.open(name, in: directory, writable: false)
+                guard FileIdentity(fd.raw) == FileIdentity(lock.raw), try TrustedFile.lock(lock)
+                else { throw PoolFile.taken }
                 return PoolFile(
                     fd: fd, lock: lock, place: place, byteCount: size, pageByteCount: page,
                     isClean: true)
@@ -170,20 +194,24 @@ public struct PoolFile: ~Copyable, Sendable {
         }
     }
 
+    private static let notPrivate = "it is not root's or this user's alone, and closed to others"
     private static let taken = SystemCallError("flock", errno: Errno.busy)
 
-    /// The file with memory for that much. It never becomes shorter: whoever still has pages of it
-    /// mapped, a server of the device for one, would lose them under its hands.
-    private consuming func reserved(_ wanted: Int) throws(PoolFileError) -> PoolFile {
+    /// Makes it used memory of at least so many bytes, for a pool that begins once more. It never
+    /// becomes shorter: whoever still has pages of it mapped, a server of the device for one, would
+    /// lose them under its hands.
+    public mutating func grow(to wanted: Int) throws(PoolFileError) {
+        isClean = false
+        if place.medium == .deviceMemory, wanted > 0, wanted <= byteCount { return }
+        guard place.medium != .deviceMemory, wanted > 0, wanted <= Self.byteCountMax else {
+            throw .noMemory(place: place, byteCount: wanted, pageByteCount: pageByteCount)
+        }
+        // Also where it is long enough: it may have holes.
+        let size = Self.roundUp(wanted, pageByteCount)
         do throws(SystemCallError) {
-            try TrustedFile.reserve(fd, byteCount: wanted)
-        } catch { throw Self.refusal(error, place, wanted, pageByteCount) }
-        let size = max(byteCount, wanted)
-        let (place, page) = (place, pageByteCount)
-        let parts = takeParts()
-        return PoolFile(
-            fd: parts.fd, lock: parts.lock, place: place, byteCount: size, pageByteCount: page,
-            isClean: false)
+            try TrustedFile.reserve(fd, byteCount: size)
+        } catch { throw Self.refusal(error, place, size, pageByteCount) }
+        byteCount = max(byteCount, size)
     }
 
     /// The directory and the name in it.
@@ -236,12 +264,16 @@ public struct PoolFile: ~Copyable, Sendable {
     ) throws(PoolFileError) -> Parts? {
         do throws(SystemCallError) {
             let fd = try TrustedFile.open(name, in: directory)
-            let lock = try TrustedFile.open(name, in: directory)
+            // Whoever is given this one can change nothing by it. (And a manager that cannot ask
+            // whether two descriptors are one open file sees by it that these are not.)
+            let lock = try TrustedFile.open(name, in: directory, writable: false)
             // Between the two the name may have come to be another's.
             guard FileIdentity(fd.raw) == FileIdentity(lock.raw) else {
                 throw SystemCallError("open \(place.path) twice", errno: Errno.again)
             }
-            guard try TrustedFile.lock(lock) else { throw taken }
+            guard try TrustedFile.lock(lock, withinMilliseconds: lockMilliseconds) else {
+                throw taken
+            }
             return Parts(fd: fd, lock: lock)
         } catch {
             if error.errno == Errno.noEntry { return nil }
@@ -254,9 +286,7 @@ public struct PoolFile: ~Copyable, Sendable {
         _ parts: consuming Parts, _ place: PoolPlace
     ) throws(PoolFileError) -> PoolFile {
         let facts = try facts(parts.fd, place)
-        guard facts.isTrusted else {
-            throw .unsafe(path: place.path, reason: "others own it or may write it")
-        }
+        guard facts.isPrivate else { throw .unsafe(path: place.path, reason: notPrivate) }
         guard facts.linkCount == 1 else {
             throw .unsafe(path: place.path, reason: "it has \(facts.linkCount) names")
         }
@@ -315,14 +345,11 @@ public struct PoolFile: ~Copyable, Sendable {
     ) throws(PoolFileError) -> PoolFile {
         let (parent, name) = try split(place)
         let directory = try open(directory: parent, place)
-        // One open file for both: nobody but the service manager gets a descriptor of it.
         guard let parts = try locked(name, in: directory, place) else {
             throw .missing(path: place.path)
         }
         let facts = try facts(parts.fd, place)
-        guard facts.isTrusted else {
-            throw .unsafe(path: place.path, reason: "others own it or may write it")
-        }
+        guard facts.isPrivate else { throw .unsafe(path: place.path, reason: notPrivate) }
         let (size, page) = try shape(facts, place, devices)
         guard size >= byteCount else {
             throw .noMemory(place: place, byteCount: byteCount, pageByteCount: page)

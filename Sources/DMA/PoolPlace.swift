@@ -72,8 +72,8 @@ public enum PoolFileError: Error, Sendable, Equatable, CustomStringConvertible {
         case .wrongKind(let path, let wanted):
             "\(path) is not \(wanted); correct Pool= or PoolPath="
         case .unsafe(let path, let reason):
-            "\(path) is not safe to use: \(reason); make it root's, without write permission for "
-                + "others, and not a link"
+            "\(path) is not safe to use: \(reason); make it root's (or the user's of a worker that "
+                + "has no opener), without permissions for others, and not a link"
         case .inUse(let path):
             "\(path) is in use by another worker; each device needs a PoolPath= of its own"
         case .wrongSize(let path, let byteCount, let wanted):

@@ -214,6 +214,7 @@ final class Opener {
         case .failure(let error):
             var code = ErrorCode.deviceFailed
             if case .missing = error { code = .notFound }
+            if case .inUse = error { code = .busy }
             throw WireError(code, error.description, device: name)
         }
     }

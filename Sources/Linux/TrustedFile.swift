@@ -65,6 +65,9 @@ public struct FileFacts: Sendable, Equatable {
             permissions & others == 0 || (kind == .directory && permissions & sticky != 0)
         return (owner == 0 || owner == geteuid()) && isClosed
     }
+
+    /// Whether it is root's or this process's user's, and closed to everybody else.
+    public var isPrivate: Bool { (owner == 0 || owner == geteuid()) && permissions & 0o077 == 0 }
 }
 
 /// Opening of files by paths on which others may have an influence.
@@ -79,15 +82,15 @@ public enum TrustedFile {
                 unsafe nv_open_no_links(-1, path, openPath | O_DIRECTORY, 0)))
     }
 
-    /// Opens a file for reading and writing; never waits for the other end of a FIFO.
+    /// Opens a file for reading, and by default for writing; never waits for the other end of a
+    /// FIFO.
     public static func open(
-        _ name: String, in directory: borrowing OwnedFD
+        _ name: String, in directory: borrowing OwnedFD, writable: Bool = true
     ) throws(SystemCallError) -> OwnedFD {
-        OwnedFD(
+        let flags = (writable ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK
+        return OwnedFD(
             adopting: try checked(
-                "open \(name)",
-                unsafe nv_open_no_links(
-                    directory.raw, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0)))
+                "open \(name)", unsafe nv_open_no_links(directory.raw, name, flags, 0)))
     }
 
     /// Makes a file that must not be there (EEXIST), for its owner only.
@@ -120,9 +123,12 @@ public enum TrustedFile {
     }
 
     /// Locks an open file against everybody else who asks for the lock; it lasts as long as the
-    /// open file, with whoever has a descriptor of it. False: somebody else has it.
-    public static func lock(_ fd: borrowing OwnedFD) throws(SystemCallError) -> Bool {
-        let result = nv_lock_open_file(fd.raw)
+    /// open file, with whoever has a descriptor of it: who is handed one may ask again. False:
+    /// somebody else has had it for so long.
+    public static func lock(
+        _ fd: borrowing OwnedFD, withinMilliseconds milliseconds: Int32 = 0
+    ) throws(SystemCallError) -> Bool {
+        let result = nv_lock_open_file(fd.raw, milliseconds)
         if result == -EAGAIN { return false }
         try checked("flock", result)
         return true

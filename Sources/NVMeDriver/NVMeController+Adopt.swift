@@ -28,15 +28,16 @@ public struct Inheritance {
     /// physical addresses, and compared with what is on record.
     public var poolMayHaveMoved = false
 
-    /// What came from the fd store.
+    /// What came from the fd store. `place`: what the pool is.
     public init(
-        pool: @escaping () -> OwnedFD?, interrupt: @escaping (_ vector: Int) -> OwnedFD?,
+        pool: @escaping () -> OwnedFD?, place: PoolPlace = .memory,
+        interrupt: @escaping (_ vector: Int) -> OwnedFD?,
         memory: @escaping (_ region: UInt32, _ record: RegionRecord) -> OwnedFD?
     ) {
         self.init(
             poolFile: {
                 guard let fd = pool() else { return nil }
-                return try? PoolFile(received: fd, place: .memory)
+                return try? PoolFile(received: fd, place: place)
             },
             interrupt: interrupt, memory: memory)
     }

@@ -26,7 +26,8 @@ extension NVMeController {
             given = try file.duplicate()
         } catch { throw .system(error) }
         let inheritance = Inheritance(
-            pool: { given.take() }, interrupt: { _ in nil }, memory: { _, _ in nil })
+            pool: { given.take() }, place: poolSource.place, interrupt: { _ in nil },
+            memory: { _, _ in nil })
         try takePool(record, inheritance, checking: true)
         guard let seal = poolSeal, seal == token else {
             throw .notAdoptable(

@@ -2,6 +2,7 @@
 // The descriptors of a kernel VFIO device: found in the fd store, or opened; kept; let go of.
 
 internal import CLinux
+internal import DMA
 internal import Linux
 internal import NVMeDriver
 internal import Systemd
@@ -20,6 +21,8 @@ struct StoredDevice: ~Copyable, Sendable {
     fileprivate var userSocket: OwnedFD?
     fileprivate var userLog: OwnedFD?
     fileprivate var pool: OwnedFD?
+    /// Holds the lock of the pool's file.
+    fileprivate var poolLock: OwnedFD?
     /// The eventfds of vectors 0…, as far as they came without a gap.
     fileprivate var interrupts: [CInt] = []
 
@@ -39,6 +42,7 @@ struct StoredDevice: ~Copyable, Sendable {
         userSocket = fds.take("vfio-user")
         userLog = fds.take("vfio-user-log")
         pool = fds.take("pool")
+        poolLock = fds.take(DeviceKeeper.lockName)
         while let interrupt = fds.take("irq-\(interrupts.count)") {
             interrupts.append(interrupt.release())
         }
@@ -150,8 +154,10 @@ final class DeviceKeeper {
     /// Rises with each worker of the device.
     private let generation: UInt64
 
-    /// The file of the pool, once it was needed.
-    private var poolFile: PoolFile?
+    /// The file of the pool, where it lies in one.
+    private let pools: PoolKeeper
+    /// Under which the lock of the pool's file is stored.
+    fileprivate nonisolated static let lockName = "pool-lock"
 
     /// The configured guest memory, once somebody asked for it.
     private var guestMemory: Result<GuestMemory, WireError>?
@@ -167,12 +173,14 @@ final class DeviceKeeper {
         self.generation = generation
         self.log = log
         self.store = store
+        pools = PoolKeeper(device: device, log: log)
         self.stored = stored
         storedNames = Set(names.filter(Self.isOfDevice))
     }
 
     private nonisolated static func isOfDevice(_ name: String) -> Bool {
-        name == "pool" || ["vfio-", "irq-", "iommufd-"].contains { name.hasPrefix($0) }
+        name == "pool" || name == lockName
+            || ["vfio-", "irq-", "iommufd-"].contains { name.hasPrefix($0) }
     }
 
     // MARK: Adopting
@@ -180,13 +188,12 @@ final class DeviceKeeper {
     /// The predecessor's device, as it is, when enough of it came back; nothing is done to it. nil:
     /// it has to be brought up, by `prepare` and `open`, as also when its adoption fails.
     func adopt(_ config: DeviceConfig) -> LiveDevice? {
-        // The lock is this process's; the file itself comes from the store. Where there is an
-        // opener nobody else gets the file, and asking would only make the sessions wait.
-        if !Files.exists(Self.openerPath) {
-            do throws(DriverError) {
-                try usePoolFile(config, 0, creating: false)
+        if let place = config.poolPlace, let pool = stored.pool?.raw {
+            do throws(PoolFileError) {
+                try pools.adopt(place, pool, stored.poolLock.take())
             } catch {
-                log.warning("the pool's file is not locked: \(error); continuing")
+                log.warning("\(error): what the device does there is nobody's; it is opened anew")
+                return nil
             }
         }
         do throws(VFIOError) {
@@ -262,9 +269,7 @@ final class DeviceKeeper {
         } catch { throw .device(error) }
     }
 
-    private static var openerPath: String {
-        Program.environment("NVMED_OPENER") ?? "/run/nvmed/opener.sock"
-    }
+    private static var openerPath: String { PoolKeeper.openerPath }
 
     private func openThrough(
         _ client: OpenerClient, _ reset: Bool
@@ -339,37 +344,20 @@ final class DeviceKeeper {
         } catch { throw .device(error) }
     }
 
-    /// The file that the configuration puts the pool into, of so many bytes; nil: a memory file.
-    func poolFile(_ config: DeviceConfig, _ byteCount: Int) throws(DriverError) -> OwnedFD? {
-        guard try usePoolFile(config, byteCount, creating: true) else { return nil }
-        try poolFile?.prepare(byteCount)
-        return try poolFile?.duplicate()
+    /// The file of a pool that begins, of at least so many bytes.
+    func poolFile(_ place: PoolPlace, _ byteCount: Int) throws(PoolFileError) -> PoolFile {
+        dropLock(unlessOf: place)
+        return try pools.begin(place, byteCount)
     }
 
-    /// Opens and locks the configured file; false when there is none.
-    @discardableResult
-    private func usePoolFile(
-        _ config: DeviceConfig, _ byteCount: Int, creating: Bool
-    ) throws(DriverError) -> Bool {
-        guard let backing = config.poolBacking, backing != .memfd, let path = config.poolPath else {
-            return false
-        }
-        if poolFile?.path == path { return true }
-        poolFile = nil
-        guard Files.exists(Self.openerPath) else {
-            poolFile = try PoolFile(path: path, backing: backing, creating: creating)
-            return true
-        }
-        do throws(WireError) {
-            let opened = try OpenerClient.openPool(
-                device, byteCount: UInt64(clamping: byteCount), isKept: !creating,
-                path: Self.openerPath)
-            poolFile = PoolFile(path: path, opened: opened)
-        } catch {
-            guard creating else { throw .notAdoptable(error.message) }
-            throw .exhausted(error.message)
-        }
-        return true
+    /// Lets go of a lock that a predecessor left, which would keep this process out too: the pool
+    /// begins, here or somewhere else.
+    private func dropLock(unlessOf place: PoolPlace) {
+        guard !pools.has(place) else { return }
+        stored.poolLock = nil
+        guard storedNames.remove(Self.lockName) != nil else { return }
+        removeStored(Self.lockName)
+        barrier()
     }
 
     private func forgetServer() {
@@ -426,12 +414,16 @@ final class DeviceKeeper {
     /// The file of a pool that a saved state tells of, and nothing of it changed. `reconnect` and
     /// `keepReconnected` follow, and then `adopt`.
     func savedPool(_ config: DeviceConfig, _ byteCount: UInt64) throws(DriverError) -> OwnedFD {
-        guard try usePoolFile(config, Int(clamping: byteCount), creating: false) else {
+        guard let place = config.poolPlace else {
             throw .notAdoptable("its pool lies in no file")
         }
-        try poolFile?.checkHolds(byteCount)
-        guard let fd = try poolFile?.duplicate() else { throw .notAdoptable("its pool is gone") }
-        return fd
+        dropLock(unlessOf: place)
+        do throws(PoolFileError) {
+            let found = try pools.find(place, Int(clamping: byteCount))
+            do throws(SystemCallError) {
+                return try found.fd.duplicate()
+            } catch { throw .system(place: place, error) }
+        } catch { throw .notAdoptable(error.description) }
     }
 
     /// Connects to a device that works on although nobody has anything of it; `prepare` was called.
@@ -460,6 +452,7 @@ final class DeviceKeeper {
         pool: consuming OwnedFD, interrupts: consuming [CInt]
     ) throws(DriverError) {
         replace("pool", pool.raw)
+        keepLock()
         for (index, raw) in interrupts.enumerated() { replace("irq-\(index)", raw) }
         let kept = (current?.kept ?? []) + (server?.kept ?? [])
         for entry in kept { replace(entry.name, entry.raw) }
@@ -484,6 +477,7 @@ final class DeviceKeeper {
         if let pool = controller.poolFD, !(controller.poolIsInherited && has("pool")) {
             replace("pool", pool)
         }
+        keepLock()
         let interrupts = controller.interruptDescriptors
         for (index, raw) in interrupts.enumerated()
         where !(controller.interruptsAreInherited && has("irq-\(index)")) {
@@ -500,6 +494,18 @@ final class DeviceKeeper {
             replace(entry.name, entry.raw)
         }
         barrier()
+    }
+
+    /// Stores the lock of the pool's file beside the pool: while the one is there nobody else gets
+    /// the other, also when no worker lives.
+    private func keepLock() {
+        guard let lock = pools.lock else {
+            if storedNames.remove(Self.lockName) != nil { removeStored(Self.lockName) }
+            return
+        }
+        guard !(pools.lockIsStored && has(Self.lockName)) else { return }
+        replace(Self.lockName, lock)
+        pools.noteStored()
     }
 
     private func has(_ name: String) -> Bool { storedNames.contains(name) }

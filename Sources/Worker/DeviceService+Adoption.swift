@@ -7,6 +7,7 @@
 // again; what does not add up throws `notAdoptable` before anybody was told anything.
 
 internal import CLinux
+internal import DMA
 internal import Linux
 internal import NVMeDriver
 internal import Systemd
@@ -17,19 +18,22 @@ internal import Wire
 @Control
 final class InheritedDescriptors {
     private let pool: HeldDescriptor?
+    private let place: PoolPlace
     private let interrupts: [HeldDescriptor]
     private let stored: StoredFDs?
     private var memory: [UInt64: HeldDescriptor] = [:]
 
     /// The descriptors of a device that works on.
-    init(_ live: inout LiveDevice, _ stored: StoredFDs?) {
+    init(_ live: inout LiveDevice, _ stored: StoredFDs?, place: PoolPlace = .memory) {
+        self.place = place
         if let fd = live.takePool() { pool = HeldDescriptor(fd) } else { pool = nil }
         interrupts = live.takeInterrupts().map { HeldDescriptor(OwnedFD(adopting: $0)) }
         self.stored = stored
     }
 
     /// The device is brought up again: only the memory of clients, and the pool, count.
-    init(pool: consuming OwnedFD?, _ stored: StoredFDs?) {
+    init(pool: consuming OwnedFD?, _ stored: StoredFDs?, place: PoolPlace = .memory) {
+        self.place = place
         if let fd = pool { self.pool = HeldDescriptor(fd) } else { self.pool = nil }
         interrupts = []
         self.stored = stored
@@ -38,7 +42,7 @@ final class InheritedDescriptors {
     /// As the driver asks for it.
     var inheritance: NVMeDriver.Inheritance {
         NVMeDriver.Inheritance(
-            pool: { self.pool?.duplicate() },
+            pool: { self.pool?.duplicate() }, place: place,
             interrupt: { self.interrupt($0) },
             memory: { _, record in self.memory(record.number) })
     }
@@ -101,12 +105,14 @@ extension DeviceService {
     func adopt(_ config: DeviceConfig) -> Bool {
         guard isStarting, var live = environment.adopt(config) else { return false }
         self.config = config
-        let inherited = InheritedDescriptors(&live, environment.stored)
+        let inherited = InheritedDescriptors(
+            &live, environment.stored, place: config.poolPlace ?? .memory)
         self.inherited = inherited
         var tried: NVMeController?
         do throws(DriverError) {
             let controller = try NVMeController(
                 device: live.device, options: options(config), state: try takeState())
+            controller.poolSource = poolSource(config)
             tried = controller
             try controller.adopt(inherited.inheritance, tick: coarseClock)
             CrashPoint.hit(.adoptQueuesReady)
@@ -152,7 +158,9 @@ extension DeviceService {
     func startOver(_ controller: NVMeController) throws(DriverError) {
         let inherited =
             self.inherited
-            ?? InheritedDescriptors(pool: environment.takePool(), environment.stored)
+            ?? InheritedDescriptors(
+                pool: environment.takePool(), environment.stored,
+                place: config?.poolPlace ?? .memory)
         self.inherited = inherited
         try controller.startOver(
             inherited.inheritance, replay: { self.replay($0) }, tick: coarseClock,

@@ -7,6 +7,7 @@
 // start, with the reason; nothing was told to the device by then.
 
 internal import CLinux
+internal import DMA
 internal import Linux
 internal import NVMeDriver
 internal import SavedState
@@ -108,6 +109,7 @@ extension DeviceService {
         let device = try environment.reconnect(config)
         let connector = try NVMeController(
             device: device, options: options(config), state: try Self.stateArea(saved, config))
+        connector.poolSource = poolSource(config)
         guard let token = PoolToken(saved.token.bytes), let pool = held.take() else {
             throw .notAdoptable("its token is damaged")
         }

@@ -44,9 +44,10 @@ struct DeviceEnvironment {
     var prepare: @Control (DeviceConfig, _ reset: Bool) async throws(DriverError) -> Void = {
         _, _ async throws(DriverError) in
     }
-    /// Gives the file of the configured pool, of so many bytes; nil: a memory file.
-    var poolFile: @Control (DeviceConfig, Int) throws(DriverError) -> OwnedFD? = {
-        _, _ throws(DriverError) in nil
+    /// Gives the file of a pool that begins, of at least so many bytes.
+    var poolFile: @Control (PoolPlace, Int) throws(PoolFileError) -> PoolFile = {
+        place, byteCount throws(PoolFileError) in
+        try PoolFile.create(place, byteCount: byteCount)
     }
     /// Gives the file of the pool that a saved state of so many bytes tells of.
     var savedPool: @Control (DeviceConfig, UInt64) throws(DriverError) -> OwnedFD = {
@@ -355,10 +356,7 @@ final class DeviceService {
         let device = try environment.open(config)
         let controller = try NVMeController(
             device: device, options: options(config), state: try takeState())
-        let source = config.poolSource { [environment] config, byteCount throws(DriverError) in
-            try environment.poolFile(config, byteCount)
-        }
-        if let source { controller.poolSource = source }
+        controller.poolSource = poolSource(config)
         bringingUp = controller
         defer { bringingUp = nil }
         do throws(DriverError) {
@@ -375,6 +373,14 @@ final class DeviceService {
                 + "\(controller.queueCount) I/O queues", id: .controllerReady)
         // What happened during bring-up may have left no edge to see.
         afterAdminCommand()
+    }
+
+    /// Where the pool of a configuration gets its memory from.
+    func poolSource(_ config: DeviceConfig) -> PoolSource {
+        guard let place = config.poolPlace else { return .memory }
+        return PoolSource(place) { [environment] place, byteCount throws(PoolFileError) in
+            try environment.poolFile(place, byteCount)
+        }
     }
 
     /// Brings a controller up; whether a predecessor's requests and memory were kept.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The worker's side of the opener protocol: one connection for each request.
 
+internal import DMA
 internal import Linux
 internal import Systemd
 internal import VFIO
@@ -120,17 +121,20 @@ extension OpenerClient {
     }
 
     /// Asks for the file of a pool: the memory, and what holds its lock. Blocks, bounded: it is
-    /// part of a bring-up, which blocks anyway.
+    /// part of a bring-up, which blocks anyway. `busy`: another worker has it.
     nonisolated static func openPool(
-        _ device: String, byteCount: UInt64, isKept: Bool, path: String
-    ) throws(WireError) -> OpenedPool {
+        _ device: String, _ place: PoolPlace, byteCount: UInt64, isKept: Bool, path: String
+    ) throws(WireError) -> PoolFile {
         var fds = ReceivedFDs()
         let reply = try askNow(
             .openPool(name: device, byteCount: byteCount, isKept: isKept), fds: [], path: path,
             received: &fds)
-        guard case .poolOpened = reply, let memory = fds.take(0), let lock = fds.take(1)
+        guard case .poolOpened(let isClean) = reply, let memory = fds.take(0),
+            let lock = fds.take(1)
         else { throw unexpected }
-        return OpenedPool(memory: memory, lock: lock)
+        do throws(PoolFileError) {
+            return try PoolFile(received: memory, lock: lock, place: place, isClean: isClean)
+        } catch { throw WireError(.internalError, error.description, device: device) }
     }
 
     private nonisolated static var unexpected: WireError {
@@ -170,11 +174,4 @@ extension OpenerClient {
             throw WireError(.internalError, "the opener cannot be asked: \(error)")
         }
     }
-}
-
-/// A pool as the opener hands it over.
-struct OpenedPool: ~Copyable {
-    let memory: OwnedFD
-    /// As long as somebody has this, nobody else gets the pool.
-    let lock: OwnedFD
 }

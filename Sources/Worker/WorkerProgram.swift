@@ -2,6 +2,7 @@
 // The life of a worker process: fence, state area, socket, device; and how it ends.
 
 internal import CLinux
+internal import DMA
 internal import Glibc
 internal import Linux
 internal import NVMeDriver
@@ -204,8 +205,8 @@ final class WorkerProcess {
         _ environment: inout DeviceEnvironment, _ keeper: DeviceKeeper, _ store: FDStore,
         _ log: Log
     ) {
-        environment.poolFile = { config, byteCount throws(DriverError) in
-            try keeper.poolFile(config, byteCount)
+        environment.poolFile = { place, byteCount throws(PoolFileError) in
+            try keeper.poolFile(place, byteCount)
         }
         environment.savedPool = { config, byteCount throws(DriverError) in
             try keeper.savedPool(config, byteCount)
@@ -365,6 +366,7 @@ final class WorkerProcess {
                 keeper.forget()
                 try store.remove("state")
                 try store.remove("pool")
+                try store.remove("pool-lock")
                 try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
             } catch {
                 log.warning(

@@ -96,6 +96,70 @@ struct PoolFileTests {
         #expect(last == nil)
     }
 
+    @Test("the lock belongs to an open file: it lasts with whoever was handed a descriptor of it")
+    func lockIsHandedOn() throws {
+        // Given: what the fd store has when its worker has died.
+        let place = directory.place()
+        var first: PoolFile? = try PoolFile.create(place, byteCount: 4096)
+        let memory = try OwnedFD.duplicate(ofRaw: first?.fd.raw ?? -1)
+        let lock = try OwnedFD.duplicate(ofRaw: first?.lockDescriptor ?? -1)
+        first = nil
+        // When
+        let meanwhile = Self.error { () throws(PoolFileError) in
+            try PoolFile.create(place, byteCount: 4096)
+        }
+        var next: PoolFile? = try PoolFile(received: memory, lock: lock, place: place)
+        let holds = try next?.isLocked()
+        let adopted = Self.error { () throws(PoolFileError) in
+            try PoolFile.create(place, byteCount: 4096)
+        }
+        next = nil
+        let afterwards = Self.error { () throws(PoolFileError) in
+            try PoolFile.create(place, byteCount: 4096)
+        }
+        // Then
+        #expect(meanwhile == .inUse(path: place.path))
+        #expect(holds == true)
+        #expect(adopted == .inUse(path: place.path))
+        #expect(afterwards == nil)
+    }
+
+    @Test("what came as a lock is none when another has the file, or when it is another file's")
+    func noLock() throws {
+        // Given
+        let (place, other) = (directory.place("a"), directory.place("b"))
+        let holder = try PoolFile.create(place, byteCount: 4096)
+        _ = try PoolFile.create(other, byteCount: 4096)
+        func received(_ lockOf: PoolPlace?) throws -> Bool {
+            let memory = try OwnedFD.open(place.path, flags: O_RDWR)
+            let lock = try lockOf.map { try OwnedFD.open($0.path, flags: O_RDONLY).release() }
+            let file = try PoolFile(
+                received: memory, lock: lock.map { OwnedFD(adopting: $0) }, place: place)
+            return try file.isLocked()
+        }
+        // When
+        let locks = try (received(nil), received(other), received(place))
+        // Then
+        #expect(locks == (false, false, false))
+        withExtendedLifetime(holder) {}
+    }
+
+    @Test("a pool that begins once more in its file is longer, and not clean any more")
+    func grows() throws {
+        // Given
+        var file = try PoolFile.create(directory.place(), byteCount: 4096)
+        // When
+        try file.grow(to: 10_000)
+        let (grown, clean) = (file.byteCount, file.isClean)
+        try file.grow(to: 5000)
+        let (kept, size) = (file.byteCount, try MemFD.byteCount(of: file.fd))
+        // Then
+        #expect(grown == 12_288)
+        #expect(!clean)
+        #expect(kept == 12_288)
+        #expect(size == 12_288)
+    }
+
     @Test("a file that is there is used again: it becomes longer, and never shorter")
     func sameFile() throws {
         // Given
@@ -165,12 +229,12 @@ struct PoolFileTests {
                 == .unsafe(path: directory.file("way"), reason: "a part of it is a symbolic link"))
     }
 
-    @Test("a file that others may write, or that has another name, is refused")
+    @Test("a file that others may read, or that has another name, is refused")
     func untrusted() throws {
         // Given
         let (open, linked) = (directory.place("open"), directory.place("linked"))
         for place in [open, linked] { _ = try PoolFile.create(place, byteCount: 4096) }
-        #expect(unsafe chmod(open.path, 0o666) == 0)
+        #expect(unsafe chmod(open.path, 0o640) == 0)
         #expect(unsafe link(linked.path, directory.file("other")) == 0)
         // When
         let errors = [open, linked].map { place in
@@ -181,7 +245,9 @@ struct PoolFileTests {
         // Then
         #expect(
             errors == [
-                .unsafe(path: open.path, reason: "others own it or may write it"),
+                .unsafe(
+                    path: open.path,
+                    reason: "it is not root's or this user's alone, and closed to others"),
                 .unsafe(path: linked.path, reason: "it has 2 names"),
             ])
     }

@@ -141,6 +141,19 @@ struct UnitsTests {
         #expect(exposure <= limit, "\(unit)")
     }
 
+    @Test("the opener reaches what pools lie in: shared memory, huge pages, DAX devices")
+    func pools() throws {
+        let lines = try Self.unit("nvmed-opener.service")
+        #expect(lines.contains("DeviceAllow=char-dax rw"))
+        // ProtectSystem=strict leaves /dev as it is, and with it /dev/shm and /dev/hugepages.
+        for directive in [
+            "PrivateDevices=", "InaccessiblePaths=", "ReadOnlyPaths=", "TemporaryFileSystem=",
+            "User=", "DynamicUser=",
+        ] {
+            #expect(!lines.contains { $0.hasPrefix(directive) }, "\(directive)")
+        }
+    }
+
     @Test(
         "each directive that hardens a service is there, or the reason why not is",
         arguments: ["nvmed.service", "nvmed-worker@.service", "nvmed-opener.service"])

@@ -154,6 +154,9 @@ final class NotifySocket {
     /// Stores something on nobody's behalf.
     func store(_ name: String, _ fd: consuming OwnedFD) { stored.append((name, HeldFD(fd))) }
 
+    /// Loses what is stored under a name.
+    func remove(_ name: String) { stored.removeAll { $0.name == name } }
+
     /// A descriptor of what is stored under a name.
     func duplicate(_ name: String) throws -> OwnedFD {
         guard let held = stored.last(where: { $0.name == name })?.held else {

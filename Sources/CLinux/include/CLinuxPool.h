@@ -23,8 +23,8 @@ static const int64_t NV_TMPFS = 0x01021994, NV_HUGETLBFS = 0x958458f6;
 int nv_open_no_links(int directory, const char *_Nonnull path, int flags, unsigned mode);
 int nv_mkdir_at(int directory, const char *_Nonnull name, unsigned mode);
 int nv_unlink_at(int directory, const char *_Nonnull name);
-// An exclusive lock of the open file (flock), or -EAGAIN when another has it.
-int nv_lock_open_file(int fd);
+// An exclusive lock of the open file (flock), or -EAGAIN when another still has it after so many milliseconds.
+int nv_lock_open_file(int fd, int milliseconds);
 // Takes memory for a stretch of a file, so that no access can fail later.
 int nv_reserve_range(int fd, int64_t offset, int64_t length);
 
