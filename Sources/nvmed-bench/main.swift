@@ -60,6 +60,7 @@ func main() throws {
             directory: option("directory", "/tmp"))
         print("ready_ns=\(result.readyNanoseconds) resident_kib=\(result.residentKiB)")
     case "soak-client": try runSoakClient()
+    case "crowd": try runCrowd()
     case "memory": show(try runMemoryFloor(seconds: Double(number("seconds", 1))))
     case "socket": show(try runSocketFloor(seconds: Double(number("seconds", 1))))
     default:
@@ -72,6 +73,8 @@ func main() throws {
         print("       nvmed-bench worker --program PATH --socket PATH [--directory DIR]")
         print("       nvmed-bench socket|memory [--seconds N]")
         print("       nvmed-bench soak-client ...   (.ci/soak and .ci/crash say how)")
+        print("       nvmed-bench crowd --socket PATH --disk NAME --stop FILE [--sessions N]")
+        print("                       [--regions N] [--rings N]")
         exit(2)
     }
 }

@@ -4,9 +4,9 @@
 The clients are those of the soak (`nvmed-bench soak-client`): each block that they read has to be
 exactly what the model of the disk allows, and no request may fail.
 """
-import contextlib, json, os, subprocess, tempfile
+import contextlib, json, os, re, subprocess, tempfile
 
-import test_faults
+import leaks, nvmetrace, test_faults
 from harness import check, seconds_limit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -15,6 +15,9 @@ WORKER = "nvmed-worker@{}.service"
 KILLS = 50
 # So slow that commands are in flight whenever a worker dies.
 OPERATIONS_PER_SECOND = 400
+# What one device may have at the most is 256 sessions, 1,024 regions and 960 rings; a ring has three
+# descriptors, the others one. About 24 are the device's own.
+SESSIONS, REGIONS, RINGS = 250, 1010, 906
 
 
 def prepare(guest):
@@ -94,6 +97,74 @@ def test_kills_under_load(guest):
         check(before == after, f"{before} became {after}")
         journal = guest.journal(WORKER.format("ab"), cursor)
         check("reset" not in journal.lower(), f"the device was reset:\n{journal[-3000:]}")
+
+
+@seconds_limit(600)
+def test_thousands_of_descriptors(guest):
+    """A worker with 4 000 descriptors in the manager's store is killed under load: every session goes on"""
+    worker = WORKER.format("ab")
+    with served(guest, "NVMED-B", "ab", settings="Queues=16\n"):
+        guest.expect("rm -f /run/soak/stop")
+        crowd = guest.start(
+            f"/run/soak/nvmed-bench crowd --socket /run/nvmed/nvmed.sock --disk ab1 --stop /run/soak/stop "
+            f"--sessions {SESSIONS} --regions {REGIONS} --rings {RINGS} >/run/soak/out 2>&1", 540)
+        try:
+            wait_round(guest, crowd, 2, 300)
+            opened = guest.expect("head -n 1 /run/soak/out").text
+            limits = stored_and_open(guest, worker)
+            check(limits["stored"] >= 4000, f"only {limits} are stored")
+            check(limits["stored"] < limits["store_max"] and limits["open"] < limits["nofile"], f"{limits}")
+            before, cursor = values(guest, "ab"), guest.journal_cursor()
+            # Commands are in flight throughout, and more when the disk is slow.
+            guest.throttle("b1", operations=OPERATIONS_PER_SECOND)
+            with nvmetrace.watched(guest) as told:
+                for _ in range(2):
+                    process, rounds = pid(guest, "ab"), round_number(guest)
+                    guest.expect(f"kill -KILL {process}")
+                    guest.wait_for(f"p=$(systemctl show -P MainPID {worker}); test $p != 0 && test $p != {process}", 60)
+                    # One round may have been all but over.
+                    wait_round(guest, crowd, rounds + 2, 120)
+            guest.throttle("b1")
+            journal = guest.journal(worker, cursor, "short-monotonic")
+            taken = re.findall(r"goes on after.*", journal)
+            check(len(taken) == 2, f"not two adoptions:\n{journal[-3000:]}")
+            check(told.resets() == [] and told.faults() == [], f"{told.resets()} {told.faults()}\n{journal[-3000:]}")
+            check(values(guest, "ab") == before, f"{before} became {values(guest, 'ab')}")
+            check(stored_and_open(guest, worker)["stored"] == limits["stored"], f"{limits} became {stored_and_open(guest, worker)}")
+        finally:
+            guest.throttle("b1")
+            guest.run("touch /run/soak/stop")
+            ended = crowd.result()
+        check(ended.ok, guest.expect("tail -n 3 /run/soak/out").text)
+        summary = json.loads(guest.expect("tail -n 1 /run/soak/out").text)
+        print(f"    {limits['stored']} of {limits['store_max']} stored, {opened}; {summary}", flush=True)
+        for line in taken:
+            print("    " + line, flush=True)
+    leaks.gone(guest, "@ab")
+
+
+def stored_and_open(guest, worker):
+    """Descriptors that PID 1 keeps for the unit and that its process has, with the limits of both."""
+    shown = dict(line.split("=") for line in guest.expect(
+        f"systemctl show -p NFileDescriptorStore -p FileDescriptorStoreMax -p MainPID {worker}").text.splitlines())
+    process = shown["MainPID"]
+    limit = guest.expect(f"sed -n 's/^Max open files *\\([0-9]*\\).*/\\1/p' /proc/{process}/limits").text
+    return {"stored": int(shown["NFileDescriptorStore"]), "store_max": int(shown["FileDescriptorStoreMax"]),
+            "open": int(guest.expect(f"ls /proc/{process}/fd | wc -l").text), "nofile": int(limit)}
+
+
+def round_number(guest):
+    """The last round that the crowd has finished."""
+    return int(guest.run("sed -n 's/^round //p' /run/soak/out | tail -n 1").text or 0)
+
+
+def wait_round(guest, crowd, number, seconds):
+    """Waits until the crowd has finished so many rounds."""
+    try:
+        guest.wait_for(f"test $(sed -n 's/^round //p' /run/soak/out | tail -n 1) -ge {number} || ! pgrep -x nvmed-bench", seconds)
+    finally:
+        check(not crowd.done and round_number(guest) >= number,
+              f"round {number} was not finished: {guest.run('tail -n 3 /run/soak/out').text}")
 
 
 @seconds_limit(300)
