@@ -170,7 +170,7 @@ class Monitor:
         check("return" in answer, f"QMP {command} {arguments}: {answer.get('error', {}).get('desc')}")
         return answer["return"]
 
-    def wait_event(self, name, seconds=30, since=0, **fields):
+    def wait_event(self, name, seconds=60, since=0, **fields):
         """The first event of this name, after the `since` first events, whose data has these fields."""
         def found():
             for event in self.events[since:]:
@@ -311,7 +311,7 @@ class Guest:
             raise Failure(f"expected status {status}: {result}")
         return result
 
-    def wait_for(self, condition, timeout=30):
+    def wait_for(self, condition, timeout=60):
         """Waits until a shell command succeeds; it is repeated in the machine, not over the port."""
         loop = f"until {{ {condition}\n}} >/tmp/wait.$$ 2>&1; do read -rt 0.2 <> <(:) || :; done; " \
                "cat /tmp/wait.$$; rm -f /tmp/wait.$$"
@@ -416,7 +416,7 @@ class Guest:
         limits = {"iops-total": operations, "bps-total": bytes}
         self.qmp("qom-set", path="/objects/throttle-" + drive, property="limits", value=limits)
 
-    def unplug(self, device, seconds=30):
+    def unplug(self, device, seconds=60):
         """Asks for the removal of a device and waits until QEMU says that it is gone."""
         before = len(self.monitor.events)
         self.qmp("device_del", id=device)

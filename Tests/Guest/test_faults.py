@@ -296,7 +296,7 @@ def plug_c(guest):
 
 def wait_forgotten(guest, device):
     """Of a device that is gone PID 1 keeps nothing but the worker's state area."""
-    guest.wait_for(f"test $(systemctl show -P NFileDescriptorStore nvmed-worker@{device}) -le 1", 15)
+    guest.wait_for(f"test $(systemctl show -P NFileDescriptorStore nvmed-worker@{device}) -le 1", 60)
 
 
 @seconds_limit(240)
@@ -307,7 +307,7 @@ def test_unplug_and_plug(guest):
         cursor = guest.journal_cursor()
         reader = guest.start(io("verify", "fc1", more="--repeat 100000 --output json"), 120)
         guest.wait_for("nvmectl session list --output json | grep -q fc1")
-        guest.unplug("nvme-c", 60)
+        guest.unplug("nvme-c")
         ended = reader.result()
         check(ended.json["error"]["code"] == "device-removed", f"the client saw: {ended}")
         device = wait_state(guest, "fc", "removed")
