@@ -177,8 +177,11 @@ public final class Channel<P: WireProtocol> {
             return last.isEnd ? .closed : judge(last)
         }
         guard let received else { return .nothing }
-        if received.isEnd { return .closed }
-        return judge(received)
+        guard received.isEnd else { return judge(received) }
+        // The kernel looks for messages first and for the end afterwards: what the peer sent and
+        // closed in between is there now.
+        guard let last = try? receiveOnce(peek), !last.isEnd else { return .closed }
+        return judge(last)
     }
 
     private func receiveOnce(_ peek: Bool) throws(SystemCallError) -> ReceivedMessage? {
@@ -376,6 +379,9 @@ public final class Channel<P: WireProtocol> {
             outgoing.removeFirst()
         }
     }
+
+    /// Throws away what waits for room in the socket: the peer never gets it.
+    public func dropQueued() { outgoing.removeAll() }
 
     /// Waits until everything is sent, until `deadlineNanoseconds` (CLOCK_MONOTONIC; nil: for
     /// ever).

@@ -36,6 +36,12 @@ struct OutgoingQueue {
         byteCount += bytes.count + payload.count
     }
 
+    mutating func removeAll() {
+        messages = []
+        head = 0
+        byteCount = 0
+    }
+
     mutating func removeFirst() {
         byteCount -= messages[head].bytes.count
         sentCount &+= 1

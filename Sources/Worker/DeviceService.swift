@@ -162,6 +162,8 @@ final class DeviceService {
     var seenFaults: UInt64 = 0
     /// Sessions that are over and have not been finished.
     var dyingSessions = 0
+    /// Connections of sessions that are over and could not be told yet.
+    var farewells = 0
     var counters = DeviceCounters()
     /// What everybody reads; nil: there was no memory for it.
     let statistics: Statistics?

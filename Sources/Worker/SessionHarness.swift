@@ -24,6 +24,8 @@ final class SessionHarness: SessionClient {
     /// The request whose message is still on the socket although it was answered: the answer waits
     /// for room.
     private var answered: UInt64?
+    /// The session is over, and the client has yet to make room for the reason.
+    private var saysFarewell = false
 
     /// Takes over the worker's end of a session's socket pair. `whenEnded` is called once.
     init(
@@ -45,6 +47,7 @@ final class SessionHarness: SessionClient {
     // MARK: Events
 
     private func ready(_ events: Events) {
+        if saysFarewell { return goOnWithFarewell(events) }
         guard !session.hasEnded else { return }
         if events.contains(.hangup) || events.contains(.error) {
             // What it sent and nobody took has not been done, and will not be.
@@ -298,18 +301,48 @@ final class SessionHarness: SessionClient {
     // MARK: The end
 
     func end(_ reason: WireError) {
-        guard let whenEnded else { return }
-        self.whenEnded = nil
-        // Best effort: a client that does not read, or is gone, learns it from the end of the
-        // socket.
-        try? channel.send(event: .ended(reason))
+        guard whenEnded != nil, !saysFarewell else { return }
         deadlineTimer?.cancel()
         limitTimer?.cancel()
+        stallTimer?.cancel()
+        session.client = nil
+        // What happened to requests without a reply is not known to the client anyway. That the
+        // session is over, and why, is worth more than a few more replies.
+        channel.dropQueued()
+        try? channel.send(event: .ended(reason))
+        if channel.wantsWrite, beginFarewell() { return }
+        leave()
+    }
+
+    /// The socket is full of replies: waits until the client has taken some, bounded. False when
+    /// that cannot be done.
+    private func beginFarewell() -> Bool {
+        guard let source, service.farewells < WorkerLimits.farewells else { return false }
+        do throws(SystemCallError) {
+            let timer = try service.loop.timer(priority: .low) { [weak self] in self?.leave() }
+            timer.arm(after: WorkerLimits.farewellNanoseconds)
+            stallTimer = timer
+            try source.setEvents([.writable, .peerClosed, .edgeTriggered])
+        } catch { return false }
+        saysFarewell = true
+        service.farewells += 1
+        return true
+    }
+
+    private func goOnWithFarewell(_ events: Events) {
+        let isGone = events.contains(.hangup) || events.contains(.error)
+        if !isGone, (try? channel.flush()) != nil, channel.wantsWrite { return }
+        leave()
+    }
+
+    private func leave() {
+        guard let whenEnded else { return }
+        self.whenEnded = nil
+        if saysFarewell { service.farewells -= 1 }
         stallTimer?.cancel()
         source?.cancel()
         source = nil
         channel.end()
-        session.client = nil
         // The caller may be this object's own turn: it goes away in a turn of its own.
         service.soon(whenEnded)
     }

@@ -119,6 +119,13 @@ enum WorkerLimits {
     static let confirmNanoseconds: UInt64 = 30_000_000_000
     /// How long a client may leave its replies unread, unless NVMED_CLIENT_STALL_MS says otherwise.
     static let clientStallMilliseconds: UInt64 = 30_000
+    /// How long a client that has replies unread may take to make room for the reason why its
+    /// session ended: one that reads at all needs milliseconds, and on a machine that is short of
+    /// processors seconds.
+    static let farewellNanoseconds: UInt64 = 5_000_000_000
+    /// Sessions that are over and wait for that: as many as there can be, since all end with the
+    /// device. Others end without a reason.
+    static let farewells = 256
     /// Open files of the process: a session has one, a region another while it is registered.
     static let openFiles: UInt64 = 16_384
 }

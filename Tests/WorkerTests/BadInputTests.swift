@@ -318,7 +318,7 @@ extension WorkerProcessTests {
             #expect(try clients[255].read(0, 1).count == 512)
         }
 
-        @Test("a client that does not read loses its session, and delays nobody")
+        @Test("a client that does not read loses its session, delays nobody, and can read why")
         func unreading() throws {
             let rig = try Rig()
             rig.workerEnvironment = ["NVMED_CLIENT_STALL_MS=300"]
@@ -334,6 +334,8 @@ extension WorkerProcessTests {
 
             #expect(end.id == lazy.id)
             #expect(end.reason.code == .resourceExhausted)
+            // Behind the replies that filled its socket.
+            #expect(try lazy.reason() == end.reason)
             #expect(try other.read(0, 1).count == 512)
         }
 
