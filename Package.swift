@@ -184,8 +184,8 @@ let package = Package(
         tests(
             "WorkerTests",
             [
-                "Worker", "Wire", "NVMeDriver", "NVMeClient", "VFIO", "Systemd", "Linux", "CLinux",
-                "TestSupport", "nvmed-worker", "nvmed-emulator", "nvmed-opener",
+                "Worker", "Wire", "NVMeDriver", "NVMeClient", "VFIO", "DMA", "Systemd", "Linux",
+                "CLinux", "TestSupport", "nvmed-worker", "nvmed-emulator", "nvmed-opener",
             ]),
         tests(
             "VFIOTests",

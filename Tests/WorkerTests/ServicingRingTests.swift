@@ -2,6 +2,7 @@
 // Servicing of a device whose clients use rings; and of one that cannot carry commands over.
 
 import CLinux
+import DMA
 import Linux
 import NVMeDriver
 import Systemd
@@ -168,13 +169,16 @@ struct DrainTests {
     @Control
     private static func service(_ path: String) throws -> DeviceService {
         let log = Log(sink: LogSink(levelMax: .emergency, format: .plain, output: { _ in }))
-        let environment = DeviceEnvironment(
+        var environment = DeviceEnvironment(
             name: "d", log: log,
             open: { _ throws(DriverError) in
                 do throws(VFIOError) {
                     return try VFIOUserDevice(path: path, name: "d")
                 } catch { throw .device(error) }
             })
+        environment.poolFile = { _, byteCount throws(PoolFileError) in
+            try PoolFile.create(.memory, byteCount: byteCount)
+        }
         return DeviceService(
             environment: environment,
             state: try StateArea.create(layout: DeviceService.stateLayout))
