@@ -5,6 +5,7 @@ The device is nvmed-emulator, so that these tests know nothing of VFIO.
 """
 import re
 
+import leaks
 from harness import check, own_machine, seconds_limit
 
 UNITS = ("nvmed.service nvmed.socket nvmed-opener.service nvmed-opener.socket nvmed-worker@a.service "
@@ -46,12 +47,12 @@ def test_sandbox(guest):
         check(level <= limit, f"{unit} is at {level}, the limit is {limit}:\n{text}")
 
 
-def serve_emulators(guest, *names):
+def serve_emulators(guest, *names, settings=""):
     """Emulated devices, each with a disk of its name and `disk` at its end, served by the installed units."""
     guest.install()
     guest.expect("mkdir -p -m 711 /run/emu")
     for name in names:
-        guest.write(f"/etc/nvmed/{name}.device", f"[Device]\nTransport=vfio-user\nSocket=/run/emu/{name}\n")
+        guest.write(f"/etc/nvmed/{name}.device", f"[Device]\nTransport=vfio-user\nSocket=/run/emu/{name}\n{settings}")
         guest.write(f"/etc/nvmed/{name}disk.disk", f"[Disk]\nDevice={name}\nNamespace=1\nAccess=read-write\n")
         guest.expect(f"""systemd-run --quiet --collect --unit=emu-{name} --property=RuntimeMaxSec=600 \
             /usr/libexec/nvmed/nvmed-emulator --socket /run/emu/{name} --namespace memory=64M""")
@@ -59,6 +60,42 @@ def serve_emulators(guest, *names):
         guest.expect(f"chmod 666 /run/emu/{name}")
     guest.expect("systemctl reload nvmed || systemctl restart nvmed")
     guest.expect("nvmectl disk list", timeout=60)
+
+
+@seconds_limit(300)
+def test_pool_in_a_file(guest):
+    """A vfio-user device with its pool in a file, of huge pages too, in the sandboxed units: locked, and gone on with after a kill"""
+    pages = guest.expect("sysctl -n vm.nr_hugepages").text
+    guest.expect("sysctl -w vm.nr_hugepages=64")
+    try:
+        for kind, path in (("file", "/dev/shm/nvmed/emp"), ("hugetlb", "/dev/hugepages/nvmed/emp")):
+            try:
+                serve_emulators(guest, "emp", settings=f"Pool={kind}\n")
+                survive_in_file(guest, "emp", path)
+            finally:
+                guest.expect("rm -f /etc/nvmed/emp*; nvmectl reload; "
+                             "systemctl stop nvmed-worker@emp.service nvmed-worker@emp.socket emu-emp; rm -rf /run/emu", 90)
+            leaks.gone(guest, "@emp")
+            guest.expect(f"flock -n {path} true; rm {path}")
+    finally:
+        guest.expect(f"sysctl -w vm.nr_hugepages={pages}")
+
+
+def survive_in_file(guest, name, path):
+    """The pool is this file, nobody else's, before and after its worker is killed under load."""
+    worker = f"nvmed-worker@{name}.service"
+    guest.expect(f"nvmectl io write {name}disk --length 4M --pattern random --seed 3", 60)
+    cursor, first = guest.journal_cursor(), guest.expect(f"systemctl show -P MainPID {worker}").text
+    check(guest.expect(f"stat -c '%U %a %h' {path}").text == "root 600 1", "anybody else may have the file")
+    load = guest.start(f"nvmectl io verify {name}disk --length 4M --pattern random --seed 3 --repeat 1000000", 200)
+    guest.wait_for(f"nvmectl session list | grep -q {name}disk")
+    guest.expect(f"kill -KILL {first}")
+    guest.wait_for(f"p=$(systemctl show -P MainPID {worker}); test $p != 0 && test $p != {first} && grep -q ' {path}$' /proc/$p/maps")
+    check(not guest.run(f"flock -n {path} true").ok, "the file is not locked")
+    guest.wait_for(f"journalctl --no-pager -u {worker} --after-cursor='{cursor}' | grep -q 'goes on after'")
+    check(not load.done, f"the load ended: {load.done and load.result()}")
+    load.stop().result()
+    guest.expect(f"nvmectl io verify {name}disk --length 4M --pattern random --seed 3", 60)
 
 
 def newer_package(guest):
