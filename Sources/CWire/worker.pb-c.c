@@ -1267,7 +1267,7 @@ const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor =
   (ProtobufCMessageInit) nvmed__v1__worker_envelope__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[20] =
+static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptors[21] =
 {
   {
     "name",
@@ -1509,6 +1509,18 @@ static const ProtobufCFieldDescriptor nvmed__v1__device_config__field_descriptor
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "quirks",
+    21,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_ENUM,
+    offsetof(Nvmed__V1__DeviceConfig, n_quirks),
+    offsetof(Nvmed__V1__DeviceConfig, quirks),
+    &nvmed__v1__quirk__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   2,   /* field[2] = address */
@@ -1529,13 +1541,14 @@ static const unsigned nvmed__v1__device_config__field_indices_by_name[] = {
   19,   /* field[19] = pool_path */
   3,   /* field[3] = queue_count */
   4,   /* field[4] = queue_depth */
+  20,   /* field[20] = quirks */
   14,   /* field[14] = spin_ns */
   1,   /* field[1] = transport */
 };
 static const ProtobufCIntRange nvmed__v1__device_config__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 20 }
+  { 0, 21 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
 {
@@ -1545,7 +1558,7 @@ const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor =
   "Nvmed__V1__DeviceConfig",
   "nvmed.v1",
   sizeof(Nvmed__V1__DeviceConfig),
-  20,
+  21,
   nvmed__v1__device_config__field_descriptors,
   nvmed__v1__device_config__field_indices_by_name,
   1,  nvmed__v1__device_config__number_ranges,
@@ -2769,5 +2782,41 @@ const ProtobufCEnumDescriptor nvmed__v1__pool_backing__descriptor =
   nvmed__v1__pool_backing__enum_values_by_name,
   1,
   nvmed__v1__pool_backing__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue nvmed__v1__quirk__enum_values_by_number[6] =
+{
+  { "QUIRK_UNSPECIFIED", "NVMED__V1__QUIRK__QUIRK_UNSPECIFIED", 0 },
+  { "QUIRK_NONE", "NVMED__V1__QUIRK__QUIRK_NONE", 1 },
+  { "QUIRK_NO_ADMIN_AFTER_SERVICING", "NVMED__V1__QUIRK__QUIRK_NO_ADMIN_AFTER_SERVICING", 2 },
+  { "QUIRK_VECTORS_ASCENDING", "NVMED__V1__QUIRK__QUIRK_VECTORS_ASCENDING", 3 },
+  { "QUIRK_EQUAL_QUEUE_SIZES", "NVMED__V1__QUIRK__QUIRK_EQUAL_QUEUE_SIZES", 4 },
+  { "QUIRK_DO_NOT_ADOPT", "NVMED__V1__QUIRK__QUIRK_DO_NOT_ADOPT", 5 },
+};
+static const ProtobufCIntRange nvmed__v1__quirk__value_ranges[] = {
+{0, 0},{0, 6}
+};
+static const ProtobufCEnumValueIndex nvmed__v1__quirk__enum_values_by_name[6] =
+{
+  { "QUIRK_DO_NOT_ADOPT", 5 },
+  { "QUIRK_EQUAL_QUEUE_SIZES", 4 },
+  { "QUIRK_NONE", 1 },
+  { "QUIRK_NO_ADMIN_AFTER_SERVICING", 2 },
+  { "QUIRK_UNSPECIFIED", 0 },
+  { "QUIRK_VECTORS_ASCENDING", 3 },
+};
+const ProtobufCEnumDescriptor nvmed__v1__quirk__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "nvmed.v1.Quirk",
+  "Quirk",
+  "Nvmed__V1__Quirk",
+  "nvmed.v1",
+  6,
+  nvmed__v1__quirk__enum_values_by_number,
+  6,
+  nvmed__v1__quirk__enum_values_by_name,
+  1,
+  nvmed__v1__quirk__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };

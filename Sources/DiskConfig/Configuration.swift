@@ -35,6 +35,8 @@ public struct ConfiguredDevice: Sendable, Hashable {
     /// `NVMeKeepAlive=`: the controller keeps running when everything above it is stopped. What the
     /// file does not say, `[Supervisor]` does; nil: no.
     public var keepsAlive: Bool?
+    /// `Quirks=`: what the controller needs or cannot do; nil: what is known of its PCI id.
+    public var quirks: Set<ConfiguredQuirk>?
     /// `IOTimeoutSec=`.
     public var ioTimeoutMilliseconds: UInt32?
     /// `AdminTimeoutSec=`.

@@ -213,7 +213,7 @@ struct ConfigurationReader {
                 "Transport", "Socket", "Address", "Queues", "QueueDepth", "MaxTransfer", "Pool",
                 "IOTimeoutSec", "AdminTimeoutSec", "nvme_vfio", "IOMMU", "nvme_always_flr",
                 "InterruptAffinity", "Spin", "DataAffinity", "GuestMemory", "Size", "BlockSize",
-                "NVMeKeepAlive", "PoolPath",
+                "NVMeKeepAlive", "PoolPath", "Quirks",
             ])
         let transport = Self.transport(&keys)
         var device = ConfiguredDevice(
@@ -225,6 +225,7 @@ struct ConfigurationReader {
         device.poolByteCount = pool.byteCount
         device.poolBacking = pool.backing
         device.poolPath = keys.poolPath()
+        device.quirks = keys.quirks(transport)
         device.keepsAlive = keys.boolean("NVMeKeepAlive")
         device.ioTimeoutMilliseconds = keys.milliseconds("IOTimeoutSec")
         device.adminTimeoutMilliseconds = keys.milliseconds("AdminTimeoutSec")
@@ -258,6 +259,11 @@ struct ConfigurationReader {
             keys.fail(
                 keys.has("Socket") ? "Socket" : "Address",
                 "device \(other.name) (\(other.location)) has it already; one device, one file")
+        }
+        if configuration.devices.count >= ConfigLimits.deviceCount {
+            keys.fail(
+                nil,
+                "there are \(ConfigLimits.deviceCount) devices already, as many as there can be")
         }
         if settle(unit, keys), transport != nil { configuration.devices.append(device) }
     }

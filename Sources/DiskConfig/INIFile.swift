@@ -14,6 +14,8 @@ public enum ConfigLimits {
     public static let listCount = 256
     /// The most files of one directory.
     public static let fileCount = 4096
+    /// The most devices: each costs a worker process, and a saved state has room for so many.
+    public static let deviceCount = 1000
     /// The most problems told; a broken file would otherwise fill the log.
     public static let problemCount = 256
     /// The most bytes of a device's or disk's name.

@@ -57,6 +57,7 @@ extension DeviceConfig {
         poolBacking = device.poolBacking.map(PoolBacking.init)
         poolPath = device.poolPath
         keepAlive = device.keepsAlive ?? false
+        quirks = device.quirks.map { Set($0.map(DeviceQuirk.init)) }
         ioTimeoutMilliseconds = device.ioTimeoutMilliseconds
         adminTimeoutMilliseconds = device.adminTimeoutMilliseconds
         switch device.iommu {
@@ -85,6 +86,19 @@ extension PoolBacking {
             case .hugetlb: .hugetlb
             case .file: .file
             case .dax: .dax
+            }
+    }
+}
+
+extension DeviceQuirk {
+    /// A configured quirk, as its worker is told of it.
+    init(_ quirk: ConfiguredQuirk) {
+        self =
+            switch quirk {
+            case .noAdminAfterServicing: .noAdminAfterServicing
+            case .vectorsAscending: .vectorsAscending
+            case .equalQueueSizes: .equalQueueSizes
+            case .doNotAdopt: .doNotAdopt
             }
     }
 }

@@ -21,6 +21,8 @@ public enum WireLimits {
     public static let physicalPageCount = 1024
     /// The most processors that interrupts are spread over: a device has hardly more queues.
     public static let processorCount = 256
+    /// The most quirks of a device: some more than there are.
+    public static let quirkCount = 16
     /// The most ranges of guest memory: more than machines have.
     public static let guestRangeCount = 64
     /// The most bytes of a name (disk, device): a file name of Linux.

@@ -37,6 +37,9 @@ extension DeviceConfig {
         if keepAlive { writer.flag(18, true) }
         writer.number(19, poolBacking?.rawValue)
         writer.text(20, poolPath)
+        guard let quirks else { return }
+        if quirks.isEmpty { writer.number(21, DeviceQuirk.none) }
+        for number in quirks.map(\.rawValue).sorted() { writer.number(21, number) }
     }
 
     init(_ pointer: UnsafePointer<Nvmed__V1__DeviceConfig>) throws(WireError) {
@@ -72,6 +75,31 @@ extension DeviceConfig {
             c.data_affinity, c.n_data_affinity, "config.data_affinity")
         try unsafe readPCI(c)
         try unsafe readPool(c)
+        quirks = try unsafe Self.quirks(c.quirks, c.n_quirks)
+    }
+
+    private static func quirks(
+        _ values: UnsafeMutablePointer<Nvmed__V1__Quirk>?, _ count: Int
+    ) throws(WireError) -> Set<DeviceQuirk>? {
+        func refused(_ what: String) -> WireError {
+            WireError(.invalidArgument, what, field: "config.quirks")
+        }
+        guard count <= WireLimits.quirkCount else {
+            throw refused("\(count) quirks are more than \(WireLimits.quirkCount)")
+        }
+        let numbers = unsafe UnsafeBufferPointer(start: values, count: count).map {
+            UInt32(truncatingIfNeeded: $0.rawValue)
+        }
+        guard !numbers.isEmpty else { return nil }
+        guard numbers != [DeviceQuirk.none] else { return [] }
+        var quirks: Set<DeviceQuirk> = []
+        for number in numbers {
+            guard let quirk = DeviceQuirk(rawValue: number) else {
+                throw refused("quirk \(number) is unknown, or not alone")
+            }
+            quirks.insert(quirk)
+        }
+        return quirks
     }
 
     private static func processors(

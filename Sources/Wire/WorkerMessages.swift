@@ -23,6 +23,21 @@ public enum TranslationMode: UInt32, Sendable, Hashable {
     case noiommu = 4
 }
 
+/// Something that a kind of controller needs, or cannot do.
+public enum DeviceQuirk: UInt32, Sendable, Hashable, CaseIterable {
+    /// Whoever takes the running controller over sends it no admin command.
+    case noAdminAfterServicing = 2
+    /// Interrupt vectors are connected in ascending order.
+    case vectorsAscending = 3
+    /// Both queues of a pair have the same size.
+    case equalQueueSizes = 4
+    /// Whoever takes over resets the controller.
+    case doNotAdopt = 5
+
+    /// What says that there is none.
+    static let none: UInt32 = 1
+}
+
 /// How to run a device; nil: the worker's default.
 public struct DeviceConfig: Sendable, Hashable {
     /// The configured name.
@@ -63,6 +78,8 @@ public struct DeviceConfig: Sendable, Hashable {
     public var poolBacking: PoolBacking?
     /// Where the DMA pool is: a file, or the node of a DAX device; nil: nowhere.
     public var poolPath: String?
+    /// What the controller needs or cannot do; nil: what is known of its PCI id.
+    public var quirks: Set<DeviceQuirk>?
     /// A device with the worker's defaults.
     public init(name: String, transport: Transport) {
         self.name = name

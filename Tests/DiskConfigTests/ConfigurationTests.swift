@@ -220,4 +220,18 @@ struct ConfigurationTests {
                     + "it goes with Transport=pci only; remove it"
             ])
     }
+
+    @Test("a device beyond those that there can be is refused by name, and the others stand")
+    func tooManyDevices() {
+        let files = (0...ConfigLimits.deviceCount).map {
+            file("d\(10_000 + $0).device", "[Device]\nTransport=null\n")
+        }
+        let configuration = Configuration.parse(files, lookup: accounts)
+        #expect(configuration.devices.count == ConfigLimits.deviceCount)
+        #expect(
+            configuration.problems.map(\.description) == [
+                "/etc/nvmed/d11000.device: error: there are 1000 devices already, as many as there "
+                    + "can be"
+            ])
+    }
 }

@@ -144,6 +144,13 @@ enum Samples {
         config.keepAlive = true
         config.poolBacking = .hugetlb
         config.poolPath = "/dev/hugepages/nvmed/nvme0"
+        config.quirks = []
+        return config
+    }
+
+    static var quirkyConfig: DeviceConfig {
+        var config = config
+        config.quirks = Set(DeviceQuirk.allCases)
         return config
     }
 
@@ -298,6 +305,7 @@ enum Messages {
         .request(.shutdown(doNotReset: true)), .request(.shutdown(doNotReset: false)),
         .request(.shutdown(doNotReset: true, saved: true)),
         .request(.loadDriver(Samples.keptConfig, savedState: true)),
+        .request(.loadDriver(Samples.quirkyConfig)),
         .request(.save(Samples.save)),
         .request(.save(SaveDevice(token: Samples.uuid, drainNanoseconds: 0))),
         .request(.thaw), .reply(.saved(Samples.saved)),

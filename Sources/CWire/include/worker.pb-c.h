@@ -113,6 +113,36 @@ typedef enum _Nvmed__V1__PoolBacking {
   NVMED__V1__POOL_BACKING__POOL_BACKING_DAX = 4
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__POOL_BACKING)
 } Nvmed__V1__PoolBacking;
+/*
+ * Something that a kind of controller needs, or cannot do.
+ */
+typedef enum _Nvmed__V1__Quirk {
+  /*
+   * An error.
+   */
+  NVMED__V1__QUIRK__QUIRK_UNSPECIFIED = 0,
+  /*
+   * Alone: the controller has no quirk, whatever is known of its PCI id.
+   */
+  NVMED__V1__QUIRK__QUIRK_NONE = 1,
+  /*
+   * Whoever takes the running controller over sends it no admin command.
+   */
+  NVMED__V1__QUIRK__QUIRK_NO_ADMIN_AFTER_SERVICING = 2,
+  /*
+   * Interrupt vectors are connected in ascending order.
+   */
+  NVMED__V1__QUIRK__QUIRK_VECTORS_ASCENDING = 3,
+  /*
+   * Both queues of a pair have the same size.
+   */
+  NVMED__V1__QUIRK__QUIRK_EQUAL_QUEUE_SIZES = 4,
+  /*
+   * Whoever takes over resets the controller.
+   */
+  NVMED__V1__QUIRK__QUIRK_DO_NOT_ADOPT = 5
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(NVMED__V1__QUIRK)
+} Nvmed__V1__Quirk;
 
 /* --- messages --- */
 
@@ -314,10 +344,15 @@ struct  Nvmed__V1__DeviceConfig
    */
   protobuf_c_boolean has_pool_path;
   ProtobufCBinaryData pool_path;
+  /*
+   * What the controller needs or cannot do; at most 16. None: what is known of its PCI id.
+   */
+  size_t n_quirks;
+  Nvmed__V1__Quirk *quirks;
 };
 #define NVMED__V1__DEVICE_CONFIG__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__device_config__descriptor) \
-    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL, NULL, 0, 0, 0, NVMED__V1__POOL_BACKING__POOL_BACKING_UNSPECIFIED, 0, {0,NULL} }
+    , 0, {0,NULL}, 0, NVMED__V1__TRANSPORT__TRANSPORT_UNSPECIFIED, 0, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NVMED__V1__TRANSLATION_MODE__TRANSLATION_MODE_UNSPECIFIED, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0, 0,NULL, NULL, 0, 0, 0, NVMED__V1__POOL_BACKING__POOL_BACKING_UNSPECIFIED, 0, {0,NULL}, 0,NULL }
 
 
 /*
@@ -1228,6 +1263,7 @@ typedef void (*Nvmed__V1__WorkerSessionEnded_Closure)
 extern const ProtobufCEnumDescriptor    nvmed__v1__transport__descriptor;
 extern const ProtobufCEnumDescriptor    nvmed__v1__translation_mode__descriptor;
 extern const ProtobufCEnumDescriptor    nvmed__v1__pool_backing__descriptor;
+extern const ProtobufCEnumDescriptor    nvmed__v1__quirk__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__worker_envelope__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__device_config__descriptor;
 extern const ProtobufCMessageDescriptor nvmed__v1__guest_memory__descriptor;
