@@ -90,7 +90,7 @@ let package = Package(
         module("Systemd", ["CSystemd", "CSystemdShim", "CLinux", "Linux"]),
         module("ServiceManager", ["Systemd", "Linux", "CLinux"]),
         module("Wire", ["CWire", "CProtobufC", "Linux"]),
-        module("SavedState", ["CWire", "CProtobufC"]),
+        module("SavedState", ["CWire", "CProtobufC", "CMemory"]),
         module("DiskConfig"),
         module(
             "Worker",
@@ -143,7 +143,8 @@ let package = Package(
         tests(
             "ProcessTests",
             [
-                "TestSupport", "NVMeClient", "Wire", "Linux", "CRing", "CMemory", "nvmed",
+                "TestSupport", "NVMeClient", "SavedState", "Wire", "Linux", "CRing", "CMemory",
+                "nvmed",
                 "nvmed-worker", "nvmed-emulator", "nvmectl",
             ]),
         tests(
@@ -159,7 +160,9 @@ let package = Package(
                 "TestSupport",
             ]),
         tests("WireTests", ["Wire", "CWire", "CProtobufC", "Linux", "TestSupport"]),
-        tests("SavedStateTests", ["SavedState", "Linux", "TestSupport"], exclude: ["Golden"]),
+        tests(
+            "SavedStateTests", ["SavedState", "CMemory", "Linux", "TestSupport"],
+            exclude: ["Golden"]),
         tests("DiskConfigTests", ["DiskConfig", "TestSupport"]),
         tests(
             "NVMeClientTests",
@@ -184,8 +187,9 @@ let package = Package(
         tests(
             "WorkerTests",
             [
-                "Worker", "Wire", "NVMeDriver", "NVMeClient", "VFIO", "DMA", "Systemd", "Linux",
-                "CLinux", "TestSupport", "nvmed-worker", "nvmed-emulator", "nvmed-opener",
+                "Worker", "Wire", "NVMeDriver", "NVMeClient", "SavedState", "VFIO", "DMA",
+                "Systemd", "Linux", "CLinux", "TestSupport", "nvmed-worker", "nvmed-emulator",
+                "nvmed-opener",
             ]),
         tests(
             "VFIOTests",

@@ -850,7 +850,7 @@ const ProtobufCMessageDescriptor nvmed__v1__saved_device__descriptor =
   (ProtobufCMessageInit) nvmed__v1__saved_device__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor nvmed__v1__saved_identity__field_descriptors[6] =
+static const ProtobufCFieldDescriptor nvmed__v1__saved_identity__field_descriptors[7] =
 {
   {
     "vendor_id",
@@ -924,19 +924,32 @@ static const ProtobufCFieldDescriptor nvmed__v1__saved_identity__field_descripto
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pci_vendor_id",
+    7,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT32,
+    offsetof(Nvmed__V1__SavedIdentity, has_pci_vendor_id),
+    offsetof(Nvmed__V1__SavedIdentity, pci_vendor_id),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned nvmed__v1__saved_identity__field_indices_by_name[] = {
   5,   /* field[5] = controller_id */
   1,   /* field[1] = device_id */
   4,   /* field[4] = firmware */
   3,   /* field[3] = model */
+  6,   /* field[6] = pci_vendor_id */
   2,   /* field[2] = serial */
   0,   /* field[0] = vendor_id */
 };
 static const ProtobufCIntRange nvmed__v1__saved_identity__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 6 }
+  { 0, 7 }
 };
 const ProtobufCMessageDescriptor nvmed__v1__saved_identity__descriptor =
 {
@@ -946,7 +959,7 @@ const ProtobufCMessageDescriptor nvmed__v1__saved_identity__descriptor =
   "Nvmed__V1__SavedIdentity",
   "nvmed.v1",
   sizeof(Nvmed__V1__SavedIdentity),
-  6,
+  7,
   nvmed__v1__saved_identity__field_descriptors,
   nvmed__v1__saved_identity__field_indices_by_name,
   1,  nvmed__v1__saved_identity__number_ranges,

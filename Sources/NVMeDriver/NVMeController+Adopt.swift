@@ -11,6 +11,7 @@ internal import CMemory
 public import DMA
 public import Linux
 internal import NVMeSpec
+public import SavedState
 internal import VFIO
 
 /// What a predecessor left in the fd store. Each call gives a descriptor of its own, and may be
@@ -18,8 +19,9 @@ internal import VFIO
 public struct Inheritance {
     /// `pool`: the DMA pool's memory file, or the file that outlived all processes.
     public var pool: () -> PoolFile?
-    /// What was written down of the pool's slots; nil: nothing was, and they are as planned.
-    public var poolSlots: [SlotPool.Slot]?
+    /// What was written down of the pool's slots, which has to be what the plan of the pool says;
+    /// empty: nothing was.
+    public var poolSlots: [SavedSlot] = []
     /// `irq-N`: the eventfd of an interrupt vector.
     public var interrupt: (_ vector: Int) -> OwnedFD?
     /// `m-N`: the memory file of a region, with the region's record.
@@ -108,7 +110,7 @@ extension NVMeController {
             throw error
         }
         CrashPoint.hit(.adoptQueuesReady)
-        (wasAdopted, isQuiet) = (true, true)
+        (wasAdopted, isQuiet, isIdentified) = (true, true, false)
         adoptionNanoseconds = MonotonicClock.nowNanoseconds - begin
     }
 
@@ -185,9 +187,9 @@ extension NVMeController {
         do throws(VFIOError) {
             pool = try DMAPool(
                 adopting: file, layout: plan.layout, readsIOVA: record.poolReadsIOVA,
-                writesIOVA: record.poolWritesIOVA, owner: options.deviceName,
-                slots: inheritance.poolSlots)
+                writesIOVA: record.poolWritesIOVA, owner: options.deviceName)
         } catch { throw Self.refusal(error) }
+        try checkSlots(inheritance.poolSlots)
         poolIsInherited = true
         usePool(plan)
     }
@@ -209,9 +211,9 @@ extension NVMeController {
             pool = try DMAPool(
                 adopting: fd, layout: plan.layout, pageOrder: order,
                 address: record.poolReadsIOVA,
-                checking: checking ? device : nil, owner: options.deviceName,
-                slots: inheritance.poolSlots)
+                checking: checking ? device : nil, owner: options.deviceName)
         } catch { throw Self.refusal(error) }
+        try checkSlots(inheritance.poolSlots)
         poolIsInherited = true
         usePool(plan)
     }
@@ -502,7 +504,9 @@ extension NVMeController {
         guard isQuiet else { return [] }
         isQuiet = false
         guard !adminIsClosed else { return [] }
-        if comparing { try compareIdentity() }
+        if comparing, !isIdentified, let difference = try identityDifference() {
+            throw .unusable(field: "SN", value: 0, rule: "\(difference); reload the device")
+        }
         admin?.endTurn()
         let pending = PendingEvents.events(admin?.pending ?? 0)
         admin?.reportEvents()
@@ -514,18 +518,37 @@ extension NVMeController {
         return events
     }
 
-    /// Whether the controller is the one that the predecessor knew.
-    private func compareIdentity() throws(DriverError) {
+    /// Asks the adopted controller who it is, before anybody is served: nobody was connected to it
+    /// for a while. Throws `notAdoptable` when it is another; whoever adopted it then has to let go
+    /// of it, and reset it. Nothing is asked of one that bears no admin command.
+    public func checkIdentity() throws(DriverError) {
+        guard isQuiet, !adminIsClosed else { return }
+        if let difference = try identityDifference() { throw .notAdoptable(difference) }
+        isIdentified = true
+    }
+
+    /// How the controller differs from the one that the predecessor knew; nil: it is the same.
+    private func identityDifference() throws(DriverError) -> String? {
         let bytes = try executeForPage(.identify(cns: .controller), "Identify Controller")
         let known = identify
         try takeIdentify(bytes)
-        guard identify.sn == known.sn, identify.mn == known.mn, identify.vid == known.vid else {
-            throw .unusable(
-                field: "SN", value: 0,
-                rule: "the controller was \(known.mn) \(known.sn) before the worker was restarted; "
-                    + "reload the device")
+        guard identify.isSameController(as: known) else {
+            return "the controller was \(known.identity), and is \(identify.identity)"
         }
         if state.controllerPage(0) != bytes { state.setControllerPage(0, bytes) }
+        return nil
+    }
+}
+
+extension IdentifyController {
+    /// Whether both pages are of one controller. Its firmware may have changed.
+    fileprivate func isSameController(as other: IdentifyController) -> Bool {
+        sn == other.sn && mn == other.mn && vid == other.vid && cntlid == other.cntlid
+    }
+
+    /// Who it is, for messages.
+    fileprivate var identity: String {
+        "\(mn) \(sn) (vendor 0x\(String(vid, radix: 16)), controller id \(cntlid))"
     }
 }
 

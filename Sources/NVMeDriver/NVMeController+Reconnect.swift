@@ -4,6 +4,7 @@
 
 internal import DMA
 public import Linux
+public import SavedState
 internal import VFIO
 
 extension NVMeController {
@@ -11,23 +12,25 @@ extension NVMeController {
     /// interrupts again. The state area has been made from the saved state. Returns the eventfds of
     /// the interrupts, which are the caller's.
     ///
-    /// The pool must hold `token`: else it belongs to something that went on after the state was
-    /// saved. Throws `notAdoptable` then, or when the pool is not where the device reaches; nothing
-    /// was done to the device.
+    /// `slots` is what was written down of the pool, which has to be laid out like that; empty:
+    /// nothing was. The pool must hold `token`: else it belongs to something that went on after the
+    /// state was saved. Throws `notAdoptable` then, or when the pool is not where the device
+    /// reaches; nothing was done to the device.
     ///
     /// This object is of no more use afterwards: whoever takes the controller over begins as after
     /// the death of a predecessor, with `adopt`.
     public func reconnect(
-        pool file: borrowing OwnedFD, token: PoolToken
+        pool file: borrowing OwnedFD, slots: [SavedSlot] = [], token: SaveToken
     ) throws(DriverError) -> [CInt] {
         let record = try knownController()
         var given: OwnedFD?
         do throws(SystemCallError) {
             given = try file.duplicate()
         } catch { throw .system(error) }
-        let inheritance = Inheritance(
+        var inheritance = Inheritance(
             pool: { given.take() }, place: poolSource.place, interrupt: { _ in nil },
             memory: { _, _ in nil })
+        inheritance.poolSlots = slots
         try takePool(record, inheritance, checking: true)
         guard let seal = poolSeal, seal == token else {
             throw .notAdoptable(

@@ -89,13 +89,17 @@ public final class NVMeController {
     var inventoryCount = 0
     /// What this controller needs: as configured, or by its id. An adopted device is not asked
     /// before `checkAdoptable`.
-    public private(set) lazy var quirks = options.quirks ?? QuirkTable.quirks(of: device.pciID)
+    public private(set) lazy var quirks = options.quirks ?? QuirkTable.quirks(of: pciID)
+    /// PCI vendor and device; nil: it cannot tell. Looked up once, and not before it may be asked.
+    public private(set) lazy var pciID = device.pciID
     /// Nothing is sent by the admin queue until the controller is brought up again: it was taken
     /// over, and is one that does not bear it (`Quirk.noAdminAfterServicing`).
     public internal(set) var adminIsClosed = false
     /// Nothing is sent by the admin queue: the controller was adopted, and no client has got an
     /// answer yet.
     public internal(set) var isQuiet = false
+    /// The adopted controller has said that it is the one of before.
+    var isIdentified = false
 
     /// A controller that is not started. The state area must have been made for these options
     /// (`options.stateLayout`).

@@ -6,6 +6,7 @@
 internal import CMemory
 internal import DMA
 internal import Linux
+public import SavedState
 internal import VFIO
 
 /// What is on the page: a magic number, the token (two words), and a checksum of them.
@@ -20,11 +21,12 @@ enum PoolSeal {
     private static let checksumKind: UInt32 = 0x544F_4B45
 
     /// Writes a token on the page at `page`.
-    static func write(_ token: PoolToken, at page: UnsafeMutableRawPointer) {
+    static func write(_ token: SaveToken, at page: UnsafeMutableRawPointer) {
         unsafe nv_store64(page, 0)
         nv_dma_wmb()
-        unsafe nv_store64(page + 8, token.first)
-        unsafe nv_store64(page + 16, token.second)
+        let words = token.words
+        unsafe nv_store64(page + 8, words.first)
+        unsafe nv_store64(page + 16, words.second)
         unsafe nv_store64(page + 24, checksum(token))
         nv_dma_wmb()
         unsafe nv_store64(page, magic)
@@ -43,46 +45,18 @@ enum PoolSeal {
     }
 
     /// The token on the page; nil: there is none, or it is damaged.
-    static func read(at page: UnsafeMutableRawPointer) -> PoolToken? {
+    static func read(at page: UnsafeMutableRawPointer) -> SaveToken? {
         guard unsafe nv_load64(page) == magic else { return nil }
-        let token = unsafe PoolToken(first: nv_load64(page + 8), second: nv_load64(page + 16))
-        return unsafe nv_load64(page + 24) == checksum(token) ? token : nil
+        let token = unsafe SaveToken(first: nv_load64(page + 8), second: nv_load64(page + 16))
+        guard let token, unsafe nv_load64(page + 24) == checksum(token) else { return nil }
+        return token
     }
 
-    private static func checksum(_ token: PoolToken) -> UInt64 {
+    private static func checksum(_ token: SaveToken) -> UInt64 {
         var crc = checksumKind
-        for word in [magic, token.first, token.second] { crc = nv_crc32c_64(crc, word) }
+        let words = token.words
+        for word in [magic, words.first, words.second] { crc = nv_crc32c_64(crc, word) }
         return UInt64(crc) | 1 << 32
-    }
-}
-
-/// What names one attempt to save a device: 16 bytes, chosen anew for each.
-public struct PoolToken: Sendable, Hashable {
-    let first: UInt64
-    let second: UInt64
-
-    init(first: UInt64, second: UInt64) {
-        self.first = first
-        self.second = second
-    }
-
-    /// Bytes of a token.
-    public static let byteCount = 16
-
-    /// The token of 16 bytes; nil of any other number.
-    public init?(_ bytes: [UInt8]) {
-        guard bytes.count == Self.byteCount else { return nil }
-        func word(_ range: Range<Int>) -> UInt64 {
-            bytes[range].reversed().reduce(0) { $0 << 8 | UInt64($1) }
-        }
-        self.init(first: word(0..<8), second: word(8..<16))
-    }
-
-    /// Its 16 bytes.
-    public var bytes: [UInt8] {
-        [first, second].flatMap { word in
-            (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) }
-        }
     }
 }
 
@@ -94,7 +68,7 @@ extension NVMeController {
 
     /// Writes a token into the pool: the state that is told next is this pool's. Nothing may be
     /// submitted or reaped any more. False when there is no pool.
-    public func sealPool(_ token: PoolToken) -> Bool {
+    public func sealPool(_ token: SaveToken) -> Bool {
         guard let page = unsafe sealPage else { return false }
         unsafe PoolSeal.write(token, at: page)
         return true
@@ -109,7 +83,7 @@ extension NVMeController {
     }
 
     /// The token in the pool; nil: there is none, or it is damaged.
-    public var poolSeal: PoolToken? {
+    public var poolSeal: SaveToken? {
         guard let page = unsafe sealPage else { return nil }
         return unsafe PoolSeal.read(at: page)
     }

@@ -54,26 +54,13 @@ public enum QuirkTable {
         guard let id else { return [] }
         return entries.first { $0.id == id }?.quirks ?? []
     }
-
-    /// Reads a configured list: names apart by blanks or commas; "none" is the empty list. nil: a
-    /// word is no quirk.
-    public static func parse(_ text: String) -> Set<Quirk>? {
-        let words = text.split { $0 == " " || $0 == "," || $0 == "\t" }.map(String.init)
-        guard words != ["none"] else { return [] }
-        var found: Set<Quirk> = []
-        for word in words {
-            guard let quirk = Quirk(rawValue: word) else { return nil }
-            found.insert(quirk)
-        }
-        return words.isEmpty ? nil : found
-    }
 }
 
 extension NVMeController {
     /// Why a predecessor's controller of this kind is never gone on with; nil: it may be.
     func adoptionRefusal() -> String? {
         guard quirks.contains(.doNotAdopt) else { return nil }
-        let id = device.pciID.map { " (PCI id \($0))" } ?? ""
+        let id = pciID.map { " (PCI id \($0))" } ?? ""
         return "controllers of its kind\(id) are reset instead: quirk \(Quirk.doNotAdopt.rawValue)"
     }
 

@@ -7,7 +7,7 @@ internal import NVMeSpec
 struct ControlCommands {
     static let vocabulary =
         "fault RULE | clear | release | faults | stats | namespace add OPTIONS | namespace remove NSID | "
-        + "namespace resize NSID SIZE | disconnect | help"
+        + "namespace resize NSID SIZE | serial TEXT | model TEXT | disconnect | help"
 
     let device: ServedDevice
 
@@ -38,6 +38,12 @@ struct ControlCommands {
         case ("stats", 1): return statistics()
         case ("namespace", let count) where count > 1:
             return try namespace(words[1], Array(words.dropFirst(2)))
+        case ("serial", 2):
+            controller.identity.serial = try Self.text(words[1], byteCount: 20)
+            return "ok"
+        case ("model", 2):
+            controller.identity.model = try Self.text(words[1], byteCount: 40)
+            return "ok"
         case ("disconnect", 1):
             controller.wantsDisconnect = true
             return "ok"
@@ -63,6 +69,14 @@ struct ControlCommands {
         }
     }
 
+    /// A word that Identify Controller has room for.
+    private static func text(_ word: String, byteCount: Int) throws(OptionError) -> String {
+        guard word.utf8.count <= byteCount, word.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
+            throw OptionError("'\(word)': 1 to \(byteCount) printable ASCII characters")
+        }
+        return word
+    }
+
     private static func namespaceID(_ text: String) throws(OptionError) -> UInt32 {
         guard let id = UInt32(text) else { throw OptionError("'\(text)' is no namespace id") }
         return id
@@ -73,7 +87,7 @@ struct ControlCommands {
         let controller = device.controller
         var json = JSONWriter()
         json.member("version", UInt64(1))
-        json.member("serial", device.options.serial)
+        json.member("serial", controller.identity.serial)
         json.member("enabled", controller.cc.en)
         json.member("ready", controller.csts.rdy)
         json.member("fatal", controller.csts.cfs)

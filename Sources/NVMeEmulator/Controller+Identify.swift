@@ -47,8 +47,8 @@ extension Controller {
     private func fillController(_ page: inout Page) {
         page.set(0, 2, UInt64(PCIConfigSpace.vendorID))
         page.set(2, 2, UInt64(PCIConfigSpace.vendorID))
-        page.set(4, 20, text: options.serial)
-        page.set(24, 40, text: "nvmed emulated controller")
+        page.set(4, 20, text: identity.serial)
+        page.set(24, 40, text: identity.model)
         page.set(64, 8, text: "1.0")
         page.set(77, 1, UInt64(options.mdts))
         page.set(80, 4, UInt64(SpecificationVersion.v2_0.rawValue))
@@ -72,7 +72,7 @@ extension Controller {
         page.set(520, 2, 0x9D)  // ONCS: compare, DSM, write zeroes, save/select, verify
         page.set(525, 1, 0x07)  // VWC: present, Flush takes the broadcast id
         page.set(540, 4, UInt64(options.maxNamespaceCount))
-        let nqn = "nqn.2025-01.io.nvmed:emulator:\(options.serial)"
+        let nqn = "nqn.2025-01.io.nvmed:emulator:\(identity.serial)"
         page.set(768, Array(nqn.utf8.prefix(223)))
         page.set(2048, 2, 2500)  // Power state 0: centiwatts
     }

@@ -23,6 +23,8 @@ final class Controller {
     static let scratchByteCount = 65536
 
     let options: EmulatorOptions
+    /// What it says of itself; a test may make another controller of it.
+    var identity: (serial: String, model: String)
     let memory = AddressSpace()
     let interrupts: Interrupts
     var faults: FaultPlan
@@ -83,6 +85,7 @@ final class Controller {
         options: EmulatorOptions, doorbellPage: MemoryWindow? = nil
     ) throws(NamespaceError) {
         self.options = options
+        identity = (options.serial, "nvmed emulated controller")
         interrupts = Interrupts(vectorCount: options.vectorCount)
         faults = FaultPlan()
         cap = Self.capabilities(options)

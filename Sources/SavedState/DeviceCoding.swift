@@ -94,12 +94,14 @@ extension SavedIdentity {
         writer.text(4, model)
         writer.text(5, firmware)
         writer.number(6, controllerID)
+        if let pciVendorID { writer.present(7, pciVendorID) }
         writer.unknown(unknown)
     }
 
     init(_ c: Nvmed__V1__SavedIdentity) throws(FieldProblem) {
         try unsafe self.init(
             vendorID: c.vendor_id, deviceID: c.has_device_id != 0 ? c.device_id : nil,
+            pciVendorID: c.has_pci_vendor_id != 0 ? c.pci_vendor_id : nil,
             serial: SavedField.text(c.serial, "identity.serial"),
             model: SavedField.text(c.model, "identity.model"),
             firmware: SavedField.text(c.firmware, "identity.firmware"),

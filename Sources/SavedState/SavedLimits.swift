@@ -5,11 +5,15 @@
 public enum SavedLimits {
     /// The most bytes of a section: 64 full queues and 1025 namespaces with full pages take 13 MiB.
     public static let sectionByteCount = 16 << 20
-    /// The most bytes of a file: more than 256 devices in practice need.
+    /// The most bytes of a file: what a thousand devices with some load need in practice. A save
+    /// leaves out those for which there is no room.
     public static let fileByteCount = 256 << 20
-    /// The most devices of a file.
-    public static let deviceCount = 256
-    /// The most sections of a file: the host, the devices, and what later versions add.
+    /// What a file needs beside its devices: the header and the host's section, which has the names
+    /// of all of them.
+    static let hostByteCount = 1 << 20
+    /// The most devices of a file: as many as may be configured (`ConfigLimits.deviceCount`).
+    public static let deviceCount = 1000
+    /// The most sections of a file: the host, the devices, and a few that later versions add.
     public static let sectionCount = 1024
     /// The most bytes of a name: a file name of Linux.
     public static let nameByteCount = 255

@@ -89,6 +89,26 @@ public enum SavedState {
         return try encode(host: host, sections: sections)
     }
 
+    /// The first of these sections that fit a file together, by how many they are and by their
+    /// bytes; one that does not fit costs no smaller one behind it its place. The others are in
+    /// the second list.
+    public static func fitting(
+        _ sections: [SavedSection]
+    ) -> (fitting: [SavedSection], others: [SavedSection]) {
+        var room = SavedLimits.fileByteCount - SavedLimits.hostByteCount
+        var (fitting, others): ([SavedSection], [SavedSection]) = ([], [])
+        for section in sections {
+            let byteCount = (section.bytes.count + 7) & ~7 + entryByteCount
+            guard fitting.count < SavedLimits.deviceCount, byteCount <= room else {
+                others.append(section)
+                continue
+            }
+            room -= byteCount
+            fitting.append(section)
+        }
+        return (fitting, others)
+    }
+
     /// A file with the sections that workers made, none of which is looked into; `others` are those
     /// of a file that is written anew.
     public static func encode(

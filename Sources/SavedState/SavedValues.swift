@@ -55,7 +55,23 @@ public struct SaveToken: Sendable, Hashable, CustomStringConvertible {
         self.bytes = bytes
     }
 
+    /// The token of two little-endian words, as a pool has it; nil when both are 0.
+    public init?(first: UInt64, second: UInt64) {
+        self.init(
+            bytes: [first, second].flatMap { word in
+                (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) }
+            })
+    }
+
     private init(random bytes: [UInt8]) { self.bytes = bytes }
+
+    /// The bytes as two little-endian words.
+    public var words: (first: UInt64, second: UInt64) {
+        func word(_ range: Range<Int>) -> UInt64 {
+            bytes[range].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+        }
+        return (word(0..<8), word(8..<16))
+    }
 
     /// A token that nothing else has.
     public static func random() -> SaveToken {
@@ -85,6 +101,8 @@ public struct SavedIdentity: Sendable, Hashable {
     public var vendorID: UInt32
     /// PCI device id; nil: unknown.
     public var deviceID: UInt32?
+    /// PCI vendor id, which need not be the one that Identify Controller says; nil: unknown.
+    public var pciVendorID: UInt32?
     /// Serial number without padding.
     public var serial: String
     /// Model without padding.
@@ -98,11 +116,12 @@ public struct SavedIdentity: Sendable, Hashable {
 
     /// An identity.
     public init(
-        vendorID: UInt32, deviceID: UInt32?, serial: String, model: String, firmware: String,
-        controllerID: UInt32
+        vendorID: UInt32, deviceID: UInt32?, pciVendorID: UInt32? = nil, serial: String,
+        model: String, firmware: String, controllerID: UInt32
     ) {
         self.vendorID = vendorID
         self.deviceID = deviceID
+        self.pciVendorID = pciVendorID
         self.serial = serial
         self.model = model
         self.firmware = firmware

@@ -122,6 +122,11 @@ extension Servicing {
                 return "device \(lost.device.name): its worker ended while it was frozen"
             }
         }
+        if allOrNothing,
+            let out = frozen.first(where: { step(of: $0.device.name) == .cold })
+        {
+            return "device \(out.device.name): \(progress[out.device.name]?.told.reason ?? "")"
+        }
         guard !frozen.contains(where: \.isFrozen) else { return nil }
         let reasons = progress.values.filter { $0.told.step == .cold }
             .sorted { $0.told.name.sortsBefore($1.told.name) }
@@ -142,11 +147,11 @@ extension Servicing {
         do {
             let savedAt = RealtimeClock.nowNanoseconds
             generation &+= 1
-            var bytes = try encode(frozen.filter(\.isFrozen).map(\.saved), savedAt)
+            var bytes = try encode(fitting(frozen), savedAt)
             try await file.prepare(bytes)
             if frozen.contains(where: { !$0.isFrozen }) {
                 frozen = await freezeLost(frozen, deadline)
-                bytes = try encode(frozen.filter(\.isFrozen).map(\.saved), savedAt)
+                bytes = try encode(fitting(frozen), savedAt)
                 try await file.prepare(bytes)
             }
             guard machine.state == .writing else { return }
@@ -163,6 +168,19 @@ extension Servicing {
             try? await file.remove()
             written = nil
         }
+    }
+
+    /// The sections of the devices that are frozen. One for which the file has no room is left out.
+    private func fitting(_ frozen: [FrozenDevice]) -> [SavedSection] {
+        let sections = frozen.filter { $0.isFrozen && step(of: $0.device.name) == .frozen }
+            .map(\.saved)
+        let (fitting, others) = SavedState.fitting(sections)
+        for other in others {
+            note(
+                other.name, .cold,
+                reason: "the saved state has no room for the \(other.bytes.count) bytes of it")
+        }
+        return fitting
     }
 
     private func encode(

@@ -116,6 +116,8 @@ extension DeviceService {
             tried = controller
             try controller.adopt(inherited.inheritance, tick: coarseClock)
             CrashPoint.hit(.adoptQueuesReady)
+            // Nobody may have had it for a while: another may be there. No client waits.
+            if isRestored || sessionCount == 0 { try controller.checkIdentity() }
             try use(controller, config, adopting: true)
             CrashPoint.hit(.adoptSessionsReady)
             counters.adoptions += 1
@@ -125,7 +127,7 @@ extension DeviceService {
             log.notice(
                 "goes on after \(microseconds) µs with \(sessionCount) sessions and what is in "
                     + "flight", id: .controllerReady)
-            guard requestsInFlight > 0 || !threadsAreIdle else {
+            guard !isRestored, requestsInFlight > 0 || !threadsAreIdle else {
                 finishAdoption()
                 return true
             }
@@ -187,7 +189,7 @@ extension DeviceService {
             log.warning("the adopted controller: \(error)")
             note(error)
             // Another controller: nothing that is known of it is true.
-            if isRestored, case .unusable = error { giveUp(error) }
+            if case .unusable = error { giveUp(error) }
         }
         let cancels = owedCancels
         owedCancels = []

@@ -69,6 +69,9 @@ extension DeviceService {
         tree.addHex("controller/oncs", UInt64(identify.oncs))
         tree.addHex("controller/oacs", UInt64(identify.oacs))
         tree.add("controller/mdts", identify.mdts)
+        if let id = controller.pciID { tree.add("controller/pci_id", "\(id)") }
+        let quirks = controller.quirks.map(\.rawValue).sorted().joined(separator: " ")
+        tree.add("controller/quirks", quirks.isEmpty ? "none" : quirks)
         tree.add("controller/volatile_write_cache", identify.hasVolatileWriteCache)
         tree.add("controller/max_transfer_bytes", controller.limits.maxTransferByteCount)
         tree.add("controller/shadow_doorbells", controller.hasShadowDoorbells)

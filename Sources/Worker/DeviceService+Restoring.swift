@@ -107,19 +107,32 @@ extension DeviceService {
         try await environment.prepare(config, false)
         guard isStarting else { throw .exhausted("the worker is leaving") }
         let device = try environment.reconnect(config)
+        try Self.check(saved.identity, device.pciID)
         let connector = try NVMeController(
             device: device, options: options(config), state: try Self.stateArea(saved, config))
         connector.poolSource = poolSource(config)
-        guard let token = PoolToken(saved.token.bytes), let pool = held.take() else {
-            throw .notAdoptable("its token is damaged")
-        }
-        let interrupts = try connector.reconnect(pool: pool, token: token)
+        guard let pool = held.take() else { throw .notAdoptable("its pool is gone") }
+        let interrupts = try connector.reconnect(
+            pool: pool, slots: saved.pool.slots, token: saved.token)
         // From here on this is the state area, whatever becomes of the controller.
         environment.replaceState(connector.state.fd)
         generation = connector.state.generation
         reclaimState(connector)
         try environment.keepReconnected(pool, interrupts)
         CrashPoint.hit(.restoreStored)
+    }
+
+    /// Whether the function is of the kind that was saved, where both sides know it.
+    private static func check(
+        _ saved: SavedIdentity, _ found: PCIDeviceID?
+    ) throws(DriverError) {
+        guard let found else { return }
+        let known = PCIDeviceID(
+            vendor: saved.pciVendorID.map(UInt16.init(truncatingIfNeeded:)) ?? found.vendor,
+            device: saved.deviceID.map(UInt16.init(truncatingIfNeeded:)) ?? found.device)
+        guard known == found else {
+            throw .notAdoptable("the PCI id of the device was \(known), and is \(found)")
+        }
     }
 
     private static func stateArea(

@@ -103,6 +103,9 @@ extension DeviceService {
         }
         if case .null = config.transport { throw refused("a null device has no state") }
         if let reason = usableController?.device.reasonLostByClosing { throw refused(reason) }
+        if usableController?.quirks.contains(.doNotAdopt) == true {
+            throw refused("it has the quirk \(Quirk.doNotAdopt.rawValue) (Quirks=)")
+        }
         return config
     }
 
@@ -136,7 +139,7 @@ extension DeviceService {
         }
         quiet(servicing)
         CrashPoint.hit(.saveQuiet)
-        guard let seal = PoolToken(servicing.token.bytes), controller.sealPool(seal) else {
+        guard controller.sealPool(servicing.token) else {
             throw WireError(.internalError, "the pool cannot be sealed", device: name)
         }
         CrashPoint.hit(.saveSealed)
@@ -201,11 +204,13 @@ extension DeviceService {
             throw WireError(.internalError, "the configuration cannot be saved", device: name)
         }
         let info = ControllerInfo(controller)
+        let pci = controller.pciID
         return SavedDevice(
             name: name, transport: transport, address: address, configuration: configuration,
             token: token, generation: generation,
             identity: SavedIdentity(
-                vendorID: info.vendorID, deviceID: nil, serial: info.serial,
+                vendorID: info.vendorID, deviceID: pci.map { UInt32($0.device) },
+                pciVendorID: pci.map { UInt32($0.vendor) }, serial: info.serial,
                 model: info.model, firmware: info.firmware, controllerID: info.controllerID),
             controller: state,
             pool: SavedPool(
@@ -315,6 +320,19 @@ extension Transport {
         case .pci(let address): (.pci, address)
         case .null: nil
         }
+    }
+}
+
+extension Quirk {
+    /// A quirk that the supervisor told of.
+    init(_ quirk: DeviceQuirk) {
+        self =
+            switch quirk {
+            case .noAdminAfterServicing: .noAdminAfterServicing
+            case .vectorsAscending: .vectorsAscending
+            case .equalQueueSizes: .equalQueueSizes
+            case .doNotAdopt: .doNotAdopt
+            }
     }
 }
 

@@ -456,6 +456,7 @@ final class DeviceService {
         if let milliseconds = config.adminTimeoutMilliseconds {
             options.adminTimeoutMilliseconds = Int(milliseconds)
         }
+        options.quirks = config.quirks.map { Set($0.map(Quirk.init)) }
         return options
     }
 

@@ -23,18 +23,6 @@ struct QuirkTests {
         #expect(QuirkTable.quirks(of: nil).isEmpty)
     }
 
-    @Test("a configured list is read whole, or not at all")
-    func configured() {
-        #expect(
-            QuirkTable.parse("do-not-adopt, vectors-ascending") == [
-                .doNotAdopt, .vectorsAscending,
-            ])
-        #expect(QuirkTable.parse("none") == [])
-        #expect(QuirkTable.parse("do-not-adopt none") == nil)
-        #expect(QuirkTable.parse("do_not_adopt") == nil)
-        #expect(QuirkTable.parse("  ") == nil)
-    }
-
     @Test("a controller says what kind it is, and has the quirks of the table")
     func byID() throws {
         let rig = try AdoptionRig()

@@ -162,6 +162,20 @@ struct KeepTests {
         #expect(json?["submissionQueuesCreated"]?.unsigned == 0)
     }
 
+    @Test("admin commands before a client's first I/O command are counted apart")
+    func earlyCommands() throws {
+        let host = try Host.ready { Self.keep(&$0) }
+        let identify = host.pointing(.identify(cns: .controller), count: 4096)
+        host.controller.hasServedIO = false
+        _ = host.execute(identify)
+        _ = host.execute(
+            host.pointing(.read(namespaceID: 1, lba: 0, blockCount: 8), count: 4096), on: 1)
+        _ = host.execute(identify)
+
+        #expect(host.controller.counters.earlyAdminByOpcode[6] == 1)
+        #expect(host.controller.counters.adminByOpcode[6] == 2)
+    }
+
     @Test("memory that is reached by messages cannot be kept")
     func byMessage() {
         var options = EmulatorOptions()

@@ -216,15 +216,16 @@ final class LastingLoad: Sendable {
     private static let placeCount = 256
     private static let placeByteCount = 16384
     private let isOver = Atomic<Bool>(false)
-    private let done = Atomic<Int>(0)
+    /// What each client has done.
+    private let done = Mutex<[Int]>([])
 
     func stop() { isOver.store(true, ordering: .releasing) }
 
-    /// Waits until so many operations more are done.
+    /// Waits until each client that was started has done so many operations more.
     func waitForOperations(_ count: Int) throws {
-        let goal = done.load(ordering: .acquiring) + count
+        let begin = done.withLock { $0 }
         let deadline = Deadline.after(milliseconds: 60_000)
-        while done.load(ordering: .acquiring) < goal {
+        while done.withLock({ zip($0, begin).contains { now, then in now < then + count } }) {
             guard MonotonicClock.nowNanoseconds < deadline else {
                 throw SetUpError("the load has not gone on within 60 s")
             }
@@ -236,7 +237,11 @@ final class LastingLoad: Sendable {
     func start(
         _ socket: String, _ disk: String, seed: UInt64
     ) throws -> @Sendable () throws -> LastingResult {
-        try Background.start {
+        let index = done.withLock {
+            $0.append(0)
+            return $0.count - 1
+        }
+        return try Background.start {
             let disk = try NVMeBackend.connect(socket).openDisk(disk)
             let buffer = try IOBuffer(byteCount: Self.placeByteCount)
             try disk.registerMemory(buffer)
@@ -249,7 +254,7 @@ final class LastingLoad: Sendable {
                 try Self.write(disk, buffer, place, seeds[place], &result)
                 try Self.check(
                     disk, buffer, Int(random.next() % UInt64(Self.placeCount)), seeds, &result)
-                self.done.add(1, ordering: .releasing)
+                self.done.withLock { $0[index] += 1 }
             }
             for place in seeds.indices where seeds[place] != 0 {
                 try Self.check(disk, buffer, place, seeds, &result)

@@ -5,6 +5,7 @@
 import Glibc
 import Linux
 import NVMeClient
+import SavedState
 import TestSupport
 import Testing
 import Wire
@@ -36,8 +37,9 @@ extension ProcessTests {
             }
             load.stop()
             let results = try clients.map { try $0() }
+            let after = try ["a", "b"].map(service.untouched)
             // Then
-            #expect(try ["a", "b"].map(service.untouched) == before)
+            #expect(after == before)
             #expect(results.allSatisfy { $0.differences.isEmpty })
             #expect(results.allSatisfy { $0.sessions >= 3 && $0.verified > 10 })
         }
@@ -138,6 +140,64 @@ extension ProcessTests {
             #expect(first == ["a": "restored", "b": "cold"])
             #expect(second == ["a": "cold", "b": "cold"])
             #expect(results.allSatisfy { $0.differences.isEmpty })
+        }
+
+        @Test("another controller under the same name is started cold at once, and only that one")
+        func anotherController() throws {
+            // Given
+            let service = try KeptService(["a", "b"])
+            let load = LastingLoad()
+            let clients = try ["a", "b"].map { try load.start(service.socket, $0, seed: seed()) }
+            try load.waitForOperations(50)
+            // When
+            #expect(try service.save() == 0)
+            try service.stop()
+            #expect(try service.tell("a", "serial OTHER") == "ok")
+            let before = try ["a", "b"].map(service.untouched)
+            try service.start()
+            try load.waitForOperations(50)
+            try service.waitFor(phase: "idle")
+            let (_, text) = try service.ask(["service", "status"])
+            let steps = try service.servicing().steps
+            let after = try ["a", "b"].map(service.untouched)
+            load.stop()
+            let results = try clients.map { try $0() }
+            // Then: the data of the emulator is what it was; a session that went on would not end.
+            #expect(steps == ["a": "cold", "b": "restored"])
+            #expect(text.contains("KEPT-a"))
+            #expect(text.contains("OTHER"))
+            #expect(before[0] != after[0])
+            #expect(before[1] == after[1])
+            #expect(results.allSatisfy { $0.differences.isEmpty && $0.sessions >= 1 })
+        }
+
+        @Test("what was saved on another machine is of no use: everything is started cold")
+        func anotherMachine() throws {
+            // Given
+            let service = try KeptService(["a", "b"])
+            let load = LastingLoad()
+            let clients = try ["a", "b"].map { try load.start(service.socket, $0, seed: seed()) }
+            try load.waitForOperations(50)
+            // When
+            #expect(try service.save() == 0)
+            try service.stop()
+            let file = try SavedState.decode(Files.read(service.state, limit: 64 << 20))
+            var host = file.host
+            host.machineID = "0123456789abcdef0123456789abcdef"
+            let devices = try file.devices.values.map { try $0.get() }
+            try Self.write(SavedState.encode(host: host, devices: devices), to: service.state)
+            try service.start()
+            try load.waitForOperations(50)
+            try service.waitFor(phase: "idle")
+            let (_, text) = try service.ask(["service", "status"])
+            let steps = try service.servicing().steps
+            load.stop()
+            let results = try clients.map { try $0() }
+            // Then
+            #expect(steps == ["a": "cold", "b": "cold"])
+            #expect(text.contains("anothermachine(\(host.machineID))"))
+            #expect(results.allSatisfy { $0.differences.isEmpty && $0.sessions >= 1 })
+            #expect(!Files.exists(service.state))
         }
 
         /// Where a text is in bytes.

@@ -31,6 +31,14 @@ struct GoldenTests {
         #expect(file.others.isEmpty)
     }
 
+    @Test("version 1, since controllers tell their PCI ids")
+    func version1Identified() throws {
+        // When
+        let file = try SavedState.decode(golden("version1-identified.hex"))
+        // Then
+        #expect(try file.devices["disk0"]?.get() == Samples.identified)
+    }
+
     @Test("version 1, written by a later build: what it adds is kept")
     func version1WithAdditions() throws {
         // When
@@ -75,12 +83,14 @@ struct GoldenTests {
         let added = try SavedState.encode(
             host: Samples.host, sections: [SavedSection(name: later.name, bytes: section)],
             others: [SavedSection(name: "", bytes: other)])
+        let identified = try SavedState.encode(host: Samples.host, devices: [Samples.identified])
         let newer = try Section.encode(
             kind: 2, version: 2, writer: "2.0", payload: [0x0A, 0x01, 0x78], name: "")
         let refused = try SavedState.encode(
             host: Samples.host, sections: [SavedSection(name: later.name, bytes: newer)])
         for (name, bytes) in [
             ("version1", whole), ("version1-additions", added), ("version2", refused),
+            ("version1-identified", identified),
         ] {
             let hex = bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }
             print("golden \(name) \(hex.joined())")

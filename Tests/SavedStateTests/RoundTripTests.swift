@@ -114,4 +114,35 @@ struct RoundTripTests {
         #expect(SaveToken(bytes: [1]) == nil)
         #expect(Samples.token.description == "0102030405060708090a0b0c0d0e0f10")
     }
+
+    @Test("a file has room for as many devices as may be configured, and not for one more")
+    func mostDevices() throws {
+        let bytes = try SavedState.encode(device: Samples.idle, version: "1")
+        func sections(_ count: Int) -> [SavedSection] {
+            (0..<count).map { SavedSection(name: "d\($0)", bytes: bytes) }
+        }
+        let most = SavedLimits.deviceCount
+        let file = try SavedState.decode(
+            SavedState.encode(host: Samples.host, sections: sections(most)))
+        #expect(file.devices.count == most)
+        #expect(throws: SavedStateError.self) {
+            try SavedState.encode(host: Samples.host, sections: sections(most + 1))
+        }
+        let (fitting, others) = SavedState.fitting(sections(most + 2))
+        #expect(fitting.count == most)
+        #expect(others.map(\.name) == ["d1000", "d1001"])
+    }
+
+    @Test("sections that fit no file together are left out, the smaller ones behind them are not")
+    func mostBytes() throws {
+        let large = [UInt8](repeating: 0, count: 100 << 20)
+        let sections = ["a", "b", "c"].map { SavedSection(name: $0, bytes: large) }
+        let small = SavedSection(name: "d", bytes: [1, 2, 3])
+        let (fitting, others) = SavedState.fitting(sections + [small])
+        #expect(fitting.map(\.name) == ["a", "b", "d"])
+        #expect(others.map(\.name) == ["c"])
+        #expect(throws: Never.self) {
+            try SavedState.encode(host: Samples.host, sections: fitting)
+        }
+    }
 }

@@ -131,6 +131,14 @@ enum Samples {
             sessions: [SavedSession(key: 0x107, id: 42, opening: [8, 1, 16, 1])])
     }
 
+    /// The same, with what version 1 has had since controllers tell their PCI ids.
+    static var identified: SavedDevice {
+        var device = disk
+        device.identity.deviceID = 0x4E56
+        device.identity.pciVendorID = 0x1234
+        return device
+    }
+
     /// A device with nothing under way.
     static var idle: SavedDevice {
         var device = disk
@@ -179,6 +187,7 @@ struct RandomDevices {
         device.generation = random.next()
         device.identity.serial = text()
         device.identity.deviceID = random.next() & 1 == 0 ? nil : UInt32(number(0...0xFFFF))
+        device.identity.pciVendorID = random.next() & 1 == 0 ? nil : UInt32(number(0...0xFFFF))
         device.controller.generation = random.next()
         device.controller.epoch = UInt32(number(1...0xFFFF_FFFF))
         device.controller.pendingEvents = random.next()

@@ -70,6 +70,26 @@ struct ServicingRig {
         service.servicing.status(after: nil).devices.entries.map { "\($0.name) \($0.step)" }
     }
 
+    /// The worker of a device dies, and its successor takes everything over.
+    func replace(_ name: String) async throws {
+        worker(name).beReplaced()
+        try await until { service.devices[name]?.state == .recovering }
+        worker(name).finishRecovery()
+        try await until { service.devices[name]?.state == .ready }
+    }
+
+    /// The step of each device, of all pages.
+    var allSteps: [String: ServicingStep] {
+        var steps: [String: ServicingStep] = [:]
+        var after: String?
+        while true {
+            let page = service.servicing.status(after: after).devices
+            for device in page.entries { steps[device.name] = device.step }
+            guard page.more, let last = page.entries.last?.name else { return steps }
+            after = last
+        }
+    }
+
     /// Why a device is at its step.
     func reason(_ name: String) -> String {
         service.servicing.status(after: nil).devices.entries.first { $0.name == name }?.reason ?? ""
@@ -263,6 +283,79 @@ struct ServicingTests {
             #expect(rig.steps == ["a saved", "b saved", "c notKept"])
             #expect(rig.worker("a").servicing.saves.count == 3)
         }
+    }
+
+    @Test("a worker that dies when it is frozen already is succeeded by one that is frozen again")
+    func diesFrozen() async throws {
+        try await onLoop {
+            let rig = try await ServicingRig()
+            rig.worker("b").servicing.isDeafToSave = true
+            let save = EventLoop.current.task { await failure { try await rig.save() } }
+            try await until { rig.steps.contains("a frozen") }
+            let first = rig.worker("a").servicing.token
+            try await rig.replace("a")
+            rig.worker("b").servicing.isDeafToSave = false
+            try await rig.replace("b")
+
+            #expect(await save.value == nil)
+            #expect(rig.steps == ["a saved", "b saved", "c notKept"])
+            #expect(rig.worker("a").servicing.saves.count == 2)
+            let written = try rig.file().devices["a"]?.get().token.bytes
+            #expect(written == rig.worker("a").servicing.token)
+            #expect(written != first)
+        }
+    }
+
+    @Test(
+        "one whose successor cannot be frozen is left out, and goes on", arguments: [false, true])
+    func diesFrozenForGood(allOrNothing: Bool) async throws {
+        try await onLoop {
+            let rig = try await ServicingRig()
+            rig.worker("b").servicing.isDeafToSave = true
+            let save = EventLoop.current.task {
+                await failure { try await rig.save(allOrNothing: allOrNothing) }
+            }
+            try await until { rig.steps.contains("a frozen") }
+            rig.worker("a").servicing.saveFailure = WireError(.notSupported, "its pool is gone")
+            try await rig.replace("a")
+            rig.worker("b").servicing.isDeafToSave = false
+            try await rig.replace("b")
+
+            let error = await save.value
+            #expect((error?.message.contains("device a: its pool is gone") == true) == allOrNothing)
+            #expect(rig.reason("a").contains("its pool is gone"))
+            #expect(
+                rig.steps
+                    == (allOrNothing ? ["a thawed", "b thawed"] : ["a cold", "b saved"])
+                    + ["c notKept"])
+            #expect(Files.exists(rig.path) == !allOrNothing)
+            #expect(await rig.isServed("a"))
+        }
+    }
+
+    @Test("more devices than fit one page are saved, and restored, all of them")
+    func manyDevices() async throws {
+        try await onLoop {
+            let names = (100..<400).map { "d\($0)" }
+            var rig = try await ServicingRig(names)
+
+            try await rig.save()
+            let saved = rig.allSteps
+            let written = try rig.file().devices
+            try await rig.restart(names)
+            try await rig.settled()
+
+            #expect(saved.filter { $0.value == .saved }.keys.sorted() == names)
+            #expect(written.keys.sorted() == names)
+            #expect(written.values.allSatisfy { (try? $0.get()) != nil })
+            #expect(rig.allSteps.filter { $0.value == .restored }.keys.sorted() == names)
+        }
+    }
+
+    @Test("as many devices can be configured as a saved state has room for")
+    func limits() {
+        #expect(ConfigLimits.deviceCount <= SavedLimits.deviceCount)
+        #expect(SavedLimits.deviceCount < SavedLimits.sectionCount)
     }
 
     @Test("a worker that tells the state of another save is not believed")

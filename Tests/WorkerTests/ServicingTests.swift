@@ -5,6 +5,7 @@
 import CLinux
 import Glibc
 import Linux
+import SavedState
 import TestSupport
 import Testing
 import Wire
@@ -80,6 +81,13 @@ final class KeptRig {
         let saved = try save(supervisor)
         guard try stop(supervisor) == 0 else { throw RigError("the worker did not end well") }
         return try restore(saved.section.fd)
+    }
+
+    /// What the controller counted of admin commands, by what they are.
+    func adminCommands() throws -> Substring {
+        let text = try rig.control("stats")
+        let start = try #require(text.ranges(of: "\"adminCommands\":{").first?.upperBound)
+        return text[start...].prefix { $0 != "}" }
     }
 
     /// What the controller counted of resets and queues.
@@ -383,6 +391,116 @@ extension WorkerProcessTests {
             #expect(!ready.restored)
             #expect(!ready.coldReason.isEmpty)
             #expect(try client.read(5, 1) == pattern(512, seed: 5))
+        }
+
+        @Test(
+            "another controller that looks the same is started cold at once",
+            arguments: ["serial OTHER-1", "model another"])
+        func identified(change: String) throws {
+            let kept = try KeptRig()
+            let supervisor = try kept.rig.startLoaded()
+            let client = try supervisor.open()
+            let saved = try kept.save(supervisor)
+            _ = try kept.stop(supervisor)
+            try kept.rig.control(change)
+            let before = try kept.untouched()
+            let (successor, ready) = try kept.restore(saved.section.fd)
+            let again = try successor.open()
+            try again.write(5, pattern(512, seed: 5))
+
+            #expect(!ready.restored)
+            #expect(ready.coldReason.contains("the controller was"), "\(ready.coldReason)")
+            #expect(ready.coldReason.contains(change.split(separator: " ")[1]))
+            #expect(try kept.untouched() != before)
+            #expect(try client.reason().code == .shuttingDown)
+            #expect(try again.read(5, 1) == pattern(512, seed: 5))
+            // And that one can be kept.
+            let (_, kepts) = try kept.service(successor)
+            #expect(kepts.restored, "\(kepts.coldReason)")
+        }
+
+        @Test(
+            "another kind of function, or another layout of the pool, is started cold",
+            arguments: [
+                ("device", "the PCI id of the device was 1234:0001, and is 1234:4e56"),
+                ("vendor", "the PCI id of the device was 0001:4e56, and is 1234:4e56"),
+                ("slot", "a slot of its pool was 'other' of"),
+            ])
+        func otherKind(what: String, reason: String) throws {
+            let kept = try KeptRig()
+            let supervisor = try kept.rig.startLoaded()
+            let saved = try kept.save(supervisor)
+            _ = try kept.stop(supervisor)
+            var device = try SavedState.decode(device: contents(saved.section.fd))
+            let identity = device.identity
+            switch what {
+            case "device": device.identity.deviceID = 1
+            case "vendor": device.identity.pciVendorID = 1
+            default: device.pool.slots[3].tag = "other"
+            }
+            let (_, ready) = try kept.restore(
+                sealedFile(SavedState.encode(device: device, version: "1")))
+
+            #expect(identity.deviceID == 0x4E56)
+            #expect(identity.pciVendorID == 0x1234)
+            #expect(!ready.restored)
+            #expect(ready.coldReason.contains(reason), "\(ready.coldReason)")
+        }
+
+        @Test("a controller with the quirk do-not-adopt is not saved, and its successor resets it")
+        func doNotAdopt() throws {
+            let kept = try KeptRig()
+            kept.rig.config.quirks = [.doNotAdopt]
+            let supervisor = try kept.rig.startLoaded()
+            let client = try supervisor.open()
+            let shown = try supervisor.inspect("controller/quirks")
+            let id = try supervisor.inspect("controller/pci_id")
+            let refusal = try supervisor.refusal(.save(kept.request()))
+            let before = try kept.untouched()
+            try #require(kept.rig.worker).signal(SIGKILL)
+            try #require(kept.rig.worker).wait()
+            try kept.rig.startWorker()
+            try client.write(1, pattern(512, seed: 1))
+
+            #expect(shown == "do-not-adopt")
+            #expect(id == "1234:4e56")
+            #expect(refusal.code == .notSupported)
+            #expect(refusal.message.contains("do-not-adopt"))
+            #expect(try kept.untouched() != before)
+            #expect(try client.read(1, 1) == pattern(512, seed: 1))
+        }
+
+        @Test("a controller with the quirk of no admin commands is restored, and asked nothing")
+        func noAdmin() throws {
+            let kept = try KeptRig()
+            kept.rig.config.quirks = [.noAdminAfterServicing]
+            let supervisor = try kept.rig.startLoaded()
+            let saved = try kept.save(supervisor)
+            _ = try kept.stop(supervisor)
+            let before = try kept.adminCommands()
+            let (successor, ready) = try kept.restore(saved.section.fd)
+            let client = try successor.open()
+            try client.write(1, pattern(512, seed: 1))
+
+            #expect(ready.restored, "\(ready.coldReason)")
+            #expect(try successor.inspect("controller/quirks") == "no-admin-after-servicing")
+            #expect(try client.read(1, 1) == pattern(512, seed: 1))
+            #expect(try kept.adminCommands() == before)
+        }
+
+        @Test("a state that does not tell PCI ids, nor slots, is that of an earlier build")
+        func unknownKind() throws {
+            let kept = try KeptRig()
+            let supervisor = try kept.rig.startLoaded()
+            let saved = try kept.save(supervisor)
+            _ = try kept.stop(supervisor)
+            var device = try SavedState.decode(device: contents(saved.section.fd))
+            (device.identity.deviceID, device.identity.pciVendorID) = (nil, nil)
+            device.pool.slots = []
+            let (_, ready) = try kept.restore(
+                sealedFile(SavedState.encode(device: device, version: "1")))
+
+            #expect(ready.restored, "\(ready.coldReason)")
         }
 
         @Test(

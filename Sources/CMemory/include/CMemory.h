@@ -4,6 +4,7 @@
 // plain Swift pointer, because Swift has no `volatile`.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #define NV_INLINE static inline __attribute__((always_inline))
@@ -106,4 +107,29 @@ NV_INLINE int nv_has_crc32c(void) {
 #else
     return 1;
 #endif
+}
+
+// The same of any number of bytes, bit by bit: for processors without the instruction, and for what
+// is left behind the last eight bytes.
+NV_INLINE uint32_t nv_crc32c_portable(uint32_t crc, const void *_Nullable bytes, size_t count) {
+    const uint8_t *byte = (const uint8_t *)bytes;
+    for (size_t index = 0; index < count; index++) {
+        crc ^= byte[index];
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (0x82F63B78u & (0u - (crc & 1)));
+    }
+    return crc;
+}
+
+// CRC-32C of any number of bytes, which any processor can do. Neither begun nor ended here: give
+// and take what comes before and after.
+NV_INLINE uint32_t nv_crc32c_bytes(uint32_t crc, const void *_Nullable bytes, size_t count) {
+    const uint8_t *byte = (const uint8_t *)bytes;
+    if (nv_has_crc32c()) {
+        for (; count >= 8; byte += 8, count -= 8) {
+            uint64_t word;
+            __builtin_memcpy(&word, byte, 8);
+            crc = nv_crc32c_64(crc, word);
+        }
+    }
+    return nv_crc32c_portable(crc, byte, count);
 }

@@ -149,7 +149,7 @@ struct  Nvmed__V1__SavedHost
   protobuf_c_boolean has_generation;
   uint64_t generation;
   /*
-   * The names of the devices, in the order of their sections; at most 256.
+   * The names of the devices, in the order of their sections; at most 1000.
    */
   size_t n_device_names;
   ProtobufCBinaryData *device_names;
@@ -254,10 +254,15 @@ struct  Nvmed__V1__SavedIdentity
    */
   protobuf_c_boolean has_controller_id;
   uint32_t controller_id;
+  /*
+   * PCI vendor id of the function, which need not be VID; absent: unknown.
+   */
+  protobuf_c_boolean has_pci_vendor_id;
+  uint32_t pci_vendor_id;
 };
 #define NVMED__V1__SAVED_IDENTITY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&nvmed__v1__saved_identity__descriptor) \
-    , 0, 0, 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0, 0 }
+    , 0, 0, 0, 0, 0, {0,NULL}, 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0, 0 }
 
 
 /*
