@@ -61,11 +61,11 @@ extension SavedController {
         }
         regions = try unsafe SavedField.list(
             c.regions, c.n_regions, limit: SavedLimits.regionCount, "controller.regions"
-        ) { r in
+        ) { r throws(FieldProblem) in
             var region = unsafe SavedRegion(
                 address: r.pointee.address, byteCount: r.pointee.byte_count,
                 session: r.pointee.session)
-            region.unknown = unsafe SavedField.unknown(r.pointee.base)
+            region.unknown = try unsafe SavedField.unknown(r.pointee.base)
             return region
         }
         guard unsafe c.n_pool_page_order <= Int(SavedLimits.poolPageCount) else {
@@ -73,7 +73,7 @@ extension SavedController {
         }
         poolPageOrder = unsafe Array(
             UnsafeBufferPointer(start: c.pool_page_order, count: c.n_pool_page_order))
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 
     private mutating func setUp(from c: Nvmed__V1__SavedController) {
@@ -121,7 +121,7 @@ extension SavedNamespace {
                 c.has_descriptors, c.descriptors, "controller.namespaces.descriptors")
             unsafe self.init(id: c.id, content: .pages(identify: page, descriptors: descriptors))
         }
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -162,7 +162,7 @@ extension SavedQueue {
             c.requests, c.n_requests, limit: SavedLimits.requestCount,
             "controller.queues.requests"
         ) { r throws(FieldProblem) in try unsafe SavedRequest(r.pointee) }
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -205,7 +205,7 @@ extension SavedCommand {
         unsafe session = c.session
         unsafe firstPage = c.first_page
         pageCount = try unsafe SavedField.narrow(c.page_count, "\(name).page_count")
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -267,6 +267,6 @@ extension SavedRequest {
         status = try unsafe SavedField.narrow(c.status, "\(name).status")
         unsafe firstPage = c.first_page
         pageCount = try unsafe SavedField.narrow(c.page_count, "\(name).page_count")
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }

@@ -33,7 +33,7 @@ extension SavedHost {
                     try unsafe SavedField.text(
                         name, "device_names", limit: SavedLimits.nameByteCount))
             }
-            host.unknown = unsafe SavedField.unknown(c.base)
+            host.unknown = try unsafe SavedField.unknown(c.base)
             return host
         }
     }
@@ -82,7 +82,7 @@ extension SavedDevice {
             sessions: SavedField.list(
                 c.sessions, c.n_sessions, limit: SavedLimits.sessionCount, "sessions"
             ) { s throws(FieldProblem) in try unsafe SavedSession(s.pointee) })
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -106,7 +106,7 @@ extension SavedIdentity {
             model: SavedField.text(c.model, "identity.model"),
             firmware: SavedField.text(c.firmware, "identity.firmware"),
             controllerID: c.controller_id)
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -123,7 +123,7 @@ extension SavedSession {
             key: c.key, id: c.id,
             opening: SavedField.bytes(
                 c.opening, SavedLimits.openingByteCount, "sessions.opening"))
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -154,16 +154,16 @@ extension SavedPool {
             byteCount: c.byte_count, offset: c.offset,
             runs: SavedField.list(
                 c.runs, c.n_runs, limit: SavedLimits.poolEntryCount, "pool.runs"
-            ) { r in
+            ) { r throws(FieldProblem) in
                 var run = unsafe SavedRun(
                     address: r.pointee.address, byteCount: r.pointee.byte_count)
-                run.unknown = unsafe SavedField.unknown(r.pointee.base)
+                run.unknown = try unsafe SavedField.unknown(r.pointee.base)
                 return run
             },
             slots: SavedField.list(
                 c.slots, c.n_slots, limit: SavedLimits.poolEntryCount, "pool.slots"
             ) { s throws(FieldProblem) in try unsafe SavedSlot(s.pointee) })
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }
 
@@ -183,6 +183,6 @@ extension SavedSlot {
             firstPage: c.first_page, pageCount: c.page_count,
             owner: SavedField.text(c.owner, "pool.slots.owner", limit: limit),
             tag: SavedField.text(c.tag, "pool.slots.tag", limit: limit), state: c.state)
-        unknown = unsafe SavedField.unknown(c.base)
+        unknown = try unsafe SavedField.unknown(c.base)
     }
 }

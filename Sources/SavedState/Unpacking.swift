@@ -133,10 +133,16 @@ enum SavedField {
     }
 
     /// The fields that this version does not know.
-    static func unknown(_ base: ProtobufCMessage) -> UnknownFields {
+    ///
+    /// Number 0 is no field's. protobuf-c takes it when it is written in more bytes than it needs;
+    /// nobody would read it again as it is written here.
+    static func unknown(_ base: ProtobufCMessage) throws(FieldProblem) -> UnknownFields {
         var writer = ProtobufWriter()
         for index in 0..<Int(unsafe base.n_unknown_fields) {
             guard let field = unsafe base.unknown_fields?[index] else { continue }
+            guard unsafe field.tag != 0 else {
+                throw FieldProblem("the payload", "has a field of number 0")
+            }
             unsafe writer.raw(
                 field.tag, UInt32(truncatingIfNeeded: field.wire_type.rawValue),
                 UnsafeBufferPointer(start: field.data, count: field.len))

@@ -97,6 +97,18 @@ struct HostileTests {
         }
     }
 
+    @Test("a field of number 0, in whatever bytes, is refused: it could not be read once more")
+    func fieldZero() throws {
+        // Number 0 with a varint of 2: as short as it goes, and in one byte more.
+        for field in [[0x00, 0x02], [0x80, 0x00, 0x02]] as [[UInt8]] {
+            var writer = ProtobufWriter()
+            Samples.disk.write(into: &writer)
+            let section = try Section.encode(
+                kind: 2, writer: "1.0", payload: writer.bytes + field, name: "disk0")
+            #expect(throws: SavedStateError.self) { try SavedState.decode(device: section) }
+        }
+    }
+
     @Test("nothing, zeroes, ones and other files are no saved state")
     func foreign() {
         let cases: [[UInt8]] = [
