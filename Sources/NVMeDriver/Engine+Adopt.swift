@@ -8,6 +8,7 @@
 
 internal import CMemory
 internal import DMA
+internal import Linux
 internal import NVMeSpec
 
 /// A request that is under way, for whoever asked for it in another life.
@@ -83,7 +84,7 @@ public enum AdoptedDoorbell: Sendable, Equatable {
 extension Engine {
     /// The engine of a queue, request records and bounce pages that were made over what a
     /// predecessor left. Regions are registered again before. `tick` is the coarse clock: the age
-    /// of what is in flight counts from here.
+    /// of what is in flight, and of which nothing is on record, counts from here.
     ///
     /// Throws `notAdoptable`.
     static func adopt(
@@ -110,6 +111,7 @@ extension Engine {
 
     /// Pages and parts of what is in the slots.
     private mutating func adoptCommands() throws(DriverError) {
+        let now = CommandAges.milliseconds(MonotonicClock.nowNanoseconds)
         for index in 0...queue.slotCount {
             let slot = unsafe queue.slots + Int(index) * 64
             let word = unsafe nv_load64(slot + 56)
@@ -117,7 +119,7 @@ extension Engine {
             guard state != SlotState.free else { continue }
             let command = unsafe CommandSlot(at: slot)
             let isStaged = state == SlotState.staged
-            unsafe queue.ticks[Int(index)] = queue.tick
+            unsafe queue.ticks[Int(index)] = queue.inheritedTick(index, nowMilliseconds: now)
             if command.isPart {
                 try adoptPart(
                     command, isStaged: isStaged,
@@ -251,6 +253,8 @@ extension Engine {
     /// that namespace.
     public mutating func ringAdopted(namespaceID: UInt32, blockShift: UInt8) -> AdoptedDoorbell {
         queue.tellHeadAgain()
+        queue.keepInheritedAges(
+            nowMilliseconds: CommandAges.milliseconds(MonotonicClock.nowNanoseconds))
         let unseen = queue.unseenCount
         guard unseen == 0 else {
             queue.ring()

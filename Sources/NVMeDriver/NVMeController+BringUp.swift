@@ -272,7 +272,8 @@ extension NVMeController {
             completionDoorbell: doorbells.completion,
             submissionDoorbellOffset: doorbells.submissionOffset,
             completionDoorbellOffset: doorbells.completionOffset,
-            shadow: hasShadowDoorbells && queueID > 0 ? shadowDoorbells(queueID) : nil)
+            shadow: hasShadowDoorbells && queueID > 0 ? shadowDoorbells(queueID) : nil,
+            ages: state.address(state.layout.agesOffset(queueID)))
         return (
             QueueParts(memory: memory, doorbellsAreMapped: doorbells.areMapped),
             readsIOVA + UInt64(part.submission.offset), writesIOVA + UInt64(part.completion.offset)

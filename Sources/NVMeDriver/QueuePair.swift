@@ -36,6 +36,9 @@ struct QueueMemory {
     var submissionDoorbellOffset: Int
     var completionDoorbellOffset: Int
     var shadow: ShadowDoorbells?
+    /// Since when commands are in flight, `CommandAges.byteCount` bytes for each slot; nil: nobody
+    /// is to know.
+    var ages: UnsafeMutableRawPointer?
 
     static func scratchByteCount(entries: UInt32) -> Int { Int(entries) * (2 + 2 + 4 + 1) }
 }
@@ -106,6 +109,9 @@ struct QueuePair: ~Copyable {
     let submissionDoorbellOffset: Int
     let completionDoorbellOffset: Int
 
+    /// Since when commands are in flight, for a successor.
+    let ages: CommandAges?
+
     /// Doorbells that the owner must write by message: bits of `…DoorbellPending`.
     var pendingDoorbells: UInt8 = 0
     /// Once set, the device of this queue must not be believed any more.
@@ -156,6 +162,12 @@ struct QueuePair: ~Copyable {
         submissionDoorbellOffset = memory.submissionDoorbellOffset
         completionDoorbellOffset = memory.completionDoorbellOffset
         hasShadow = memory.shadow != nil
+        if let base = unsafe memory.ages {
+            let key = Checksum.key(Checksum.agesKind, queue: UInt32(queueID), epoch: epoch)
+            unsafe ages = CommandAges(base: base, key: key)
+        } else {
+            ages = nil
+        }
         unsafe shadow =
             memory.shadow
             ?? ShadowDoorbells(
@@ -573,6 +585,7 @@ struct QueuePair: ~Copyable {
     /// with slot and command id.
     func forEachOlder(than limit: UInt32, _ body: (UInt32, UInt16) -> Void) {
         refreshOrdinals()
+        keepAges()
         for index in 0..<slotCount {
             let state = unsafe nv_load64(slots + Int(index) * 64 + 56)
             guard state & SlotState.mask == SlotState.staged,

@@ -54,6 +54,8 @@ public struct StateArea: ~Copyable {
     public private(set) var failures: UInt32 = 0
     /// When those began: CLOCK_MONOTONIC.
     private var failuresSinceNanoseconds: UInt64 = 0
+    /// The function has to be reset before anybody uses the controller again.
+    public private(set) var functionResetIsDue = false
     /// Since when the sessions have not been served; 0: they are. CLOCK_MONOTONIC.
     public private(set) var stalledSinceNanoseconds: UInt64 = 0
     private var lastNumber: UInt64 = 0
@@ -102,6 +104,7 @@ public struct StateArea: ~Copyable {
         area.lastNumber = words[4]
         area.stalledSinceNanoseconds = words[5]
         area.failures = UInt32(truncatingIfNeeded: words[6])
+        area.functionResetIsDue = words[6] >> 32 & 1 != 0
         area.failuresSinceNanoseconds = words[7]
         area.writeHeader()
         CrashPoint.hit(.adoptGenerationRaised)
@@ -195,6 +198,13 @@ public struct StateArea: ~Copyable {
         writeHeader()
     }
 
+    /// Notes that the function has to be reset, or that it was.
+    public mutating func setFunctionReset(isDue: Bool) {
+        guard isDue != functionResetIsDue else { return }
+        functionResetIsDue = isDue
+        writeHeader()
+    }
+
     /// Whether a data thread of the predecessor has taken an answer of the device: it may have died
     /// before its control thread heard of that.
     public var predecessorWasFruitful: Bool {
@@ -278,7 +288,8 @@ public struct StateArea: ~Copyable {
         unsafe Self.header(memory.base).write([
             generation, UInt64(epoch) | UInt64(salvageEpoch) << 32,
             UInt64(fruitlessStarts) | UInt64(giveUps) << 32, fruitlessSinceNanoseconds,
-            lastNumber, stalledSinceNanoseconds, UInt64(failures), failuresSinceNanoseconds,
+            lastNumber, stalledSinceNanoseconds,
+            UInt64(failures) | (functionResetIsDue ? 1 : 0) << 32, failuresSinceNanoseconds,
         ])
     }
 

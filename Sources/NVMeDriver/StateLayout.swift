@@ -20,6 +20,7 @@ internal import CMemory
 ///                  queues: a record of 64 B and an index line of 64 B each; queue 0 is the
 ///                  admin queue
 ///                  rings: `ringsPerQueue` × 256 B for each queue
+///                  ages of commands: `slotsPerQueue` × 16 B for each queue
 ///                  two banks, for even and odd epochs, so that what was in flight before a reset
 ///                  is still there when the next epoch has begun; each has
 ///                      slots: `slotsPerQueue` × 64 B for each queue
@@ -34,7 +35,7 @@ public struct StateLayout: Sendable, Equatable {
     /// "NVMEDST1" read as a little-endian number.
     public static let magic: UInt64 = 0x3154_5344_454D_564E
     /// Raised with every change of this layout.
-    public static let version: UInt32 = 4
+    public static let version: UInt32 = 5
     /// Bytes of a slot, of a queue's record and of its index line.
     public static let recordByteCount = 64
     /// Bytes kept for the device configuration.
@@ -102,7 +103,12 @@ public struct StateLayout: Sendable, Equatable {
             + (queue * Self.ringsPerQueue + index) * Self.ringByteCount
     }
 
-    private var bankOffset: Int { (ringOffset(queueCount, 0) + 4095) & ~4095 }
+    /// Since when the commands of a queue are in flight.
+    func agesOffset(_ queue: Int) -> Int {
+        ringOffset(queueCount, 0) + queue * slotsPerQueue * CommandAges.byteCount
+    }
+
+    private var bankOffset: Int { (agesOffset(queueCount) + 4095) & ~4095 }
 
     private var requestsOffset: Int { queueCount * slotsPerQueue * Self.recordByteCount }
 
@@ -167,6 +173,7 @@ enum Checksum {
     static let inventoryKind: UInt32 = 0x494E_564E
     static let fruitKind: UInt32 = 0x4652_5554
     static let countersKind: UInt32 = 0x434E_5452
+    static let agesKind: UInt32 = 0x4147_4553
 
     /// One step of the checksum. `make bench` builds the driver once without the log, to tell what
     /// the log costs; nothing else is ever built so.

@@ -418,6 +418,7 @@ final class Device {
         }
         try refuseIfSaved()
         post(.wanted)
+        let pauseEnd = min(deadline, Deadline.after(SupervisorLimits.pauseNanoseconds))
         // Each turn waits for a change of state, which the table bounds.
         while true {
             switch lifecycle.state {
@@ -426,6 +427,10 @@ final class Device {
                 try await nextChange(deadline, "device \(name) is being saved")
                 try refuseIfSaved()
             case .ready: return
+            case .retrying where ready != nil:
+                do throws(WireError) {
+                    try await nextChange(pauseEnd, "")
+                } catch { throw error.code == .deadlineExceeded ? failure() : error }
             case .retrying, .failed: throw failure()
             case .removed:
                 throw WireError(
@@ -456,13 +461,14 @@ final class Device {
         for one in waiting { one.succeed(()) }
     }
 
-    /// Why it cannot be used now.
+    /// Why it cannot be used now. One that was in service and is tried again by itself passes
+    /// through a pause: whoever wants it may come again.
     func failure() -> WireError {
         let next =
             lifecycle.state == .retrying
             ? "it is tried again by itself" : "the next open tries again"
         return WireError(
-            .deviceFailed,
+            lifecycle.state == .retrying && ready != nil ? .deviceStarting : .deviceFailed,
             "device \(name) could not be brought up (attempt \(max(lifecycle.attempts, 1))): "
                 + "\(lifecycle.reason); \(next), or when an operator retries it", device: name)
     }

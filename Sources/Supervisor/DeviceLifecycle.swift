@@ -38,7 +38,8 @@ internal import Wire
 /// operator and success begin the count anew. The back-off doubles from
 /// ``backOffFirstNanoseconds`` up to ``backOffLastNanoseconds``.
 ///
-/// `retrying` and `failed` are both told as FAILED: whoever asks meanwhile gets the reason at once.
+/// `retrying` and `failed` are both told as FAILED: whoever wants the device meanwhile gets the
+/// reason at once, but waits for one that was in service before and is being retried.
 struct DeviceLifecycle: Sendable, Equatable {
     /// Where the device is.
     enum State: Sendable, CaseIterable {

@@ -43,6 +43,12 @@ enum SupervisorLimits {
     static let inspectNanoseconds: UInt64 = 1_000_000_000
     /// The orderly end of one worker: CC.SHN may take seconds.
     static let shutdownNanoseconds: UInt64 = 15_000_000_000
+    /// How long whoever wants a device waits that was in service and is tried again by itself; then
+    /// he is told why, and to come again.
+    static let pauseNanoseconds: UInt64 = 5_000_000_000
+    /// How long the next state of a device is waited for whose worker says that it starts again: it
+    /// is told at once, or the worker is asked once more.
+    static let noticeNanoseconds: UInt64 = 200_000_000
     /// How long the end of a device waits for the successor of a worker that has just died: it
     /// takes milliseconds, and when it does not come there is nothing to wait for.
     static let successorNanoseconds: UInt64 = 5_000_000_000

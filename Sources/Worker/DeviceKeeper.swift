@@ -235,8 +235,9 @@ final class DeviceKeeper {
             if let current, !current.isGone { return }
             if takeStored() { return }
         }
-        // Whoever still holds the group keeps it from being opened.
-        forget()
+        // Whoever still holds the group keeps it from being opened. The pool is memory: what sessions
+        // have in it is needed again.
+        forget(keepsPool: true)
         opened = try await openAnew(config, address, reset)
     }
 
@@ -543,21 +544,22 @@ final class DeviceKeeper {
     ///
     /// The last close of the device may sleep for a minute in a reset that a dead function does not
     /// answer. It is ours, after the manager's, and in a thread of its own.
-    func forget() {
+    func forget(keepsPool: Bool = false) {
         let last = current.map { nv_dup_cloexec($0.watched[0]) } ?? -1
         current = nil
         opened = nil
         forgetServer()
         stored = StoredDevice()
-        forgetStored()
+        forgetStored(keepsPool)
         guard last >= 0, nv_close_within(last, WorkerLimits.closeMilliseconds) == 0 else { return }
         log.warning("the kernel is still resetting the device; continuing")
     }
 
-    private func forgetStored() {
-        guard !storedNames.isEmpty else { return }
-        for name in storedNames.sorted() { removeStored(name) }
-        storedNames = []
+    private func forgetStored(_ keepsPool: Bool) {
+        let names = storedNames.filter { !keepsPool || $0 != "pool" }
+        guard !names.isEmpty else { return }
+        for name in names.sorted() { removeStored(name) }
+        storedNames.subtract(names)
         barrier()
     }
 

@@ -103,8 +103,14 @@ extension DeviceService {
 
     /// Goes on with the predecessor's controller; false when that cannot be.
     func adopt(_ config: DeviceConfig) -> Bool {
-        guard isStarting, var live = environment.adopt(config) else { return false }
+        guard isStarting else { return false }
         self.config = config
+        guard !needsFunctionReset || !config.transport.isHardware else {
+            resetReason = "its function had reported an error, and has to be reset"
+            log.warning("\(resetReason); the sessions go on", id: .controllerFailed)
+            return false
+        }
+        guard var live = environment.adopt(config) else { return false }
         let inherited = InheritedDescriptors(
             &live, environment.stored, place: config.poolPlace ?? .memory)
         self.inherited = inherited
@@ -158,15 +164,21 @@ extension DeviceService {
 
     /// Brings a controller up again with a predecessor's requests and memory.
     func startOver(_ controller: NVMeController) throws(DriverError) {
-        let inherited =
-            self.inherited
+        try controller.startOver(
+            inheritPool().inheritance, replay: { self.replay($0) }, tick: coarseClock,
+            keep: { self.environment.keep($0) })
+    }
+
+    /// What a predecessor left for a controller that has to be brought up again.
+    @discardableResult
+    func inheritPool() -> InheritedDescriptors {
+        let known =
+            inherited
             ?? InheritedDescriptors(
                 pool: environment.takePool(), environment.stored,
                 place: config?.poolPlace ?? .memory)
-        self.inherited = inherited
-        try controller.startOver(
-            inherited.inheritance, replay: { self.replay($0) }, tick: coarseClock,
-            keep: { self.environment.keep($0) })
+        inherited = known
+        return known
     }
 
     /// What of a session's requests may be done again after a reset.
@@ -563,6 +575,17 @@ extension DeviceService {
         if dyingSessions > 0 { scheduleSettling() }
         watchProgress()
         armTick()
+        lookForInheritedDelays()
+    }
+
+    /// What was late in a predecessor's time is looked after at once: this process may not live
+    /// until the next tick.
+    private func lookForInheritedDelays() {
+        guard requestsInFlight > 0, controller?.wasAdopted == true else { return }
+        soon { [weak self] in
+            guard let self, let controller = usableController, !isQuiet else { return }
+            climb(Self.messageQueue, controller)
+        }
     }
 
     /// Notes since when the sessions are not served, and tells them when that takes long.

@@ -22,6 +22,10 @@ extension DeviceService {
         }
         let now = MonotonicClock.nowNanoseconds
         aborts[queue] = aborts[queue].filter { late.contains($0.key) }
+        for commandID in late.prefix(WorkerLimits.abortsPerQueue)
+        where aborts[queue][commandID] == nil {
+            abort(queue, commandID, controller, now)
+        }
         if aborts[queue].values.contains(where: { $0 <= now }) {
             guard !replace(queue, controller) else { return }
             return note(
@@ -29,27 +33,29 @@ extension DeviceService {
                     operation: "an I/O command on queue \(queue + 1), Abort included",
                     milliseconds: Int(ioTimeoutMilliseconds)))
         }
-        for commandID in late.prefix(WorkerLimits.abortsPerQueue)
-        where aborts[queue][commandID] == nil {
-            abort(queue, commandID, controller, now)
-        }
     }
 
+    /// Sends an Abort, unless a predecessor's is still with the controller; one that a predecessor
+    /// sent has the rest of its time, not all of it again.
     private func abort(
         _ queue: Int, _ commandID: UInt16, _ controller: NVMeController, _ now: UInt64
     ) {
+        let engine = unsafe controller.engine(queue)
+        let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
+        let first = unsafe engine.pointee.abortedSince(commandID, nowNanoseconds: now) ?? now
+        aborts[queue][commandID] = first &+ bound
+        guard first &+ bound > now, unsafe !engine.pointee.isBeingAborted(commandID) else {
+            return
+        }
         counters.aborts += 1
+        unsafe engine.pointee.keepAbort(commandID, nowNanoseconds: now)
         log.warning(
             "command \(commandID) has not been answered for \(ioTimeoutMilliseconds) ms: aborting",
             id: .commandTimedOut, queue: UInt16(clamping: queue + 1))
-        let bound = UInt64(controller.options.adminTimeoutMilliseconds) * 1_000_000
         do throws(DriverError) {
             try controller.abort(queue: queue, commandID: commandID)
-            aborts[queue][commandID] = now &+ bound
         } catch {
-            // A full admin queue is tried again with the next tick; the bound counts from here all
-            // the same.
-            aborts[queue][commandID] = now &+ bound
+            // Of a full admin queue: the bound counts from here all the same.
             note(error)
         }
     }
@@ -128,15 +134,23 @@ extension DeviceService {
 
     // MARK: The function
 
+    /// The function has to be reset before it is used again. On record: whoever has to do it may be
+    /// a successor.
+    var needsFunctionReset: Bool {
+        get { withState { $0.functionResetIsDue } ?? false }
+        set { withState { $0.setFunctionReset(isDue: newValue) } }
+    }
+
     /// After a controller that did not confirm its reset, or whose function has reported an error:
     /// the function is reset at once where that is possible with the device open, and otherwise
     /// when it is opened next.
     func resetFunction(_ controller: NVMeController, _ reason: String) {
+        needsFunctionReset = true
         if controller.resetFunction() {
+            needsFunctionReset = false
             counters.functionResets += 1
             log.warning("\(reason): the function was reset", id: .controllerFailed)
         } else {
-            needsFunctionReset = true
             log.warning(
                 "\(reason): the function is reset before it is used again", id: .controllerFailed)
         }

@@ -101,6 +101,10 @@ extension DeviceService {
         if notices.contains(.overdue) {
             overdue.insert(queue)
             armTick()
+            // What was late in a predecessor's time must not wait until this process is replaced.
+            if controller.wasAdopted, !isQuiet {
+                exclusively(queue) { climb(queue, controller) }
+            }
         }
         if notices.contains(.progress) { settleRings() }
     }

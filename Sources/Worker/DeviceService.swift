@@ -178,8 +178,6 @@ final class DeviceService {
     var aborts: [[UInt16: UInt64]] = []
     /// Queues of this controller that were deleted and made anew.
     var queueReplacements = 0
-    /// The function has to be reset before it is used again.
-    var needsFunctionReset = false
     /// Cancels that wait for their Aborts.
     var cancels: [PendingCancel] = []
     nonisolated(unsafe) let completions: UnsafeMutablePointer<IOCompletion>
@@ -308,19 +306,22 @@ final class DeviceService {
     /// Returns whether there was one: some functions have none, and are told by CSTS.RDY whether
     /// they can be used.
     private func prepare(_ config: DeviceConfig) async throws(DriverError) -> Bool {
-        let isDue = needsFunctionReset && config.transport.isHardware
-        needsFunctionReset = false
-        guard isDue else {
+        guard needsFunctionReset, config.transport.isHardware else {
+            needsFunctionReset = false
             try await environment.prepare(config, false)
             return false
         }
+        inheritPool()
         do throws(DriverError) {
             try await environment.prepare(config, true)
             counters.functionResets += 1
+            needsFunctionReset = false
             return true
         } catch {
             log.warning("could not be reset: \(error); continuing")
             try await environment.prepare(config, false)
+            // Until here the next one would try again.
+            needsFunctionReset = false
             return false
         }
     }
@@ -495,9 +496,10 @@ final class DeviceService {
     /// Why requests are not taken in this state.
     func unavailable() -> WireError {
         let reason = lifecycle.reason.isEmpty ? "" : ": \(lifecycle.reason)"
-        // Noted, and acted upon in the next turn.
+        // A successor, or the next attempt of the supervisor, begins at once.
         if let failure, lifecycle.state == .ready {
-            return failure.onWire(isRemoval(failure) ? .deviceRemoved : .deviceFailed, device: name)
+            return failure.onWire(
+                isRemoval(failure) ? .deviceRemoved : .deviceStarting, device: name)
         }
         return switch lifecycle.state {
         case .absent:
@@ -640,6 +642,8 @@ final class DeviceService {
         guard failure == nil, controller != nil else { return }
         failure = error
         counters.faults += 1
+        // On record before anything is done about it: who follows must know.
+        if case .device(.deviceError) = error { needsFunctionReset = true }
         soon { [weak self] in self?.fail() }
     }
 

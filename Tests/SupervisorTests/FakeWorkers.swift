@@ -27,6 +27,8 @@ final class FakeWorker {
     /// Kinds of requests that get no answer.
     var isDeaf = false
     var isDeafToSessions = false
+    /// Answers to the next opens: it has found its device failed.
+    var openFailures: [WireError] = []
     /// How it takes part in servicing.
     var servicing = FakeServicing()
     fileprivate(set) var isLoaded = false
@@ -137,6 +139,9 @@ final class FakeWorker {
                 try channel.send(reply: .namespace(found), to: id)
             case .openSession(let open):
                 if isDeafToSessions { return }
+                if !openFailures.isEmpty {
+                    return try channel.send(error: openFailures.removeFirst(), to: id)
+                }
                 guard deathsUnderOpen > 0 else { return try self.open(open, id, channel) }
                 deathsUnderOpen -= 1
                 // Nobody has the client's end: the successor finds that out at once.

@@ -66,6 +66,59 @@ struct ReplacementTests {
         }
     }
 
+    @Test("who opens a disk while its worker finds the device failed is served by the successor")
+    func failing() async throws {
+        try await onLoop {
+            let rig = try await Rig()
+            rig.worker.openFailures = [
+                WireError(.deviceStarting, "CSTS.CFS is set"),
+                WireError(.deviceStarting, "CSTS.CFS is set"),
+            ]
+            let opened = try await rig.service.openDisk("root", .readOnly, .root)
+            #expect(rig.device.sessions[opened.sessionID] != nil)
+            #expect(rig.worker.requests.filter { $0 == "openSession" }.count == 4)
+        }
+    }
+
+    @Test("who opens a disk whose device failed in service waits until it is back")
+    func failed() async throws {
+        try await onLoop {
+            // Given
+            let rig = try await Rig()
+            rig.worker.loadFailures = [
+                WireError(.deviceFailed, "CSTS.CFS is set"),
+                WireError(.deviceFailed, "CSTS.CFS is set"),
+            ]
+            let device = rig.device
+            rig.worker.die()
+            try await until { device.state == .retrying }
+            // When
+            let opened = try await rig.service.openDisk("root", .readWrite, .root)
+            // Then
+            #expect(rig.worker.loadFailures.isEmpty)
+            #expect(device.sessions[opened.sessionID] != nil)
+        }
+    }
+
+    @Test("who does not want to wait that long is told why, and may come again")
+    func impatient() async throws {
+        try await onLoop {
+            let rig = try await Rig()
+            rig.worker.loadFailures = Array(
+                repeating: WireError(.deviceFailed, "CSTS.CFS is set"), count: 40)
+            let device = rig.device
+            rig.worker.die()
+            try await until { device.state == .retrying }
+
+            let error = await failure {
+                try await rig.service.openDisk("root", nil, .user(0, nanoseconds: 20_000_000))
+            }
+
+            #expect(error?.code == .deviceStarting)
+            #expect(error?.message.contains("CSTS.CFS is set") == true)
+        }
+    }
+
     @Test("a session that could not be kept is gone afterwards, and its disk is free")
     func lost() async throws {
         try await onLoop {

@@ -235,6 +235,52 @@ extension WorkerProcessTests {
             try client.end()
         }
 
+        @Test(
+            "a command that was lost is aborted although no worker lives as long as that takes",
+            arguments: [false, true])
+        func diesFaster(throughRing: Bool) throws {
+            // Given: one command that is never answered, and a session that others come through.
+            let rig = try Rig()
+            rig.config.ioTimeoutMilliseconds = 3000
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            let other = try supervisor.open(.readOnly)
+            try client.register(1, SharedMemory(byteCount: 1 << 16))
+            let ring = throughRing ? try RingEnd(client) : nil
+            try rig.control("fault command:hang,queue=io,opcode=1,times=1")
+            var lost: UInt64 = 0
+            if let ring {
+                try ring.write(0)
+            } else {
+                lost = try client.send(
+                    .write(
+                        lba: 0, blockCount: 1, fua: false, location: .region(id: 1, byteOffset: 0)))
+            }
+            // When: each worker completes something, and is killed.
+            var lives: [UInt64] = []
+            while try !isAborted(rig) {
+                let begin = MonotonicClock.nowNanoseconds
+                try replaceWorker(rig)
+                _ = try other.read(8, 1)
+                lives.append((MonotonicClock.nowNanoseconds - begin) / 1_000_000)
+                try #require(lives.count < 500, "\(lives)")
+            }
+            // Then
+            if let ring {
+                try ring.wait(1)
+            } else {
+                let error = #expect(throws: WireError.self) { try client.answer(to: lost) }
+                #expect(error?.code == .outcomeUnknown)
+            }
+            #expect(lives.count > 1)
+            #expect(try other.read(0, 1).count == 512)
+        }
+
+        /// Whether the controller was told to abort something.
+        private func isAborted(_ rig: Rig) throws -> Bool {
+            try !rig.control("stats").contains("\"aborts\":0")
+        }
+
         @Test("a Cancel that the worker died under is answered")
         func cancelled() throws {
             let rig = try Rig()

@@ -3,6 +3,7 @@
 // that does not confirm its own reset, and after an error that the function reports.
 
 import CLinux
+import Glibc
 import Linux
 import NVMeDriver
 import Systemd
@@ -84,6 +85,50 @@ struct ResetTests {
         }
     }
 
+    @Test("a function that cannot be reset while it is open is reset by the worker's successor")
+    func successor() async throws {
+        try await scenario([]) { rig in
+            // Given: a worker that leaves for a successor, because there is a session.
+            _ = try await rig.load()
+            rig.device?.canReset = false
+            _ = try rig.open()
+            await rig.reportAndLeave()
+            // When
+            try await rig.succeed()
+            // Then
+            #expect(rig.prepared == [false, true])
+            #expect(rig.adoptions == 0)
+            #expect(rig.service.resetReason.contains("function"))
+            #expect(rig.service.counters.functionResets == 1)
+            // And it is done once.
+            try await rig.succeed()
+            #expect(rig.prepared == [false, true, false])
+            #expect(rig.adoptions == 1)
+        }
+    }
+
+    @Test("a worker that dies right after its function has reported an error leaves that on record")
+    func killed() async throws {
+        try await scenario([]) { rig in
+            _ = try await rig.load()
+            rig.service.note(.device(.deviceError("AER")))
+            try await rig.succeed()
+            #expect(rig.prepared == [false, true])
+            #expect(rig.adoptions == 0)
+        }
+    }
+
+    @Test("who opens a session before the worker has acted upon the failure may come again")
+    func opening() async throws {
+        try await scenario([]) { rig in
+            _ = try await rig.load()
+            rig.service.note(.device(.deviceError("AER")))
+            let failed = #expect(throws: WireError.self) { try rig.open() }
+            #expect(failed?.code == .deviceStarting)
+            #expect(failed?.message.contains("AER") == true)
+        }
+    }
+
     @Test("a function without a reset is used again when its controller obeys")
     func noReset() async throws {
         try await scenario([]) { rig in
@@ -123,6 +168,10 @@ private final class ResetRig: DeviceObserver {
     var resetError: DriverError?
     var openError: DriverError?
     private var failed = OneShot<Bool>()
+    private var settled = OneShot<Bool>()
+    /// How often a predecessor's device was asked for.
+    private(set) var adoptions = 0
+    private let environment: DeviceEnvironment
 
     init(_ arguments: [String]) throws {
         emulator = try EmulatorProcess(arguments)
@@ -149,6 +198,11 @@ private final class ResetRig: DeviceObserver {
             if let error = box.rig?.resetError { throw error }
             box.rig?.onReset()
         }
+        environment.adopt = { _ in
+            box.rig?.adoptions += 1
+            return nil
+        }
+        self.environment = environment
         service = DeviceService(
             environment: environment, state: try StateArea.create(layout: DeviceService.stateLayout)
         )
@@ -180,8 +234,39 @@ private final class ResetRig: DeviceObserver {
         _ = try? await failed.value()
     }
 
+    func open() throws -> Session {
+        try service.openSession(
+            OpenSession(
+                sessionID: 1, nsid: 1, access: .readWrite, shared: false, disk: "d", clientPID: 1,
+                clientUID: 0))
+    }
+
+    /// Has the function report an error, and waits until the worker leaves for a successor.
+    func reportAndLeave() async {
+        let left = OneShot<Bool>()
+        service.leaveToSuccessor = { left.succeed(true) }
+        device?.report()
+        _ = try? await left.value()
+    }
+
+    /// The worker is no more; waits until its successor has the device.
+    func succeed() async throws {
+        let raw = service.withState { dup($0.fd.raw) } ?? -1
+        let next = DeviceService(
+            environment: environment, state: try StateArea.adopt(OwnedFD(adopting: raw)))
+        settled = OneShot()
+        service.observer = nil
+        service = next
+        device = nil
+        next.observer = self
+        next.recover()
+        _ = try? await settled.value()
+    }
+
     func tell(_ event: WorkerEvent) {
-        if case .stateChanged(.failed, _) = event { failed.succeed(true) }
+        guard case .stateChanged(let state, _) = event else { return }
+        if state == .failed { failed.succeed(true) }
+        if state == .failed || state == .ready { settled.succeed(true) }
     }
 }
 

@@ -16,7 +16,7 @@ import Wire
 @testable import Worker
 
 /// A client's ring, by hand.
-private final class RingEnd {
+final class RingEnd {
     private let client: Client
     private let held: [HeldFD]
     private let memory: Mapping
