@@ -79,9 +79,16 @@ struct CommandAges {
         unsafe nv_store64(place(kind, index), seal(kind, index, slot, since))
     }
 
-    /// Takes away what another command of the slot had.
+    /// Takes away what is there of a slot without a command.
     func forget(_ index: UInt32) {
         for kind in Kind.allCases where unsafe nv_load64(place(kind, index)) != 0 {
+            unsafe nv_store64(place(kind, index), 0)
+        }
+    }
+
+    /// Takes away what another command of the slot had.
+    func forgetOthers(_ index: UInt32, _ slot: UnsafeMutableRawPointer) {
+        for kind in Kind.allCases where unsafe since(kind, index, slot) == nil {
             unsafe nv_store64(place(kind, index), 0)
         }
     }
@@ -114,7 +121,7 @@ extension QueuePair {
                 continue
             }
             if unsafe ages.since(.submitted, index, slot) != nil { continue }
-            ages.forget(index)
+            unsafe ages.forgetOthers(index, slot)
             let passed = tick &- (unsafe ticks[Int(index)])
             let age = UInt32(truncatingIfNeeded: UInt64(passed) * 256 / 1_000_000)
             // More than half of what can be told lies ahead.
@@ -144,7 +151,6 @@ extension QueuePair {
             {
                 continue
             }
-            ages.forget(index)
             unsafe ages.note(.submitted, index, slot, since: now)
         }
     }

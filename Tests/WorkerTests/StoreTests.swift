@@ -58,7 +58,7 @@ extension WorkerProcessTests {
         }
 
         /// Of the bytes of the state area that say anything, as many as time allows; all with
-        /// NVMED_FLIP_ALL set.
+        /// NVMED_FLIP_ALL=1, and those of one part of several with NVMED_FLIP_ALL=part/parts.
         @Test(
             "any changed byte of the state area: what a client has goes on, or ends with a reason")
         func flips() throws {
@@ -69,8 +69,8 @@ extension WorkerProcessTests {
             rig.workerEnvironment = ["NVMED_SESSION_STALL_MS=2000"]
             var supervisor = try rig.startLoaded()
             var (wentOn, ended, next) = (0, 0, 0)
-            let isWhole = Program.environment("NVMED_FLIP_ALL") != nil
-            while next < (isWhole ? .max : 30) {
+            let part = FlippedPart(Program.environment("NVMED_FLIP_ALL"))
+            while next < (part == nil ? 30 : .max) {
                 // Shared: the last round's may not be over yet.
                 let client = try supervisor.open(shared: true)
                 try client.register(1, try SharedMemory(byteCount: 65536))
@@ -79,7 +79,7 @@ extension WorkerProcessTests {
                 try #require(rig.worker).wait()
                 try rig.notify.pump()
                 let state = try StateBytes(try rig.notify.duplicate("state"))
-                guard let place = state.flip(next, isWhole: isWhole, &random) else { break }
+                guard let place = state.flip(next, part, &random) else { break }
                 let words = "byte \(place), round \(next), seed \(seed)"
                 // When
                 var data: [UInt8]?
@@ -102,6 +102,21 @@ extension WorkerProcessTests {
     }
 }
 
+/// Which of all bytes are changed in turn: `part` of `parts`, from 1 on.
+private struct FlippedPart {
+    private var part = 1
+    private var parts = 1
+
+    init?(_ text: String?) {
+        guard let text else { return nil }
+        let numbers = text.split(separator: "/").compactMap { Int($0) }
+        guard numbers.count == 2, numbers[0] > 0, numbers[1] >= numbers[0] else { return }
+        (part, parts) = (numbers[0], numbers[1])
+    }
+
+    func index(_ round: Int) -> Int { part - 1 + round * parts }
+}
+
 /// The state area of a worker that has died.
 private struct StateBytes: ~Copyable {
     private let memory: Mapping
@@ -112,7 +127,7 @@ private struct StateBytes: ~Copyable {
 
     /// Changes a bit of the `round`-th byte that says anything, or of any one; where that is. nil:
     /// there is none.
-    func flip(_ round: Int, isWhole: Bool, _ random: inout SplitMix64) -> Int? {
+    func flip(_ round: Int, _ part: FlippedPart?, _ random: inout SplitMix64) -> Int? {
         var places: [Int] = []
         for word in stride(from: 0, to: memory.byteCount, by: 8)
         where unsafe nv_load64(memory.base + word) != 0 {
@@ -120,8 +135,9 @@ private struct StateBytes: ~Copyable {
                 places.append(place)
             }
         }
-        guard !places.isEmpty, !isWhole || round < places.count else { return nil }
-        let place = isWhole ? places[round] : places[Int(random.next() % UInt64(places.count))]
+        let index = part?.index(round) ?? Int(random.next() % UInt64(max(places.count, 1)))
+        guard index < places.count else { return nil }
+        let place = places[index]
         let mask = UInt8(1) << UInt8(random.next() % 8)
         unsafe nv_store8(memory.base + place, nv_load8(memory.base + place) ^ mask)
         return place
