@@ -7,8 +7,8 @@ internal import Wire
 
 extension Device {
     /// Does something with a worker that is ready, and again with its successor when it dies
-    /// meanwhile, or its device is about to be started again: `body` has to find out whether there is
-    /// anything left to do.
+    /// meanwhile, or its device is about to be started again: `body` has to find out whether there
+    /// is anything left to do.
     func persistently<Value: Sendable>(
         _ deadline: UInt64,
         _ body: @Control (WorkerLink) async throws(WireError) -> Value

@@ -235,8 +235,8 @@ final class DeviceKeeper {
             if let current, !current.isGone { return }
             if takeStored() { return }
         }
-        // Whoever still holds the group keeps it from being opened. The pool is memory: what sessions
-        // have in it is needed again.
+        // Whoever still holds the group keeps it from being opened. The pool is memory: what
+        // sessions have in it is needed again.
         forget(keepsPool: true)
         opened = try await openAnew(config, address, reset)
     }
@@ -556,7 +556,9 @@ final class DeviceKeeper {
     }
 
     private func forgetStored(_ keepsPool: Bool) {
-        let names = storedNames.filter { !keepsPool || $0 != "pool" }
+        let names = storedNames.filter {
+            !keepsPool || !["pool", Self.lockName].contains($0)
+        }
         guard !names.isEmpty else { return }
         for name in names.sorted() { removeStored(name) }
         storedNames.subtract(names)

@@ -103,17 +103,16 @@ extension DeviceService {
 
     /// Goes on with the predecessor's controller; false when that cannot be.
     func adopt(_ config: DeviceConfig) -> Bool {
-        guard isStarting else { return false }
+        guard isStarting, var live = environment.adopt(config) else { return false }
         self.config = config
-        guard !needsFunctionReset || !config.transport.isHardware else {
-            resetReason = "its function had reported an error, and has to be reset"
-            log.warning("\(resetReason); the sessions go on", id: .controllerFailed)
-            return false
-        }
-        guard var live = environment.adopt(config) else { return false }
         let inherited = InheritedDescriptors(
             &live, environment.stored, place: config.poolPlace ?? .memory)
         self.inherited = inherited
+        guard !needsFunctionReset || !config.transport.isHardware else {
+            resetReason = "its function has to be reset, after an error"
+            log.warning("\(resetReason); the sessions go on", id: .controllerFailed)
+            return false
+        }
         var tried: NVMeController?
         do throws(DriverError) {
             let controller = try NVMeController(

@@ -119,8 +119,8 @@ struct AdoptionDamageTests {
             try submit(rig, round + 1)
         }
         #expect(refused + adopted == offsets.count)
-        // Of damaged events nothing is known, so that all of them are told; and commands whose age is
-        // not known are young.
+        // Of damaged events nothing is known, so that all of them are told; and commands whose age
+        // is not known are young.
         #expect(refused > 0 || ["events", "ages"].contains(place.name), "\(place.name)")
     }
 }
