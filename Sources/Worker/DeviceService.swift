@@ -320,7 +320,6 @@ final class DeviceService {
         } catch {
             log.warning("could not be reset: \(error); continuing")
             try await environment.prepare(config, false)
-            // Until here the next one would try again.
             needsFunctionReset = false
             return false
         }
@@ -642,7 +641,6 @@ final class DeviceService {
         guard failure == nil, controller != nil else { return }
         failure = error
         counters.faults += 1
-        // On record before anything is done about it: who follows must know.
         if case .device(.deviceError) = error { needsFunctionReset = true }
         soon { [weak self] in self?.fail() }
     }
