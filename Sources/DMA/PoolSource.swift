@@ -54,7 +54,7 @@ public struct PoolSource {
 
 extension PoolMedium {
     /// Bytes of a page, as nearly all machines have them.
-    var usualPageByteCount: Int {
+    public var usualPageByteCount: Int {
         switch self {
         case .memory, .file: PoolFile.smallPageByteCount
         case .hugePages, .deviceMemory: Int(PhysicalMemory.pageByteCount)

@@ -25,8 +25,11 @@ public struct ConfiguredDevice: Sendable, Hashable {
     public var queueDepth: UInt32?
     /// `MaxTransfer=`: bytes of one command.
     public var maxTransferByteCount: UInt64?
-    /// `Pool=`: bytes of the DMA pool.
+    /// `Pool=`: bytes of the DMA pool. What the file does not say, `[Supervisor]` does; nil: as
+    /// large as its queues need.
     public var poolByteCount: UInt64?
+    /// `Pool=auto`: it is as large as its queues need, whatever `[Supervisor]` says.
+    public var poolIsAutomatic = false
     /// `Pool=`: what the DMA pool lies in. What the file does not say, `[Supervisor]` does.
     public var poolBacking: ConfiguredPoolBacking?
     /// `PoolPath=`: the pool's file, or the node of a DAX device; nil: memory of the worker. What
@@ -197,6 +200,8 @@ public struct SupervisorSettings: Sendable, Hashable {
     public var keepsAlive: Bool?
     /// `Pool=`: for devices whose file does not say it; never a DAX device.
     public var poolBacking: ConfiguredPoolBacking?
+    /// `Pool=`: bytes of the pool of each device whose file does not say it.
+    public var poolByteCount: UInt64?
     /// `PoolPath=`: the directory of the pools, with `/` at the end.
     public var poolPath: String?
     /// Where its main file is; nil: there is none.

@@ -190,7 +190,8 @@ struct ConfigurationReader {
         settings.iommu = Self.iommu(&keys)
         settings.alwaysResets = keys.boolean("nvme_always_flr")
         settings.keepsAlive = keys.boolean("NVMeKeepAlive")
-        settings.poolBacking = keys.commonPool()
+        let pool = keys.commonPool()
+        (settings.poolBacking, settings.poolByteCount) = (pool.backing, pool.byteCount)
         settings.poolPath = keys.commonPoolPath()
         settings.location = unit.location
         if settle(unit, keys) { configuration.supervisor = settings }
@@ -223,6 +224,7 @@ struct ConfigurationReader {
         device.maxTransferByteCount = keys.byteCount("MaxTransfer", 4096...(1 << 30))
         let pool = keys.pool()
         device.poolByteCount = pool.byteCount
+        device.poolIsAutomatic = pool.isAutomatic
         device.poolBacking = pool.backing
         device.poolPath = keys.poolPath()
         device.quirks = keys.quirks(transport)

@@ -28,11 +28,16 @@ public struct ConfiguredPool: Sendable, Hashable {
     public var backing: ConfiguredPoolBacking?
     /// Its bytes; nil: not said.
     public var byteCount: UInt64?
+    /// `auto`: as large as the queues need, whatever the supervisor says.
+    public var isAutomatic: Bool
 
     /// Says something of a pool.
-    public init(backing: ConfiguredPoolBacking? = nil, byteCount: UInt64? = nil) {
+    public init(
+        backing: ConfiguredPoolBacking? = nil, byteCount: UInt64? = nil, isAutomatic: Bool = false
+    ) {
         self.backing = backing
         self.byteCount = byteCount
+        self.isAutomatic = isAutomatic
     }
 }
 
@@ -40,7 +45,7 @@ extension ConfigValue {
     /// The bytes that a pool may have.
     static let poolByteCounts: ClosedRange<UInt64> = (1 << 20)...(1 << 40)
 
-    /// A pool: `64M`, `hugetlb`, or both in any order.
+    /// A pool: `64M` or `auto`, `hugetlb`, or both in any order.
     public static func pool(_ text: String) -> ConfiguredPool? {
         let words = text.words
         guard (1...2).contains(words.count) else { return nil }
@@ -48,9 +53,11 @@ extension ConfigValue {
         for word in words {
             if let backing = ConfiguredPoolBacking(rawValue: word), pool.backing == nil {
                 pool.backing = backing
-            } else if let bytes = byteCount(word), poolByteCounts.contains(bytes),
-                pool.byteCount == nil
-            {
+            } else if pool.byteCount != nil || pool.isAutomatic {
+                return nil
+            } else if word == "auto" {
+                pool.isAutomatic = true
+            } else if let bytes = byteCount(word), poolByteCounts.contains(bytes) {
                 pool.byteCount = bytes
             } else {
                 return nil
@@ -76,8 +83,8 @@ extension KeyReader {
     mutating func pool() -> ConfiguredPool {
         value(
             "Pool",
-            "a size from 1048576 to 1099511627776 bytes, like 64M, or memfd, hugetlb, file or dax, "
-                + "or both like hugetlb 64M", ConfigValue.pool) ?? ConfiguredPool()
+            "auto or a size from 1048576 to 1099511627776 bytes, like 64M, or memfd, hugetlb, file "
+                + "or dax, or both like hugetlb 64M", ConfigValue.pool) ?? ConfiguredPool()
     }
 
     /// `PoolPath=`: a file, or with a `/` at the end the directory of files with devices' names.
@@ -85,12 +92,15 @@ extension KeyReader {
         value("PoolPath", "an absolute path without . and ..", ConfigValue.path)
     }
 
-    /// `Pool=` of the supervisor: what the pools of all devices lie in.
-    mutating func commonPool() -> ConfiguredPoolBacking? {
-        value("Pool", "memfd, hugetlb or file; a size or dax is said of each device") { text in
-            let backing = ConfiguredPoolBacking(rawValue: text)
-            return backing == .dax ? nil : backing
-        }
+    /// `Pool=` of the supervisor: what the pool of each device lies in, and how large it is.
+    mutating func commonPool() -> ConfiguredPool {
+        value(
+            "Pool",
+            "auto or a size from 1048576 to 1099511627776 bytes, like 64M, or memfd, hugetlb or "
+                + "file, or both like hugetlb 64M; dax is said of each device"
+        ) { text in
+            ConfigValue.pool(text).flatMap { $0.backing == .dax ? nil : $0 }
+        } ?? ConfiguredPool()
     }
 
     /// `PoolPath=` of the supervisor: a directory.
@@ -113,6 +123,9 @@ struct PoolResolution {
         let resolved = devices.compactMap { device -> ConfiguredDevice? in
             var device = device
             device.poolBacking = device.poolBacking ?? supervisor.poolBacking
+            if !device.poolIsAutomatic {
+                device.poolByteCount = device.poolByteCount ?? supervisor.poolByteCount
+            }
             let isSaid = device.keepsAlive == true
             device.keepsAlive = device.keepsAlive ?? supervisor.keepsAlive
             guard place(&device, supervisor), claim(device) else { return nil }

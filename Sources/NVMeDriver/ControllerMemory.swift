@@ -36,7 +36,8 @@ struct ControllerMemoryPlan {
 
     init(queueCount: Int, entries: UInt32, options: ControllerOptions) {
         bouncePagesPerQueue = max(
-            64, options.bouncePoolByteCount / 4096 / max(1, queueCount))
+            PoolSizing.leastBouncePagesPerQueue,
+            options.bouncePoolByteCount / 4096 / max(1, queueCount))
         let listByteCount = PhysicalRegionPages.listByteCount(
             transfer: UInt64(options.maxTransferByteCount))
         queues.append(
@@ -71,6 +72,34 @@ struct ControllerMemoryPlan {
     }
 }
 
+extension ControllerMemoryPlan {
+    /// The plan of a pool that begins. A configured size is shared out: `options` then have what is
+    /// left for bounce pages, by which the pool's record tells a successor of it. Throws
+    /// `exhausted`, with the least size, when that is too small.
+    static func beginning(
+        queueCount: Int, entries: UInt32, options: inout ControllerOptions, pageByteCount: Int
+    ) throws(DriverError) -> ControllerMemoryPlan {
+        if let wanted = options.poolByteCount {
+            let sizing = PoolSizing(
+                queueCount: queueCount, entries: Int(entries),
+                listByteCount: Int(
+                    PhysicalRegionPages.listByteCount(
+                        transfer: UInt64(options.maxTransferByteCount))))
+            guard let fitting = sizing.fitted(to: wanted, pageByteCount: pageByteCount) else {
+                let least = sizing.leastByteCount(pageByteCount: pageByteCount)
+                throw .exhausted(
+                    "Pool= in \(options.deviceName).device (or nvmed.conf) says \(wanted) bytes, "
+                        + "and \(queueCount) queues of \(entries) entries with transfers of up to "
+                        + "\(options.maxTransferByteCount) bytes need at least \(least): write "
+                        + "Pool=auto or a larger size, or a smaller Queues=, QueueDepth= or "
+                        + "MaxTransfer=")
+            }
+            options.bouncePoolByteCount = fitting.bounceByteCount
+        }
+        return ControllerMemoryPlan(queueCount: queueCount, entries: entries, options: options)
+    }
+}
+
 /// What a controller is asked to be.
 public struct ControllerOptions: Sendable, Equatable {
     /// The device's configured name, for messages.
@@ -83,7 +112,9 @@ public struct ControllerOptions: Sendable, Equatable {
     /// The most bytes of one command, a multiple of 4096 up to 32 MiB; the controller may allow
     /// fewer (MDTS).
     public var maxTransferByteCount = 8 << 20
-    /// Bytes for inline and bounced data, of all queues.
+    /// Bytes of the whole pool; nil: what the queues need, and `bouncePoolByteCount`.
+    public var poolByteCount: Int?
+    /// Bytes for inline and bounced data, of all queues; with `poolByteCount` what that leaves.
     public var bouncePoolByteCount = 16 << 20
     /// The bound on each admin command.
     public var adminTimeoutMilliseconds = 10_000
@@ -100,7 +131,9 @@ public struct ControllerOptions: Sendable, Equatable {
         let depth = min(max(queueDepth, 4), Int(QueuePair.maxEntries))
         copy.queueDepth = 1 << (Int.bitWidth - 1 - depth.leadingZeroBitCount)
         copy.maxTransferByteCount = min(max(maxTransferByteCount, 4096), 32 << 20) & ~4095
-        copy.bouncePoolByteCount = min(max(bouncePoolByteCount, 1 << 20), 1 << 30)
+        copy.bouncePoolByteCount = min(
+            max(bouncePoolByteCount, PoolSizing.leastBouncePagesPerQueue * 4096),
+            PoolSizing.bounceByteCountMax)
         copy.adminTimeoutMilliseconds = min(max(adminTimeoutMilliseconds, 10), 600_000)
         return copy
     }

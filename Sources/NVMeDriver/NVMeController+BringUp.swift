@@ -177,15 +177,18 @@ extension NVMeController {
     // MARK: Memory and queues
 
     /// How much memory the controller gets for what is asked of it.
-    func makePlan(_ queues: Int) -> ControllerMemoryPlan {
+    func makePlan(_ queues: Int) throws(DriverError) -> ControllerMemoryPlan {
         let allowed = capabilities.maximumQueueEntryCount
         let largest = UInt32(1) << UInt32(31 - allowed.leadingZeroBitCount)
-        return ControllerMemoryPlan(
-            queueCount: queues, entries: min(UInt32(options.queueDepth), largest), options: options)
+        return try .beginning(
+            queueCount: queues, entries: min(UInt32(options.queueDepth), largest),
+            options: &options,
+            pageByteCount: device.usesPhysicalAddresses
+                ? PoolLayout.pageByteCount : poolSource.place.medium.usualPageByteCount)
     }
 
     func makePool(_ queues: Int) throws(DriverError) {
-        let plan = makePlan(queues)
+        let plan = try makePlan(queues)
         do throws(VFIOError) {
             pool = try DMAPool(
                 layout: plan.layout, device: device, space: &space, source: poolSource,

@@ -452,7 +452,7 @@ final class DeviceService {
         if let bytes = config.maxTransferByteCount {
             options.maxTransferByteCount = Int(clamping: bytes)
         }
-        if let bytes = config.poolByteCount { options.bouncePoolByteCount = Int(clamping: bytes) }
+        options.poolByteCount = config.poolByteCount.map { Int(clamping: $0) }
         if let milliseconds = config.adminTimeoutMilliseconds {
             options.adminTimeoutMilliseconds = Int(milliseconds)
         }

@@ -10,30 +10,55 @@ import Testing
 
 @Suite("Sizes and places of pools")
 struct PoolSizingTests {
-    static let device = PoolSizing(
-        queueCount: 4, entries: 256, listByteCount: 4096, bouncePagesPerQueue: 64)
+    static let device = PoolSizing(queueCount: 4, entries: 256, listByteCount: 4096)
 
-    @Test("a pool has room for its devices, in whole pages of its memory")
+    @Test("a pool has room for its queues, in whole pages of its memory")
     func devices() {
-        // 4 (submissions) + 1 (completions) + 256 (lists) + 64 (bounce) pages of each queue
-        #expect(Self.device.pagesPerQueue == 325)
-        #expect(Self.device.pageCount == 71 + 4 * 325)
-        #expect(
-            PoolSizing.byteCount(devices: [Self.device, Self.device], pageByteCount: 4096)
-                == 2 * 1371 * 4096)
-        #expect(
-            PoolSizing.byteCount(devices: [Self.device], pageByteCount: 2 << 20) == 6 << 20)
+        // Read: 66, and of each queue 4 (submissions) + 256 (lists); written: 5, and 1 + 64.
+        #expect(Self.device.deviceReadsPages == 66 + 4 * 260)
+        #expect(Self.device.deviceWritesPages == 5 + 4 * 65)
+        #expect(Self.device.byteCount(pageByteCount: 4096) == (1106 + 265) * 4096)
+        #expect(Self.device.byteCount(pageByteCount: 2 << 20) == (6 << 20) + (2 << 20))
+        #expect(Self.device.leastByteCount(pageByteCount: 4096) == 1371 * 4096)
     }
 
     @Test(
-        "a configured size is taken, rounded up; sizes that make no sense are refused",
+        "what a configured size leaves is for bounce pages; one that is too small is refused",
         arguments: [
-            (1, 4096, 4096), (3 << 20, 2 << 20, 4 << 20), (0, 4096, nil), (-1, 4096, nil),
-            (.max, 4096, nil), (1, 5000, nil), (1, 12_288, nil), (1 << 40, 1 << 30, 1 << 40),
+            (1371 * 4096, 4096, 64), (1371 * 4096 - 1, 4096, nil), (1371 * 4096 + 4095, 4096, 64),
+            // A page more for each of 4 queues, and not one for 3 of them.
+            (1374 * 4096, 4096, 64), (1375 * 4096, 4096, 65), (8 << 20, 2 << 20, 125),
+            (7 << 20, 2 << 20, nil), ((8 << 20) + 1, 2 << 20, 125), (10 << 20, 2 << 20, 253),
+            // No more than 1 GiB together.
+            (1 << 40, 4096, 65_536), ((1 << 40) + 1, 4096, nil), (0, 4096, nil), (-1, 4096, nil),
+            (.max, 4096, nil),
         ] as [(Int, Int, Int?)])
     func configured(wanted: Int, page: Int, expected: Int?) {
         #expect(
-            PoolSizing.byteCount(configured: wanted, devices: [], pageByteCount: page) == expected)
+            Self.device.fitted(to: wanted, pageByteCount: page)?.bouncePagesPerQueue == expected)
+    }
+
+    @Test("what was fitted to a size never needs more, and less than a page a queue is left over")
+    func fits() {
+        // Given
+        let seed = seed()
+        var random = SplitMix64(state: seed)
+        func below(_ limit: Int) -> Int { Int(random.next() % UInt64(limit)) }
+        for _ in 0..<2000 {
+            let sizing = PoolSizing(
+                queueCount: 1 + below(64), entries: 4 << below(9),
+                listByteCount: 4096 * (1 + below(8)))
+            let page = [4096, 2 << 20][below(2)]
+            let least = sizing.leastByteCount(pageByteCount: page)
+            let wanted = least + below(64 << 20)
+            // When
+            let size = sizing.fitted(to: wanted, pageByteCount: page)?
+                .byteCount(pageByteCount: page)
+            // Then
+            #expect(size.map { $0 <= wanted } == true, "seed \(seed)")
+            #expect(size.map { wanted - $0 < sizing.queueCount * 4096 + page } == true)
+            #expect(sizing.fitted(to: least - 1, pageByteCount: page) == nil)
+        }
     }
 
     @Test("absurd devices neither overflow nor get a pool")
@@ -42,8 +67,7 @@ struct PoolSizingTests {
         let absurd = PoolSizing(
             queueCount: .max, entries: .max, listByteCount: .max, bouncePagesPerQueue: .max)
         // Then
-        #expect(PoolSizing.byteCount(devices: [absurd], pageByteCount: 4096) == nil)
-        #expect(PoolSizing.byteCount(devices: [], pageByteCount: 4096) == nil)
+        #expect(absurd.fitted(to: 1 << 40, pageByteCount: 4096) == nil)
     }
 
     @Test("a DAX device is known by its subsystem, and says its size and alignment")

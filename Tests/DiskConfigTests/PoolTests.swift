@@ -21,15 +21,21 @@ struct PoolTests {
         arguments: [
             ("64M", nil, 64 << 20), ("hugetlb", .hugetlb, nil), ("hugetlb 64M", .hugetlb, 64 << 20),
             ("64M file", .file, 64 << 20), ("memfd 1T", .memfd, 1 << 40),
+            ("auto", nil, nil), ("auto hugetlb", .hugetlb, nil), ("file auto", .file, nil),
         ] as [(String, ConfiguredPoolBacking?, UInt64?)])
     func pool(text: String, backing: ConfiguredPoolBacking?, byteCount: UInt64?) {
         #expect(
-            ConfigValue.pool(text) == ConfiguredPool(backing: backing, byteCount: byteCount))
+            ConfigValue.pool(text)
+                == ConfiguredPool(
+                    backing: backing, byteCount: byteCount, isAutomatic: text.contains("auto")))
     }
 
     @Test(
         "what is no pool",
-        arguments: ["", "tmpfs", "1K", "2T", "hugetlb file", "64M 64M", "64M hugetlb 64M", "-1"])
+        arguments: [
+            "", "tmpfs", "1K", "2T", "hugetlb file", "64M 64M", "64M hugetlb 64M", "-1",
+            "auto 64M", "64M auto", "auto auto",
+        ])
     func noPool(text: String) {
         #expect(ConfigValue.pool(text) == nil)
     }
@@ -106,13 +112,24 @@ struct PoolTests {
         #expect(configuration.devices.map(\.name) == ["a"])
     }
 
-    @Test("the supervisor names a kind and a directory, neither a size nor a node")
+    @Test("the supervisor says how large pools are whose devices do not say it; auto is an answer")
+    func sizes() {
+        let devices = parse(
+            supervisor("Pool=hugetlb 64M\n"), device("a"), device("b", "Pool=32M\n"),
+            device("c", "Pool=auto\n"), device("d", "Pool=file\n")
+        ).devices
+        #expect(devices.map(\.poolByteCount) == [64 << 20, 32 << 20, nil, 64 << 20])
+        #expect(devices.map(\.poolBacking) == [.hugetlb, .hugetlb, .hugetlb, .file])
+    }
+
+    @Test("the supervisor names a kind and a directory, not a node")
     func supervisorMistakes() {
-        let found = parse(supervisor("Pool=64M\nPoolPath=/p/x\n")).problems.map(\.description)
+        let found = parse(supervisor("Pool=dax 64M\nPoolPath=/p/x\n")).problems.map(\.description)
         #expect(
             found == [
-                "/etc/nvmed/nvmed.conf:2: error: Pool=: '64M' is not memfd, hugetlb or file; a "
-                    + "size or dax is said of each device",
+                "/etc/nvmed/nvmed.conf:2: error: Pool=: 'dax 64M' is not auto or a size from "
+                    + "1048576 to 1099511627776 bytes, like 64M, or memfd, hugetlb or file, or "
+                    + "both like hugetlb 64M; dax is said of each device",
                 "/etc/nvmed/nvmed.conf:3: error: PoolPath=: '/p/x' is not an absolute path of a "
                     + "directory, with / at the end",
             ])
