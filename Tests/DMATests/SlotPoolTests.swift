@@ -218,32 +218,4 @@ struct SlotPoolTests {
         for (run, owner) in runs { try pool.release(run, owner: "o\(owner)") }
         #expect(pool.slots.map(\.run) == pool.ranges)
     }
-
-    @Test("many takes and returns at three quarters full leave holes that can be used")
-    func fragmentation() throws {
-        // Given
-        let seed = seed()
-        var random = SplitMix64(state: seed)
-        func below(_ limit: Int) -> Int { Int(random.next() % UInt64(limit)) }
-        var pool = try Self.pool(2048)
-        var runs: [PageRun] = []
-        var used = 0
-        // When
-        for _ in 0..<(environmentNumber("STEPS") ?? 50_000) {
-            if used < 1536 {
-                let count = 1 << below(6)
-                guard let run = try? pool.allocate(count, owner: "a", tag: "t") else { continue }
-                runs.append(run)
-                used += count
-            } else {
-                let run = runs.remove(at: below(runs.count))
-                try pool.release(run, owner: "a")
-                used -= run.count
-            }
-        }
-        // Then: a quarter is free, and what one device wants at once still fits.
-        print("free \(pool.freeCount) pages, largest hole \(pool.largestFree)")
-        #expect(pool.largestFree >= 32)
-        #expect(pool.slots.count { $0.state == .free } <= pool.slots.count / 2 + 1)
-    }
 }
