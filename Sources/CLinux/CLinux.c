@@ -504,6 +504,17 @@ int nv_set_affinity(int cpu) {
     return RETRY(sched_setaffinity(0, sizeof set, &set));
 }
 
+int nv_prefer_processors(const uint32_t *processors, size_t count) {
+    cpu_set_t now, wanted;
+    CPU_ZERO(&wanted);
+    // More than CPU_SETSIZE of them: EINVAL.
+    if (sched_getaffinity(0, sizeof now, &now) < 0) return -errno;
+    for (size_t i = 0; i < count; i++)
+        if (processors[i] < CPU_SETSIZE && CPU_ISSET(processors[i], &now)) CPU_SET(processors[i], &wanted);
+    if (CPU_COUNT(&wanted) == 0 || CPU_EQUAL(&wanted, &now)) return 0;
+    return sched_setaffinity(0, sizeof wanted, &wanted) < 0 ? -errno : 1;
+}
+
 int nv_set_thread_name(const char *name) { return -pthread_setname_np(pthread_self(), name); }
 
 uint64_t nv_monotonic_ns(void) {

@@ -96,19 +96,21 @@ int nv_reserve_range(int fd, int64_t offset, int64_t length) {
     return result(value);
 }
 
-int nv_bind_to_node(void *address, size_t length, int node) {
+int nv_prefer_node(void *address, size_t length, int node) {
     unsigned long mask[16] = {0};
     const int bits = 8 * sizeof mask[0];
     if (node < 0 || node >= 16 * bits - 1) return -EINVAL;
     mask[node / bits] = 1UL << (node % bits);
     // The kernel takes one bit less than it is told.
-    return result(syscall(SYS_mbind, address, length, MPOL_BIND, mask, 16UL * bits, MPOL_MF_MOVE));
+    return result(syscall(SYS_mbind, address, length, MPOL_PREFERRED, mask, 16UL * bits, MPOL_MF_MOVE));
 }
 
 int nv_node_of_page(void *address) {
-    int status = -ENOENT;
-    if (syscall(SYS_move_pages, 0, 1UL, &address, NULL, &status, 0) < 0) return -errno;
-    return status;
+    // move_pages would tell too, without making the page; but a unit that is not to do anything to other processes
+    // has not got it.
+    int node = -1;
+    if (syscall(SYS_get_mempolicy, &node, NULL, 0UL, address, MPOL_F_NODE | MPOL_F_ADDR) < 0) return -errno;
+    return node;
 }
 
 int nv_lock_memory(void *address, size_t length) { return result(mlock(address, length)); }

@@ -125,7 +125,7 @@ public struct DMAPool: ~Copyable {
             // Nothing is set before the last that may throw.
             let owned = try OwnedPool(
                 memory, layout, (readBytes, writeBytes), (address, address + UInt64(readBytes)),
-                owner: owner)
+                owner: owner, source: source)
             deviceReadsIOVA = address
             deviceWritesIOVA = address + UInt64(readBytes)
             deviceReadsByteCount = readBytes
@@ -150,7 +150,7 @@ public struct DMAPool: ~Copyable {
         bytes.excludeFromCoreDumps()
         let owned = try OwnedPool(
             bytes, layout, (readBytes, writeBytes), (reads, writes), owner: owner,
-            node: source.node)
+            source: source)
         let base = unsafe owned.base
         if !file.isClean {
             unsafe base.initializeMemory(
@@ -200,7 +200,8 @@ public struct DMAPool: ~Copyable {
     /// reserved. Throws `unsupported` when the file is not one of this layout.
     public init(
         adopting file: consuming PoolFile, layout: PoolLayout, readsIOVA: UInt64,
-        writesIOVA: UInt64, owner: String = "device", slots: [SlotPool.Slot]? = nil
+        writesIOVA: UInt64, owner: String = "device", slots: [SlotPool.Slot]? = nil,
+        source: PoolSource = .memory
     ) throws(VFIOError) {
         let zones = layout.zones(pageByteCount: file.pageByteCount)
         let (readBytes, writeBytes) = zones
@@ -211,7 +212,8 @@ public struct DMAPool: ~Copyable {
         let bytes = try Self.mapping(file.fd, byteCount)
         bytes.excludeFromCoreDumps()
         let owned = try OwnedPool(
-            adopting: bytes, layout, zones, (readsIOVA, writesIOVA), owner: owner, slots: slots)
+            adopting: bytes, layout, zones, (readsIOVA, writesIOVA), owner: owner, slots: slots,
+            source: source)
         place = file.place
         let parts = file.takeParts()
         fd = parts.fd
@@ -231,7 +233,7 @@ public struct DMAPool: ~Copyable {
     public init(
         adopting file: consuming PoolFile, layout: PoolLayout, pageOrder: [UInt32],
         address: UInt64, checking device: (any DeviceBacking)?, owner: String = "device",
-        slots: [SlotPool.Slot]? = nil
+        slots: [SlotPool.Slot]? = nil, source: PoolSource = .memory
     ) throws(VFIOError) {
         let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
         guard
@@ -248,7 +250,7 @@ public struct DMAPool: ~Copyable {
         let held = parts.lock
         let owned = try OwnedPool(
             adopting: memory, layout, (readBytes, writeBytes),
-            (start, start &+ UInt64(readBytes)), owner: owner, slots: slots)
+            (start, start &+ UInt64(readBytes)), owner: owner, slots: slots, source: source)
         self.place = place
         deviceReadsIOVA = start
         deviceWritesIOVA = start &+ UInt64(readBytes)

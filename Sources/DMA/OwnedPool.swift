@@ -25,12 +25,13 @@ final class OwnedPool {
     convenience init(
         _ mapping: consuming Mapping, _ layout: PoolLayout,
         _ zones: (deviceReads: Int, deviceWrites: Int), _ addresses: (UInt64, UInt64),
-        owner: String, node: Int? = nil
+        owner: String, source: PoolSource
     ) throws(VFIOError) {
         do throws(DMAError) {
             try self.init(
-                PoolMemory(mapping, ranges: Self.ranges(zones, addresses), node: node),
-                owner: owner)
+                PoolMemory(
+                    mapping, ranges: Self.ranges(zones, addresses), node: source.node,
+                    nodes: source.nodes), owner: owner)
             for entry in layout.entries {
                 _ = try client.take(
                     Self.run(entry, zones.deviceReads), tag: Self.tag(entry), isClean: true)
@@ -43,7 +44,7 @@ final class OwnedPool {
     convenience init(
         adopting mapping: consuming Mapping, _ layout: PoolLayout,
         _ zones: (deviceReads: Int, deviceWrites: Int), _ addresses: (UInt64, UInt64),
-        owner: String, slots: [SlotPool.Slot]?
+        owner: String, slots: [SlotPool.Slot]?, source: PoolSource
     ) throws(VFIOError) {
         do throws(DMAError) {
             let ranges = Self.ranges(zones, addresses)
@@ -52,8 +53,8 @@ final class OwnedPool {
             try self.init(
                 PoolMemory(
                     mapping, ranges: ranges,
-                    restoring: SavedDMAPool(ranges: ranges.map(\.pages), slots: saved)),
-                owner: owner)
+                    restoring: SavedDMAPool(ranges: ranges.map(\.pages), slots: saved),
+                    node: source.node, nodes: source.nodes), owner: owner)
             for entry in layout.entries {
                 let run = Self.run(entry, zones.deviceReads)
                 let buffer = try client.attach(run)

@@ -63,17 +63,19 @@ public struct PoolFile: ~Copyable, Sendable {
     ///
     /// A file that is there is used again, and made longer when it has to be. A missing directory
     /// is made, when the one above it is there.
+    ///
+    /// With `node` its pages are made on that NUMA node, as long as there is room.
     public static func create(
-        _ place: PoolPlace, name: String = "nvmed-pool", byteCount: Int,
-        devices: DeviceMemoryLookup = .kernel
+        _ place: PoolPlace, name: String = "nvmed-pool", byteCount: Int, node: Int? = nil,
+        nodes: NodeMemory = .kernel, devices: DeviceMemoryLookup = .kernel
     ) throws(PoolFileError) -> PoolFile {
         guard byteCount > 0, byteCount <= byteCountMax else {
             throw .noMemory(place: place, byteCount: byteCount, pageByteCount: smallPageByteCount)
         }
         switch place.medium {
-        case .memory: return try memoryFile(name, byteCount)
+        case .memory: return try memoryFile(name, byteCount, node: node, nodes: nodes)
         case .deviceMemory: return try device(place, atLeast: byteCount, devices)
-        case .hugePages, .file: return try namedFile(place, byteCount)
+        case .hugePages, .file: return try namedFile(place, byteCount, node, nodes)
         }
     }
 
@@ -148,21 +150,33 @@ public struct PoolFile: ~Copyable, Sendable {
 
     /// A sealed memory file, of huge pages (2 MiB) where the place of its pages matters.
     static func memoryFile(
-        _ name: String, _ byteCount: Int, hugePages: Bool = false
+        _ name: String, _ byteCount: Int, hugePages: Bool = false, node: Int? = nil,
+        nodes: NodeMemory = .kernel
     ) throws(PoolFileError) -> PoolFile {
         let page = hugePages ? Int(PhysicalMemory.pageByteCount) : smallPageByteCount
         let size = roundUp(byteCount, page)
         do throws(SystemCallError) {
+            let fd = try MemFD.create(name: name, byteCount: size, hugePages: hugePages)
+            prefer(node, fd, size, nodes)
             return PoolFile(
-                fd: try MemFD.create(name: name, byteCount: size, hugePages: hugePages), lock: nil,
-                place: .memory, byteCount: size, pageByteCount: page, isClean: true)
+                fd: fd, lock: nil, place: .memory, byteCount: size, pageByteCount: page,
+                isClean: true)
         } catch { throw refusal(error, hugePages ? PoolPlace(.hugePages) : .memory, size, page) }
+    }
+
+    /// Says where pages of a file are to be made, before they are. What comes of it is found when
+    /// the pool is mapped (`PoolPlacement`): it works on any node.
+    private static func prefer(
+        _ node: Int?, _ fd: borrowing OwnedFD, _ byteCount: Int, _ nodes: NodeMemory
+    ) {
+        guard let node, let mapping = try? Mapping(fd, byteCount: byteCount) else { return }
+        try? nodes.prefer(mapping, node)
     }
 
     // MARK: Files with a name
 
     private static func namedFile(
-        _ place: PoolPlace, _ byteCount: Int
+        _ place: PoolPlace, _ byteCount: Int, _ node: Int?, _ nodes: NodeMemory
     ) throws(PoolFileError) -> PoolFile {
         let (parent, name) = try split(place)
         let directory = try openOrMake(directory: parent, place)
@@ -170,12 +184,14 @@ public struct PoolFile: ~Copyable, Sendable {
         let size = roundUp(byteCount, page)
         if let found = try locked(name, in: directory, place) {
             var file = try adopt(found, place)
+            prefer(node, file.fd, size, nodes)
             try file.grow(to: size)
             return file
         }
         do throws(SystemCallError) {
             let fd = try TrustedFile.create(name, in: directory)
             do throws(SystemCallError) {
+                prefer(node, fd, size, nodes)
                 try TrustedFile.reserve(fd, byteCount: size)
                 let lock = try TrustedFile.open(name, in: directory, writable: false)
                 guard FileIdentity(fd.raw) == FileIdentity(lock.raw), try TrustedFile.lock(lock)

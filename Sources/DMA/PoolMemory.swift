@@ -34,20 +34,23 @@ public final class PoolMemory {
     /// A pool that begins: everything is free. The ranges lie within the mapping. With `node` the
     /// pages are put on a NUMA node, if the kernel does that.
     public init(
-        _ mapping: consuming Mapping, ranges: [PoolRange], node: Int? = nil
+        _ mapping: consuming Mapping, ranges: [PoolRange], node: Int? = nil,
+        nodes: NodeMemory = .kernel
     ) throws(DMAError) {
         try Self.check(mapping.byteCount, ranges)
         do throws(SlotPoolError) {
             slots = try SlotPool(ranges: ranges.map(\.pages))
         } catch { throw .slots(error) }
-        placement = PoolPlacement.bind(mapping, to: node)
+        placement = PoolPlacement.place(mapping, on: node, nodes)
         self.ranges = ranges
         self.mapping = mapping
     }
 
-    /// A predecessor's pool: what was in use waits for its owner.
+    /// A predecessor's pool: what was in use waits for its owner. Its pages stay where they are,
+    /// on `node` or not.
     public init(
-        _ mapping: consuming Mapping, ranges: [PoolRange], restoring saved: SavedDMAPool
+        _ mapping: consuming Mapping, ranges: [PoolRange], restoring saved: SavedDMAPool,
+        node: Int? = nil, nodes: NodeMemory = .kernel
     ) throws(DMAError) {
         try Self.check(mapping.byteCount, ranges)
         guard ranges.map(\.pages) == saved.ranges else {
@@ -57,7 +60,7 @@ public final class PoolMemory {
             slots = try SlotPool(ranges: saved.ranges, saved: saved.slots)
             for entry in saved.shares { try slots.setShare(entry.owner, entry.share) }
         } catch { throw .mismatch(error.description) }
-        placement = .anywhere
+        placement = PoolPlacement.look(mapping, node, nodes)
         self.ranges = ranges
         self.mapping = mapping
     }

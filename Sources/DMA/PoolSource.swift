@@ -9,19 +9,28 @@ public struct PoolSource {
     public let place: PoolPlace
     /// The NUMA node that its pages are to lie on; nil: whichever.
     public var node: Int?
-    private let provide: (_ place: PoolPlace, _ byteCount: Int) throws(PoolFileError) -> PoolFile
+    /// Sees to that.
+    public var nodes: NodeMemory
+    private let provide:
+        (_ place: PoolPlace, _ byteCount: Int, _ node: Int?) throws(PoolFileError) -> PoolFile
 
     /// Opens or makes what `place` says. `provide` does so where this process may not, and gets at
     /// least that many bytes.
     public init(
-        _ place: PoolPlace,
-        provide: @escaping (PoolPlace, Int) throws(PoolFileError) -> PoolFile = {
-            (place, byteCount) throws(PoolFileError) in
-            try PoolFile.create(place, byteCount: byteCount)
-        }
+        _ place: PoolPlace, node: Int? = nil, nodes: NodeMemory = .kernel,
+        provide: ((PoolPlace, Int, _ node: Int?) throws(PoolFileError) -> PoolFile)? = nil
     ) {
         self.place = place
-        self.provide = provide
+        self.node = node
+        self.nodes = nodes
+        if let provide {
+            self.provide = provide
+        } else {
+            // Not `provide ?? { … }`: the compiler (6.3) crashes over it.
+            self.provide = { place, byteCount, node throws(PoolFileError) in
+                try PoolFile.create(place, byteCount: byteCount, node: node, nodes: nodes)
+            }
+        }
     }
 
     /// Sealed memory files.
@@ -41,13 +50,14 @@ public struct PoolSource {
     func makeHuge(_ byteCount: Int) throws(VFIOError) -> PoolFile {
         guard place.medium == .memory else { return try make(byteCount) }
         do throws(PoolFileError) {
-            return try PoolFile.memoryFile("nvmed-pool", byteCount, hugePages: true)
+            return try PoolFile.memoryFile(
+                "nvmed-pool", byteCount, hugePages: true, node: node, nodes: nodes)
         } catch { throw .unsupported("\(error)") }
     }
 
     private func make(_ byteCount: Int) throws(VFIOError) -> PoolFile {
         do throws(PoolFileError) {
-            return try provide(place, byteCount)
+            return try provide(place, byteCount, node)
         } catch { throw .unsupported("\(error)") }
     }
 }

@@ -42,8 +42,9 @@ struct OpenerActions: Sendable {
         @Sendable (borrowing OwnedFD, _ offset: UInt64, _ byteCount: UInt64) throws(VFIOError)
             -> [UInt64]
 
-    /// Opens a pool: as it is kept, or of at least so many bytes.
-    var openPool: @Sendable (PoolPlace, Int, _ isKept: Bool) throws(PoolFileError) -> PoolFile
+    /// Opens a pool: as it is kept, or of at least so many bytes, best on a NUMA node.
+    var openPool:
+        @Sendable (PoolPlace, Int, _ isKept: Bool, _ node: Int?) throws(PoolFileError) -> PoolFile
 
     /// What really happens.
     static var real: OpenerActions {
@@ -61,9 +62,9 @@ struct OpenerActions: Sendable {
             translate: { fd, offset, byteCount throws(VFIOError) in
                 try PhysicalMemory.addresses(of: fd, offset: offset, byteCount: byteCount)
             },
-            openPool: { place, byteCount, isKept throws(PoolFileError) in
+            openPool: { place, byteCount, isKept, node throws(PoolFileError) in
                 if isKept { return try PoolFile.reopen(place, byteCount: byteCount) }
-                return try PoolFile.create(place, byteCount: byteCount)
+                return try PoolFile.create(place, byteCount: byteCount, node: node)
             })
     }
 }
@@ -195,12 +196,14 @@ final class Opener {
     private func openPool(
         _ name: String, _ byteCount: UInt64, _ isKept: Bool
     ) async throws(WireError) -> OpenerAnswer {
-        let place = try OpenerPolicy.pool(of: name, in: configuration())
+        let known = configuration()
+        let place = try OpenerPolicy.pool(of: name, in: known)
+        let node = OpenerPolicy.node(of: name, in: known, MachineNodes())
         let actions = actions
         // Memory that has to be cleared first takes its time.
         let result = try await work.run(place.path) { () -> Result<OpenerAnswer, PoolFileError> in
             do throws(PoolFileError) {
-                let file = try actions.openPool(place, Int(clamping: byteCount), isKept)
+                let file = try actions.openPool(place, Int(clamping: byteCount), isKept, node)
                 let isClean = file.isClean
                 let opened = OpenedPool(file)
                 return .success(

@@ -3,6 +3,7 @@
 
 internal import DMA
 internal import DiskConfig
+internal import Linux
 internal import Systemd
 internal import VFIO
 internal import Wire
@@ -103,6 +104,16 @@ enum OpenerPolicy {
                 device: name)
         }
         return PoolPlace(medium, path: path)
+    }
+
+    /// The NUMA node of a device: that is where its pool's pages are made.
+    static func node(
+        of name: String, in configuration: Configuration, _ machine: MachineNodes
+    ) -> Int? {
+        guard let device = configuration.devices.first(where: { $0.name == name }),
+            case .pci(let address) = device.transport, let address = PCIAddress(address)
+        else { return nil }
+        return machine.node(of: address)
     }
 
     /// The guest memory of a device: the configured ranges of the configured node, for a device

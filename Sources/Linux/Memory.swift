@@ -151,14 +151,15 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
         try checked("mlock \(byteCount) bytes", unsafe nv_lock_memory(base, byteCount))
     }
 
-    /// Puts the pages on a NUMA node, also those that are there already.
-    public borrowing func bind(toNode node: Int) throws(SystemCallError) {
+    /// Puts the pages on a NUMA node while it has room, also those that are there already. Of
+    /// shared memory this holds for whoever makes a page of it.
+    public borrowing func prefer(node: Int) throws(SystemCallError) {
         try checked(
-            "mbind to node \(node)", unsafe nv_bind_to_node(base, byteCount, CInt(clamping: node)))
+            "mbind to node \(node)", unsafe nv_prefer_node(base, byteCount, CInt(clamping: node)))
     }
 
-    /// The NUMA node that the page at an offset lies on; nil when it is not there yet, or the
-    /// kernel does not say.
+    /// The NUMA node that the page at an offset lies on, which is made when it is not there yet;
+    /// nil: the kernel does not say.
     public borrowing func node(at offset: Int) -> Int? {
         guard offset >= 0, offset < byteCount else { return nil }
         let node = unsafe nv_node_of_page(base + offset)

@@ -20,10 +20,16 @@ public struct SpinPolicy: Sendable, Equatable {
     public var limitNanoseconds: UInt64
     /// The processor that the thread stays on; nil: any.
     public var processor: UInt32?
+    /// Without one of its own, the processors that it stays on as far as it may run there anyway,
+    /// such as those of its device's NUMA node; empty: any.
+    public var preferred: [UInt32]
     /// A policy.
-    public init(limitNanoseconds: UInt64, processor: UInt32? = nil) {
+    public init(
+        limitNanoseconds: UInt64, processor: UInt32? = nil, preferred: [UInt32] = []
+    ) {
         self.limitNanoseconds = limitNanoseconds
         self.processor = processor
+        self.preferred = preferred
     }
     /// 50 microseconds: more than a fast drive's answer takes, less than a scheduler's slice.
     public static let standard = SpinPolicy(limitNanoseconds: 50_000)
@@ -155,6 +161,10 @@ public final class DataThread: @unchecked Sendable {
     // MARK: The data thread
 
     private func run() {
+        // It is no more than a wish.
+        if policy.processor == nil, !policy.preferred.isEmpty {
+            _ = try? ProcessorAffinity.prefer(policy.preferred)
+        }
         var lastWork = nv_monotonic_ns()
         var idleRounds: UInt32 = 0
         var nextWay = Self.wayNanoseconds

@@ -187,7 +187,8 @@ extension NVMeController {
         do throws(VFIOError) {
             pool = try DMAPool(
                 adopting: file, layout: plan.layout, readsIOVA: record.poolReadsIOVA,
-                writesIOVA: record.poolWritesIOVA, owner: options.deviceName)
+                writesIOVA: record.poolWritesIOVA, owner: options.deviceName,
+                source: poolSource)
         } catch { throw Self.refusal(error) }
         try checkSlots(inheritance.poolSlots)
         poolIsInherited = true
@@ -211,7 +212,8 @@ extension NVMeController {
             pool = try DMAPool(
                 adopting: fd, layout: plan.layout, pageOrder: order,
                 address: record.poolReadsIOVA,
-                checking: checking ? device : nil, owner: options.deviceName)
+                checking: checking ? device : nil, owner: options.deviceName,
+                source: poolSource)
         } catch { throw Self.refusal(error) }
         try checkSlots(inheritance.poolSlots)
         poolIsInherited = true

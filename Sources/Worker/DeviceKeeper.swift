@@ -345,10 +345,12 @@ final class DeviceKeeper {
         } catch { throw .device(error) }
     }
 
-    /// The file of a pool that begins, of at least so many bytes.
-    func poolFile(_ place: PoolPlace, _ byteCount: Int) throws(PoolFileError) -> PoolFile {
+    /// The file of a pool that begins, of at least so many bytes, best on a NUMA node.
+    func poolFile(
+        _ place: PoolPlace, _ byteCount: Int, _ node: Int?
+    ) throws(PoolFileError) -> PoolFile {
         dropLock(unlessOf: place)
-        return try pools.begin(place, byteCount)
+        return try pools.begin(place, byteCount, node)
     }
 
     /// Lets go of a lock that a predecessor left, which would keep this process out too: the pool

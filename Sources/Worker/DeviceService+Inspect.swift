@@ -82,6 +82,7 @@ extension DeviceService {
         tree.add("controller/namespaces_left_out", controller.namespacesLeftOut)
         tree.add("memory/pool_bytes", controller.poolByteCount)
         inspectPool(controller, &tree)
+        inspectNode(&tree)
         tree.add("memory/regions", sessions.reduce(0) { $0 + ($1?.regions.count ?? 0) })
         let bytes = sessions.reduce(UInt64(0)) { $0 + ($1?.regionByteCount ?? 0) }
         tree.add("memory/registered_bytes", bytes)

@@ -20,9 +20,11 @@ extension DeviceService {
         _ controller: NVMeController, _ config: DeviceConfig, adopting: Bool
     ) throws(DriverError) {
         let log = log
+        let placement = placement(config)
         for queue in 1..<max(controller.queueCount, 1) {
             let thread = try DataThread(
-                controller: controller, queue: queue, policy: spinPolicy(config, queue),
+                controller: controller, queue: queue,
+                policy: placement.spinPolicy(config, queue: queue),
                 timeoutMilliseconds: ioTimeoutMilliseconds, isAdopting: adopting
             ) { queue in
                 log.error(
@@ -41,15 +43,6 @@ extension DeviceService {
             } catch { throw .system(error) }
         }
         controller.exclusively = { [weak self] queue, body in self?.exclusively(queue, body) }
-    }
-
-    private func spinPolicy(_ config: DeviceConfig, _ queue: Int) -> SpinPolicy {
-        var policy = SpinPolicy.standard
-        if let nanoseconds = config.spinNanoseconds { policy.limitNanoseconds = nanoseconds }
-        if !config.dataAffinity.isEmpty {
-            policy.processor = config.dataAffinity[(queue - 1) % config.dataAffinity.count]
-        }
-        return policy
     }
 
     /// Ends the threads; the queues can then be touched freely.

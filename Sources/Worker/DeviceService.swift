@@ -44,11 +44,13 @@ struct DeviceEnvironment {
     var prepare: @Control (DeviceConfig, _ reset: Bool) async throws(DriverError) -> Void = {
         _, _ async throws(DriverError) in
     }
-    /// Gives the file of a pool that begins, of at least so many bytes.
-    var poolFile: @Control (PoolPlace, Int) throws(PoolFileError) -> PoolFile = {
-        place, byteCount throws(PoolFileError) in
-        try PoolFile.create(place, byteCount: byteCount)
+    /// Gives the file of a pool that begins, of at least so many bytes, best on a NUMA node.
+    var poolFile: @Control (PoolPlace, Int, _ node: Int?) throws(PoolFileError) -> PoolFile = {
+        place, byteCount, node throws(PoolFileError) in
+        try PoolFile.create(place, byteCount: byteCount, node: node)
     }
+    /// Knows where devices are.
+    var machine = MachineNodes()
     /// Gives the file of the pool that a saved state of so many bytes tells of.
     var savedPool: @Control (DeviceConfig, UInt64) throws(DriverError) -> OwnedFD = {
         _, _ throws(DriverError) in throw .notAdoptable("there is no pool")
@@ -375,14 +377,6 @@ final class DeviceService {
                 + "\(controller.queueCount) I/O queues", id: .controllerReady)
         // What happened during bring-up may have left no edge to see.
         afterAdminCommand()
-    }
-
-    /// Where the pool of a configuration gets its memory from.
-    func poolSource(_ config: DeviceConfig) -> PoolSource {
-        guard let place = config.poolPlace else { return .memory }
-        return PoolSource(place) { [environment] place, byteCount throws(PoolFileError) in
-            try environment.poolFile(place, byteCount)
-        }
     }
 
     /// Brings a controller up; whether a predecessor's requests and memory were kept.

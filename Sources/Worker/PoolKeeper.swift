@@ -43,12 +43,15 @@ final class PoolKeeper {
     /// Whether this has the file of a place.
     func has(_ place: PoolPlace) -> Bool { file?.place == place }
 
-    /// The file at a place for a pool that begins, with at least so many bytes.
-    func begin(_ place: PoolPlace, _ byteCount: Int) throws(PoolFileError) -> PoolFile {
+    /// The file at a place for a pool that begins, with at least so many bytes, best on a NUMA node
+    /// (which the opener finds itself).
+    func begin(
+        _ place: PoolPlace, _ byteCount: Int, _ node: Int?
+    ) throws(PoolFileError) -> PoolFile {
         if has(place) {
             try file?.grow(to: byteCount)
         } else {
-            try open(place, byteCount, isKept: false)
+            try open(place, byteCount, isKept: false, node: node)
         }
         return try duplicate(place)
     }
@@ -103,7 +106,7 @@ final class PoolKeeper {
     }
 
     private func open(
-        _ place: PoolPlace, _ byteCount: Int, isKept: Bool
+        _ place: PoolPlace, _ byteCount: Int, isKept: Bool, node: Int? = nil
     ) throws(PoolFileError) {
         file = nil
         lockIsStored = false
@@ -111,7 +114,7 @@ final class PoolKeeper {
             file =
                 isKept
                 ? try PoolFile.reopen(place, byteCount: byteCount)
-                : try PoolFile.create(place, byteCount: byteCount)
+                : try PoolFile.create(place, byteCount: byteCount, node: node)
             return
         }
         do throws(WireError) {

@@ -205,8 +205,8 @@ final class WorkerProcess {
         _ environment: inout DeviceEnvironment, _ keeper: DeviceKeeper, _ store: FDStore,
         _ log: Log
     ) {
-        environment.poolFile = { place, byteCount throws(PoolFileError) in
-            try keeper.poolFile(place, byteCount)
+        environment.poolFile = { place, byteCount, node throws(PoolFileError) in
+            try keeper.poolFile(place, byteCount, node)
         }
         environment.savedPool = { config, byteCount throws(DriverError) in
             try keeper.savedPool(config, byteCount)

@@ -177,7 +177,7 @@ struct DrainTests {
                     return try VFIOUserDevice(path: path, name: "d")
                 } catch { throw .device(error) }
             })
-        environment.poolFile = { _, byteCount throws(PoolFileError) in
+        environment.poolFile = { _, byteCount, _ throws(PoolFileError) in
             try PoolFile.create(.memory, byteCount: byteCount)
         }
         return DeviceService(

@@ -130,6 +130,8 @@ int nv_pidfd_open(int32_t pid);
 int nv_pidfd_kill(int pidfd, int signal);
 int nv_gettid(void);
 int nv_set_affinity(int cpu);
+// Keeps this thread on those of the processors that it may run on now: 1; 0 when these are none, or all it has.
+int nv_prefer_processors(const uint32_t *_Nonnull processors, size_t count);
 // Runs `body` in a detached thread that takes no signals.
 int nv_run_in_background(void *_Nullable (*_Nonnull body)(void *_Nullable), void *_Nullable argument);
 int nv_set_thread_name(const char *_Nonnull name);

@@ -28,9 +28,10 @@ int nv_lock_open_file(int fd, int milliseconds);
 // Takes memory for a stretch of a file, so that no access can fail later.
 int nv_reserve_range(int fd, int64_t offset, int64_t length);
 
-// Binds pages of a mapping, also those that are there, to a NUMA node (mbind, MPOL_BIND with MPOL_MF_MOVE).
-int nv_bind_to_node(void *_Nonnull address, size_t length, int node);
-// The node that a page lies on; -ENOENT when it is not there yet.
+// Has pages of a mapping, also those that are there, lie on a NUMA node while that has room (mbind, MPOL_PREFERRED
+// with MPOL_MF_MOVE). Of a shared mapping this is remembered with the file: also pages that others make obey it.
+int nv_prefer_node(void *_Nonnull address, size_t length, int node);
+// The node that a page lies on, which is made when it is not there yet.
 int nv_node_of_page(void *_Nonnull address);
 // Keeps pages in memory (mlock).
 int nv_lock_memory(void *_Nonnull address, size_t length);
