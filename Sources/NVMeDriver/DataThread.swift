@@ -149,6 +149,7 @@ public final class DataThread: @unchecked Sendable {
             { argument in
                 guard let argument = unsafe argument else { return }
                 unsafe Unmanaged<DataThread>.fromOpaque(argument)._withUnsafeGuaranteedRef {
+                    $0.settle()
                     $0.run()
                 }
             }, argument, "nvmed-data-\(index)", policy.processor.map { CInt(clamping: $0) } ?? -1,
@@ -160,11 +161,16 @@ public final class DataThread: @unchecked Sendable {
 
     // MARK: The data thread
 
-    private func run() {
+    /// Goes where the policy prefers it, before the loop that may call nothing of the runtime.
+    @inline(never)
+    private func settle() {
         // It is no more than a wish.
         if policy.processor == nil, !policy.preferred.isEmpty {
             _ = try? ProcessorAffinity.prefer(policy.preferred)
         }
+    }
+
+    private func run() {
         var lastWork = nv_monotonic_ns()
         var idleRounds: UInt32 = 0
         var nextWay = Self.wayNanoseconds

@@ -167,7 +167,7 @@ struct PoolPropertyTests {
         var runs: [PageRun] = []
         var (tried, failed, samples, worst) = (0, 0, 0, 512)
         var lost = 0.0
-        // When: sizes as queues, lists and buffers have them, the largest a quarter of what is free.
+        // When: sizes of queues, lists and buffers, the largest a quarter of what is free.
         let steps = environmentNumber("STEPS") ?? 1_000_000
         for step in 0..<steps {
             let count = 1 << below(6)

@@ -44,6 +44,12 @@ def needs(*features):
     return mark
 
 
+def thorough(test):
+    """Marks a test of minutes, which GUEST_QUICK=1 leaves out."""
+    test.thorough = True
+    return test
+
+
 def boots_with(append):
     """Marks a test whose machine has this on its kernel's command line; tests with the same one share it."""
     def mark(test):

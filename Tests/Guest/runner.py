@@ -44,8 +44,9 @@ class Runner:
     def __init__(self):
         self.kernel_full = os.environ.get("KERNEL") == "full"
         self.keep = bool(os.environ.get("KEEP"))
+        self.quick = bool(os.environ.get("GUEST_QUICK"))
         self.guest = None
-        self.passed, self.failed, self.left_out, self.repeated = 0, 0, 0, 0
+        self.passed, self.failed, self.left_out, self.repeated, self.too_long = 0, 0, 0, 0, 0
         # A host that is short of processors for minutes makes an emulated machine miss bounds that
         # are no fault of what is tested. What passes only the second time is told as that.
         self.tries = max(1, int(os.environ.get("GUEST_TRIES", "1")))
@@ -162,12 +163,17 @@ class Runner:
             if not set(getattr(function, "needs", ())) <= set(self.features):
                 self.left_out += 1
                 continue
+            if self.quick and getattr(function, "thorough", False):
+                self.too_long += 1
+                continue
             self.attempt(name, function)
             if self.failed and self.keep:
                 break
         if self.keep:
             self.stay()
         left_out = f", {self.left_out} need {'the usual kernel' if self.kernel_full else 'KERNEL=full'}" if self.left_out else ""
+        if self.too_long:
+            left_out += f", {self.too_long} left out by GUEST_QUICK"
         repeated = f", {self.repeated} of them repeated" if self.repeated else ""
         image.say(f"{self.passed} tests passed, {self.failed} failed{repeated}{left_out}, "
                   f"{time.monotonic() - start + before:.0f} s")

@@ -7,7 +7,7 @@ exactly what the model of the disk allows, and no request may fail.
 import contextlib, json, os, re, subprocess, tempfile
 
 import leaks, nvmetrace, test_faults
-from harness import check, seconds_limit
+from harness import check, seconds_limit, thorough
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIN = os.environ.get("NVMED_BIN_DIR", os.path.join(ROOT, ".build/release"))
@@ -99,6 +99,7 @@ def test_kills_under_load(guest):
         check("reset" not in journal.lower(), f"the device was reset:\n{journal[-3000:]}")
 
 
+@thorough
 @seconds_limit(600)
 def test_thousands_of_descriptors(guest):
     """A worker with 4 000 descriptors in the manager's store is killed under load: every session goes on"""

@@ -3,7 +3,7 @@
 import os, random
 
 import harness, machine, powerlog
-from harness import check, makes_machines, seconds_limit
+from harness import check, makes_machines, seconds_limit, thorough
 
 FUA_WRITES = 8
 PIECE = "64K"
@@ -24,6 +24,7 @@ def power_machine(guest, **drive):
 
 
 @makes_machines
+@thorough
 @seconds_limit(600)
 def test_power_failure(guest):
     """After a power failure during writes everything flushed or FUA-written is there, though the drive lost the rest"""
