@@ -234,6 +234,9 @@ final class Device {
         while true {
             let told = toldStates
             let found = try await link.getDevice(deadline)
+            // One that answers while it recovers has adopted nothing: it resets the controller, and
+            // perhaps opens the function anew, which nobody else may hold then.
+            if found.state == .recovering, removal == nil { letGoOfHardware() }
             guard found.state == .starting || found.state == .recovering else { return found }
             // What was told since the question was sent may be news.
             guard told == toldStates else { continue }

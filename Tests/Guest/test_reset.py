@@ -57,8 +57,12 @@ def test_reported_error(guest):
         # Completion Timeout, which is not fatal to the link; the port tells all behind it.
         said = guest.qmp("human-monitor-command", **{"command-line": "pcie_aer_inject_error port-c COMP_TIME"})
         guest.wait_for("journalctl NVME_DEVICE=rc | grep -q '(AER)'", 60)
-        guest.wait_for("journalctl NVME_DEVICE=rc | grep -q 'it is reset, and the sessions go on'", 60)
+        guest.wait_for("journalctl NVME_DEVICE=rc | grep -q 'its function has to be reset, after an error; the sessions go on'", 60)
         test_faults.wait_state(guest, "rc", "ready")
+        # At the first try: nobody else holds the device while it is opened anew.
+        journal = guest.expect("journalctl NVME_DEVICE=rc -b").stdout
+        check("could not be reset" not in journal, journal[-1500:])
+        guest.expect("journalctl -u nvmed-opener -b | grep -q 'rc: .* after a reset'")
         check(not reader.done, f"{said} client: {reader.done and reader.result()}")
         reader.stop().result()
         guest.expect(f"nvmectl io verify rc1 {VERIFY}", 60)
