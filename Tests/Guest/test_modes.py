@@ -42,10 +42,12 @@ def survive(guest, device, disk, drive):
     before, cursor = stored(guest, device), guest.journal_cursor()
     check(before > 0, "nothing is stored")
     with leaks.none(guest), load(guest, disk, drive):
-        for command in (f"systemctl kill -s KILL nvmed-worker@{device}", f"systemctl restart nvmed-worker@{device}"):
-            pid = worker_pid(guest, device)
+        commands = f"systemctl kill -s KILL nvmed-worker@{device}", f"systemctl restart nvmed-worker@{device}"
+        for number, command in enumerate(commands, 1):
             guest.expect(command, 60)
-            guest.wait_for(f"p=$(systemctl show -P MainPID nvmed-worker@{device}); test $p != 0 && test $p != {pid}")
+            # Each goes on before the next is killed: a restart during the start would end one that has not.
+            guest.wait_for(f"test $(journalctl -u nvmed-worker@{device} --after-cursor='{cursor}' | "
+                           f"grep -c 'goes on after') -ge {number}")
             guest.wait_for(f"nvmectl session list | grep -q {disk}", 60)
     guest.expect(f"nvmectl io verify {disk} {VERIFY}")
     check(opened_through(guest, cursor) == [], "a restart opened the device anew")
