@@ -200,8 +200,7 @@ public struct DMAPool: ~Copyable {
     /// reserved. Throws `unsupported` when the file is not one of this layout.
     public init(
         adopting file: consuming PoolFile, layout: PoolLayout, readsIOVA: UInt64,
-        writesIOVA: UInt64, owner: String = "device", slots: [SlotPool.Slot]? = nil,
-        source: PoolSource = .memory
+        writesIOVA: UInt64, owner: String = "device", source: PoolSource = .memory
     ) throws(VFIOError) {
         let zones = layout.zones(pageByteCount: file.pageByteCount)
         let (readBytes, writeBytes) = zones
@@ -212,8 +211,7 @@ public struct DMAPool: ~Copyable {
         let bytes = try Self.mapping(file.fd, byteCount)
         bytes.excludeFromCoreDumps()
         let owned = try OwnedPool(
-            adopting: bytes, layout, zones, (readsIOVA, writesIOVA), owner: owner, slots: slots,
-            source: source)
+            adopting: bytes, layout, zones, (readsIOVA, writesIOVA), owner: owner, source: source)
         place = file.place
         let parts = file.takeParts()
         fd = parts.fd
@@ -233,7 +231,7 @@ public struct DMAPool: ~Copyable {
     public init(
         adopting file: consuming PoolFile, layout: PoolLayout, pageOrder: [UInt32],
         address: UInt64, checking device: (any DeviceBacking)?, owner: String = "device",
-        slots: [SlotPool.Slot]? = nil, source: PoolSource = .memory
+        source: PoolSource = .memory
     ) throws(VFIOError) {
         let (readBytes, writeBytes) = layout.zones(pageByteCount: PoolLayout.pageByteCount)
         guard
@@ -250,7 +248,7 @@ public struct DMAPool: ~Copyable {
         let held = parts.lock
         let owned = try OwnedPool(
             adopting: memory, layout, (readBytes, writeBytes),
-            (start, start &+ UInt64(readBytes)), owner: owner, slots: slots, source: source)
+            (start, start &+ UInt64(readBytes)), owner: owner, source: source)
         self.place = place
         deviceReadsIOVA = start
         deviceWritesIOVA = start &+ UInt64(readBytes)

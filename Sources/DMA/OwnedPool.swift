@@ -39,35 +39,27 @@ final class OwnedPool {
         } catch { throw .unsupported("the pool: \(error)") }
     }
 
-    /// A predecessor's pool. What it had is claimed as the plan has it; `slots` is what was written
-    /// down of it, and nil when nothing was.
+    /// A predecessor's pool. What it had is claimed as the plan has it.
     convenience init(
         adopting mapping: consuming Mapping, _ layout: PoolLayout,
         _ zones: (deviceReads: Int, deviceWrites: Int), _ addresses: (UInt64, UInt64),
-        owner: String, slots: [SlotPool.Slot]?, source: PoolSource
+        owner: String, source: PoolSource
     ) throws(VFIOError) {
         do throws(DMAError) {
             let ranges = Self.ranges(zones, addresses)
             let planned = try Self.planned(layout, zones, owner)
-            let saved = slots ?? planned
             try self.init(
                 PoolMemory(
                     mapping, ranges: ranges,
-                    restoring: SavedDMAPool(ranges: ranges.map(\.pages), slots: saved),
+                    restoring: SavedDMAPool(ranges: ranges.map(\.pages), slots: planned),
                     node: source.node, nodes: source.nodes), owner: owner)
             for entry in layout.entries {
-                let run = Self.run(entry, zones.deviceReads)
-                let buffer = try client.attach(run)
-                guard buffer.tag == Self.tag(entry) else {
-                    throw .mismatch("\(run) are \(buffer.tag), not \(entry.tag)")
-                }
+                _ = try client.attach(Self.run(entry, zones.deviceReads))
             }
-            // Whatever else is written down is nobody's, and may still be written by the device.
-            for owner in manager.missingOwners { manager.leakUnclaimed(of: owner) }
         } catch { throw .unsupported("the pool: \(error)") }
     }
 
-    /// What a pool of this layout has when nothing of it was written down.
+    /// What a pool of this layout has.
     private static func planned(
         _ layout: PoolLayout, _ zones: (deviceReads: Int, deviceWrites: Int), _ owner: String
     ) throws(DMAError) -> [SlotPool.Slot] {

@@ -218,10 +218,12 @@ public struct PoolFile: ~Copyable, Sendable {
     /// lose them under its hands.
     public mutating func grow(to wanted: Int) throws(PoolFileError) {
         isClean = false
-        if place.medium == .deviceMemory, wanted > 0, wanted <= byteCount { return }
-        guard place.medium != .deviceMemory, wanted > 0, wanted <= Self.byteCountMax else {
+        // A device has the memory that it has.
+        let isFixed = place.medium == .deviceMemory
+        guard wanted > 0, wanted <= (isFixed ? byteCount : Self.byteCountMax) else {
             throw .noMemory(place: place, byteCount: wanted, pageByteCount: pageByteCount)
         }
+        guard !isFixed else { return }
         // Also where it is long enough: it may have holes.
         let size = Self.roundUp(wanted, pageByteCount)
         do throws(SystemCallError) {

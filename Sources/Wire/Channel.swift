@@ -166,20 +166,15 @@ public final class Channel<P: WireProtocol> {
     }
 
     private func receive(peek: Bool) throws(ChannelError) -> Received<P> {
-        let received: ReceivedMessage?
         do {
-            received = try receiveOnce(peek)
+            guard let received = try receiveOnce(peek) else { return .nothing }
+            guard received.isEnd else { return judge(received) }
         } catch {
             guard case .closed = ChannelError(error) else { throw ChannelError(error) }
-            // A peer that closed before it read everything is reported once, ahead of what it said
-            // last; the next look finds that.
-            guard let last = try? receiveOnce(peek) else { return .closed }
-            return last.isEnd ? .closed : judge(last)
         }
-        guard let received else { return .nothing }
-        guard received.isEnd else { return judge(received) }
-        // The kernel looks for messages first and for the end afterwards: what the peer sent and
-        // closed in between is there now.
+        // What the peer said last may come after its end: one that closed before it read everything
+        // is reported once, ahead of it, and the kernel looks for messages first and for the end
+        // afterwards. The next look finds it.
         guard let last = try? receiveOnce(peek), !last.isEnd else { return .closed }
         return judge(last)
     }

@@ -157,7 +157,7 @@ final class DeviceKeeper {
     /// The file of the pool, where it lies in one.
     private let pools: PoolKeeper
     /// Under which the lock of the pool's file is stored.
-    fileprivate nonisolated static let lockName = "pool-lock"
+    nonisolated static let lockName = "pool-lock"
 
     /// The configured guest memory, once somebody asked for it.
     private var guestMemory: Result<GuestMemory, WireError>?
@@ -259,7 +259,7 @@ final class DeviceKeeper {
     ) async throws(DriverError) -> VFIODescriptors {
         let client: OpenerClient?
         do throws(SystemCallError) {
-            client = try OpenerClient.connect(Self.openerPath)
+            client = try OpenerClient.connect(OpenerClient.path)
         } catch { throw .system(error) }
         if let client { return try await openThrough(client, reset) }
         do throws(VFIOError) {
@@ -269,8 +269,6 @@ final class DeviceKeeper {
                 afterwards: config.alwaysResets ? .flr : .none, staysAwake: config.keepAlive)
         } catch { throw .device(error) }
     }
-
-    private static var openerPath: String { PoolKeeper.openerPath }
 
     private func openThrough(
         _ client: OpenerClient, _ reset: Bool
@@ -320,8 +318,8 @@ final class DeviceKeeper {
     }
 
     private func translated(_ current: KernelVFIODevice) -> KernelVFIODevice {
-        if current.usesPhysicalAddresses, Files.exists(Self.openerPath) {
-            let (path, name) = (Self.openerPath, device)
+        if current.usesPhysicalAddresses, Files.exists(OpenerClient.path) {
+            let (path, name) = (OpenerClient.path, device)
             current.translate = { fd, offset, byteCount throws(VFIOError) in
                 try OpenerClient.translate(
                     fd, offset: offset, byteCount, device: name, path: path)
@@ -383,8 +381,8 @@ final class DeviceKeeper {
         if case .failure(let error) = guestMemory, now < guestMemoryRetryNanoseconds { throw error }
         do throws(WireError) {
             let found =
-                Files.exists(Self.openerPath)
-                ? try OpenerClient.findGuestMemory(device, path: Self.openerPath)
+                Files.exists(OpenerClient.path)
+                ? try OpenerClient.findGuestMemory(device, path: OpenerClient.path)
                 : try GuestMemory(place)
             guestMemory = .success(found)
             return found
@@ -401,7 +399,7 @@ final class DeviceKeeper {
         guard case .pci(let address) = config.transport, !config.interruptAffinity.isEmpty
         else { return }
         do {
-            if let client = try OpenerClient.connect(Self.openerPath) {
+            if let client = try OpenerClient.connect(OpenerClient.path) {
                 _ = try await client.ask(.setInterruptAffinity(name: device), device: device)
             } else {
                 _ = try KernelInterrupts.setAffinity(

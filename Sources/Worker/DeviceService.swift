@@ -308,23 +308,18 @@ final class DeviceService {
     /// Returns whether there was one: some functions have none, and are told by CSTS.RDY whether
     /// they can be used.
     private func prepare(_ config: DeviceConfig) async throws(DriverError) -> Bool {
-        guard needsFunctionReset, config.transport.isHardware else {
-            needsFunctionReset = false
-            try await environment.prepare(config, false)
-            return false
+        if needsFunctionReset, config.transport.isHardware {
+            inheritPool()
+            do throws(DriverError) {
+                try await environment.prepare(config, true)
+                counters.functionResets += 1
+                needsFunctionReset = false
+                return true
+            } catch { log.warning("could not be reset: \(error); continuing") }
         }
-        inheritPool()
-        do throws(DriverError) {
-            try await environment.prepare(config, true)
-            counters.functionResets += 1
-            needsFunctionReset = false
-            return true
-        } catch {
-            log.warning("could not be reset: \(error); continuing")
-            try await environment.prepare(config, false)
-            needsFunctionReset = false
-            return false
-        }
+        try await environment.prepare(config, false)
+        needsFunctionReset = false
+        return false
     }
 
     var isStarting: Bool { lifecycle.state == .starting || lifecycle.state == .recovering }

@@ -29,7 +29,12 @@ final class OpenerClient {
     private let answer = OneShot<OpenerAnswer>()
     private var source: DescriptorSource?
 
-    /// Where the opener listens; nil when there is none, which is for the worker to be its own.
+    /// The opener's socket.
+    nonisolated static var path: String {
+        Program.environment("NVMED_OPENER") ?? "/run/nvmed/opener.sock"
+    }
+
+    /// Asks at a path; nil when there is none, which is for the worker to be its own.
     static func connect(_ path: String) throws(SystemCallError) -> OpenerClient? {
         do throws(SystemCallError) {
             return try OpenerClient(

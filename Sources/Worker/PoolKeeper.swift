@@ -29,11 +29,6 @@ final class PoolKeeper {
         self.log = log
     }
 
-    /// Where the opener listens.
-    static var openerPath: String {
-        Program.environment("NVMED_OPENER") ?? "/run/nvmed/opener.sock"
-    }
-
     /// The descriptor that holds the lock, to be stored for a successor; nil: there is none.
     var lock: CInt? { file?.lockDescriptor }
 
@@ -110,7 +105,7 @@ final class PoolKeeper {
     ) throws(PoolFileError) {
         file = nil
         lockIsStored = false
-        guard Files.exists(Self.openerPath) else {
+        guard Files.exists(OpenerClient.path) else {
             file =
                 isKept
                 ? try PoolFile.reopen(place, byteCount: byteCount)
@@ -120,7 +115,7 @@ final class PoolKeeper {
         do throws(WireError) {
             file = try OpenerClient.openPool(
                 device, place, byteCount: UInt64(clamping: byteCount), isKept: isKept,
-                path: Self.openerPath)
+                path: OpenerClient.path)
         } catch {
             if error.code == .busy { throw .inUse(path: place.path) }
             throw .refused(error.message)

@@ -366,7 +366,7 @@ final class WorkerProcess {
                 keeper.forget()
                 try store.remove("state")
                 try store.remove("pool")
-                try store.remove("pool-lock")
+                try store.remove(DeviceKeeper.lockName)
                 try await store.barrier(timeoutNanoseconds: WorkerLimits.barrierNanoseconds)
             } catch {
                 log.warning(
