@@ -112,6 +112,7 @@ extension RingPort {
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_COMPLETION_TAIL), completionTail)
         nv_full_fence()
         unsafe nv_store_seq32(base + Int(NV_RING_OFFSET_COMPLETION_NEED_WAKE), 1)
+        statistics.settle(inFlight: Int(adoptedInFlight))
         wake()
     }
 }

@@ -5,6 +5,9 @@
 // that only rise, each whole; what is assigned to whom is guarded by a sequence number. When a ring
 // or a session ends, the control thread adds its block to that of its namespace and to that of its
 // queue pair, so that sums never fall.
+//
+// Nobody can write to the memory but the process that made it, so a successor, whom the manager
+// hands it, copies it and goes on in its own.
 
 internal import CMemory
 internal import CStatistics
@@ -21,6 +24,11 @@ public final class Statistics {
     /// The memory file: others may map it for reading only.
     public let fd: OwnedFD
     private let memory: Mapping
+    /// The blocks by whom they are about.
+    private var places: [StatisticsIdentity.Owner: Int] = [:]
+    private var namespaceCount = 0
+    /// No block before this one is free.
+    private var firstFree = 0
 
     /// Memory without blocks. Nothing of it is touched before it is used.
     public init(pid: Int32) throws(SystemCallError) {
@@ -51,52 +59,83 @@ public final class Statistics {
             base + NV_STATISTICS_OFFSET_MAGIC, NV_STATISTICS_MAGIC)
     }
 
+    /// Memory that goes on with what a predecessor counted in its own, whose end may have torn a
+    /// number; memory that is none of this version counts for nothing.
+    public convenience init(
+        pid: Int32, continuing predecessor: borrowing OwnedFD
+    ) throws(SystemCallError) {
+        try self.init(pid: pid)
+        guard let found = Self.predecessor(predecessor) else { return }
+        let header = unsafe found.base
+        let start = unsafe nv_load64(header + NV_STATISTICS_OFFSET_START_NS)
+        if start > 0, start < MonotonicClock.nowNanoseconds {
+            unsafe nv_store64(memory.base + NV_STATISTICS_OFFSET_START_NS, start)
+        }
+        let count = Int(unsafe nv_load32(header + NV_STATISTICS_OFFSET_USED))
+        for index in 0..<min(count, Self.blockCount) {
+            let source = unsafe found.base + Self.offset(index)
+            guard let identity = unsafe StatisticsIdentity(at: source),
+                places[identity.owner] == nil
+            else { continue }
+            let copy = assign(identity)
+            guard unsafe contains(copy.base) else { continue }
+            for word in Self.countedWords {
+                unsafe nv_store64(copy.base + word * 8, nv_load64(source + word * 8))
+            }
+        }
+    }
+
+    private static func predecessor(_ fd: borrowing OwnedFD) -> Mapping? {
+        guard (try? MemFD.byteCount(of: fd)) == byteCount,
+            let found = try? Mapping(fd, byteCount: byteCount, writable: false)
+        else { return nil }
+        let base = unsafe found.base
+        guard unsafe nv_load64(base + NV_STATISTICS_OFFSET_MAGIC) == NV_STATISTICS_MAGIC,
+            unsafe nv_load32(base + NV_STATISTICS_OFFSET_VERSION) == UInt32(NV_STATISTICS_VERSION)
+        else { return nil }
+        return found
+    }
+
     /// Bytes of the memory.
     public var byteCount: Int { memory.byteCount }
 
     // MARK: Blocks
 
-    /// A zeroed block for what `identity` says; a block that counts nothing for anybody to see when
-    /// all are in use.
+    /// The block of whom `identity` names: the one that is there, or one of zeroes; a block that
+    /// counts nothing for anybody to see when all are in use.
     public func assign(_ identity: StatisticsIdentity) -> StatisticsBlock {
-        var index = 0
-        while index < Self.blockCount, unsafe nv_load32(block(index)) != Self.free { index += 1 }
-        return assign(identity, at: index)
-    }
-
-    /// The block of a namespace, made when it is new: what its ended rings and sessions did. A
-    /// hostile controller must not use all blocks up: those beyond the bound share one.
-    private func namespaceBlock(_ id: UInt32) -> StatisticsBlock? {
-        var count = 0
-        var spare: Int?
-        for index in 0..<used {
-            let block = unsafe block(index)
-            let kind = unsafe nv_load32(block)
-            if kind == Self.free { spare = spare ?? index }
-            guard kind == UInt32(NV_STATISTICS_KIND_NAMESPACE) else { continue }
-            count += 1
-            let owner = unsafe nv_load32(block + NV_STATISTICS_BLOCK_NAMESPACE)
-            if owner == id { return unsafe StatisticsBlock(base: block) }
-        }
-        guard count < Self.maxNamespaces else { return nil }
-        return assign(
-            StatisticsIdentity(kind: .namespace, namespaceID: id), at: spare ?? used)
-    }
-
-    private func assign(
-        _ identity: StatisticsIdentity, at index: Int
-    ) -> StatisticsBlock {
+        let known = places[identity.owner]
+        if known == nil { skipBlocksInUse() }
+        let index = known ?? firstFree
         guard index < Self.blockCount else { return unsafe StatisticsBlock(base: spill()) }
         let base = unsafe block(index)
         changing {
-            unsafe Self.clear(base)
+            if known == nil { unsafe Self.clear(base) }
             unsafe identity.write(to: base)
             if index >= used {
                 unsafe nv_store32(
                     memory.base + NV_STATISTICS_OFFSET_USED, UInt32(index + 1))
             }
         }
+        places[identity.owner] = index
+        if known == nil, identity.kind == .namespace { namespaceCount += 1 }
         return unsafe StatisticsBlock(base: base)
+    }
+
+    private func skipBlocksInUse() {
+        while firstFree < Self.blockCount, unsafe nv_load32(block(firstFree)) != Self.free {
+            firstFree += 1
+        }
+    }
+
+    /// The block of a namespace, made when it is new: what its ended rings and sessions did. A
+    /// hostile controller must not use all blocks up: those beyond the bound are counted nowhere.
+    private func namespaceBlock(_ id: UInt32) -> StatisticsBlock? {
+        let identity = StatisticsIdentity(kind: .namespace, namespaceID: id)
+        guard places[identity.owner] != nil || namespaceCount < Self.maxNamespaces else {
+            return nil
+        }
+        return assign(identity)
     }
 
     /// Takes a ring's or session's block back when nobody counts there any more; what it counted
@@ -109,8 +148,17 @@ public final class Statistics {
         changing {
             sum?.add(block)
             queue?.add(block)
-            unsafe nv_store32(block.base, Self.free)
+            free(block)
         }
+    }
+
+    private func free(_ block: StatisticsBlock) {
+        if let identity = unsafe StatisticsIdentity(at: block.base),
+            let index = places.removeValue(forKey: identity.owner)
+        {
+            firstFree = min(firstFree, index)
+        }
+        unsafe nv_store32(block.base, Self.free)
     }
 
     /// The latency in nanoseconds that the given share of what `buckets` count did not exceed; nil:
@@ -125,14 +173,12 @@ public final class Statistics {
 
     /// Takes the blocks of queue pairs back: the controller is gone.
     public func releaseQueues() {
-        for index in 0..<used {
-            let base = unsafe block(index)
-            guard unsafe nv_load32(base) == UInt32(NV_STATISTICS_KIND_QUEUE) else { continue }
-            changing { unsafe nv_store32(base, Self.free) }
+        forEach { identity, block in
+            if identity.kind == .queue { changing { free(block) } }
         }
     }
 
-    /// All blocks in use, for `inspect`.
+    /// All blocks in use.
     public func forEach(_ body: (StatisticsIdentity, StatisticsBlock) -> Void) {
         for index in 0..<used {
             let base = unsafe block(index)
@@ -152,9 +198,16 @@ public final class Statistics {
     }
 
     private func block(_ index: Int) -> UnsafeMutableRawPointer {
-        unsafe memory.base
-            + (NV_STATISTICS_HEADER_BYTES
-                + index * NV_STATISTICS_BLOCK_BYTES)
+        unsafe memory.base + Self.offset(index)
+    }
+
+    private static func offset(_ index: Int) -> Int {
+        NV_STATISTICS_HEADER_BYTES + index * NV_STATISTICS_BLOCK_BYTES
+    }
+
+    /// The words of a block that count.
+    private static var countedWords: Range<Int> {
+        NV_STATISTICS_BLOCK_COUNTERS / 8..<NV_STATISTICS_BLOCK_BYTES / 8
     }
 
     private func spill() -> UnsafeMutableRawPointer { unsafe block(Self.blockCount) }
@@ -221,6 +274,22 @@ public struct StatisticsIdentity: Sendable, Equatable {
         self.ringID = ringID
         self.namespaceID = namespaceID
         self.disk = disk
+    }
+
+    /// Whom it is about, whatever else is said of them.
+    fileprivate struct Owner: Hashable {
+        let kind: Kind
+        let first: UInt64
+        let second: UInt32
+    }
+
+    fileprivate var owner: Owner {
+        switch kind {
+        case .queue: Owner(kind: kind, first: UInt64(queue), second: 0)
+        case .ring: Owner(kind: kind, first: sessionID, second: ringID)
+        case .session: Owner(kind: kind, first: sessionID, second: 0)
+        case .namespace: Owner(kind: kind, first: UInt64(namespaceID), second: 0)
+        }
     }
 
     fileprivate func write(to base: UnsafeMutableRawPointer) {

@@ -35,6 +35,9 @@ public enum StatisticsCounter: Int, Sendable, CaseIterable {
     case sleeps = 12
     /// Interrupts taken.
     case interrupts = 13
+
+    /// What the thread of a queue pair counts of itself.
+    public static let ofThread: [Self] = [.doorbells, .rounds, .spins, .sleeps, .interrupts]
 }
 
 /// A block of counters and histograms. One writer, one thread at a time; a plain value, valid as
@@ -129,6 +132,15 @@ public struct StatisticsBlock {
     /// Follows a number that somebody else counts, and that only rises.
     public func set(_ counter: StatisticsCounter, _ value: UInt64) {
         unsafe nv_store64(base + (128 + counter.rawValue * 8), value)
+    }
+
+    /// Says how many requests are with the device, by all that is known of them: a worker that died
+    /// between a request and its number leaves a difference, which would stay for ever.
+    public func settle(inFlight: Int) {
+        let ended = (0..<NV_STATISTICS_HISTOGRAMS).reduce(UInt64(0)) {
+            $0 &+ histogram($1).reduce(0, &+)
+        }
+        set(.submitted, ended &+ UInt64(clamping: inFlight))
     }
 
     /// Adds what another block has, which has ended: whatever was taken there has ended too.

@@ -159,6 +159,12 @@ final class DeviceKeeper {
     /// Under which the lock of the pool's file is stored.
     nonisolated static let lockName = "pool-lock"
 
+    /// What is counted: a successor goes on with it.
+    var statistics: Statistics?
+    private var statisticsAreStored = false
+    /// Under which that is stored.
+    nonisolated static let statisticsName = "stats"
+
     /// The configured guest memory, once somebody asked for it.
     private var guestMemory: Result<GuestMemory, WireError>?
     /// When it is looked for again after a failure.
@@ -179,7 +185,7 @@ final class DeviceKeeper {
     }
 
     private nonisolated static func isOfDevice(_ name: String) -> Bool {
-        name == "pool" || name == lockName
+        ["pool", lockName, statisticsName].contains(name)
             || ["vfio-", "irq-", "iommufd-"].contains { name.hasPrefix($0) }
     }
 
@@ -188,6 +194,7 @@ final class DeviceKeeper {
     /// The predecessor's device, as it is, when enough of it came back; nothing is done to it. nil:
     /// it has to be brought up, by `prepare` and `open`, as also when its adoption fails.
     func adopt(_ config: DeviceConfig) -> LiveDevice? {
+        keepStatistics()
         if let place = config.poolPlace, let pool = stored.pool?.raw {
             do throws(PoolFileError) {
                 try pools.adopt(place, pool, stored.poolLock.take())
@@ -484,6 +491,7 @@ final class DeviceKeeper {
         where !(controller.interruptsAreInherited && has("irq-\(index)")) {
             replace("irq-\(index)", raw)
         }
+        keepStatistics()
         // A predecessor may have had more.
         var surplus = interrupts.count
         while storedNames.remove("irq-\(surplus)") != nil {
@@ -507,6 +515,14 @@ final class DeviceKeeper {
         guard !(pools.lockIsStored && has(Self.lockName)) else { return }
         replace(Self.lockName, lock)
         pools.noteStored()
+    }
+
+    /// Stores what is counted in place of what a predecessor counted, once. Nobody waits for that:
+    /// who dies now loses numbers.
+    private func keepStatistics() {
+        guard let statistics, !(statisticsAreStored && has(Self.statisticsName)) else { return }
+        replace(Self.statisticsName, statistics.fd.raw)
+        statisticsAreStored = true
     }
 
     private func has(_ name: String) -> Bool { storedNames.contains(name) }

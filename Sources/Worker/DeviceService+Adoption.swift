@@ -284,6 +284,7 @@ extension DeviceService {
             state.clearRings()
         }
         environment.stored?.removeUnclaimed()
+        countAdopted()
         inherited = nil
         serviceResumed()
     }
@@ -292,6 +293,7 @@ extension DeviceService {
     private func endUnknown() {
         endUnknownSessions()
         environment.stored?.removeUnclaimed()
+        countAdopted()
     }
 
     /// Ends the sessions of which there is a socket and no record.
@@ -326,6 +328,7 @@ extension DeviceService {
         for thread in threads { try thread.recover() }
         recoverMessages(controller)
         for entry in owed { pay(entry.place, entry.record) }
+        countAdopted()
     }
 
     /// Forgets what `adoptSessions` has put together, for another try.

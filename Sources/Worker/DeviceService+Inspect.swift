@@ -167,12 +167,13 @@ extension DeviceService {
                 tree.add("\(path)/limit_waits", session.limitWaits)
             }
             tree.add("\(path)/regions", session.regions.count)
-            tree.add("\(path)/reads", session.counters.reads)
-            tree.add("\(path)/writes", session.counters.writes)
-            tree.add("\(path)/others", session.counters.others)
-            tree.add("\(path)/errors", session.counters.errors)
-            tree.add("\(path)/bytes_read", session.counters.readBytes)
-            tree.add("\(path)/bytes_written", session.counters.writtenBytes)
+            let counters = session.currentCounters
+            tree.add("\(path)/reads", counters.reads)
+            tree.add("\(path)/writes", counters.writes)
+            tree.add("\(path)/others", counters.others)
+            tree.add("\(path)/errors", counters.errors)
+            tree.add("\(path)/bytes_read", counters.readBytes)
+            tree.add("\(path)/bytes_written", counters.writtenBytes)
         }
     }
 }

@@ -324,6 +324,8 @@ extension DeviceService {
         ring.thread.close(ring.index, kick: ring.parts.kick.fd.raw)
         controller?.state.clearRing(queue: ring.thread.queueNumber, index: ring.index)
         CrashPoint.hit(.ringFreed)
+        if let block = ring.statistics { session.counters.add(block) }
+        withState { $0.setSessionCounters(session.slot, session.keptCounters) }
         forget(ring.statistics, on: ring.thread)
         session.rings[ring.id] = nil
         if let stored = environment.stored { removeRing(ring.record.number, stored) }

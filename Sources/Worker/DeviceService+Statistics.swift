@@ -12,11 +12,14 @@ extension DeviceService {
         statistics.map { ($0.fd.raw, UInt64($0.byteCount)) }
     }
 
-    /// Makes a block for each queue pair.
+    /// Makes a block for each queue pair, or goes on with a predecessor's; what threads say of
+    /// themselves begins with them.
     func countQueues(_ controller: NVMeController) {
         guard let statistics else { return }
         queueStatistics = (1...max(controller.queueCount, 1)).map {
-            statistics.assign(StatisticsIdentity(kind: .queue, queue: UInt32($0)))
+            let block = statistics.assign(StatisticsIdentity(kind: .queue, queue: UInt32($0)))
+            for counter in StatisticsCounter.ofThread { block.set(counter, 0) }
+            return block
         }
         for (thread, block) in zip(threads, queueStatistics.dropFirst()) {
             thread.setStatistics(block)
@@ -27,6 +30,27 @@ extension DeviceService {
     func forgetQueues() {
         queueStatistics = []
         statistics?.releaseQueues()
+    }
+
+    /// All that came back of a predecessor's sessions and rings is there: what others counted
+    /// counts for their namespaces and queues, and what is in flight is known.
+    func countAdopted() {
+        let live = sessions.compactMap { $0 }
+        for session in live where !session.isOrphan {
+            session.statistics?.settle(inFlight: session.pending.count)
+        }
+        let byID = Dictionary(live.map { ($0.opening.sessionID, $0) }, uniquingKeysWith: { $1 })
+        statistics?.forEach { identity, block in
+            let session = byID[identity.sessionID]
+            switch identity.kind {
+            case .session where session == nil: break
+            case .ring where session?.rings[identity.ringID] == nil: break
+            default: return
+            }
+            let queue = Int(identity.queue) - 1
+            statistics?.release(
+                block, into: queueStatistics.indices.contains(queue) ? queueStatistics[queue] : nil)
+        }
     }
 
     /// A session is over: what it did counts for its namespace and queue.

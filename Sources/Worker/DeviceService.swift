@@ -75,6 +75,8 @@ struct DeviceEnvironment {
     var forget: @Control () -> Void = {}
     /// The device and the eventfd of the kernel's requests, for the supervisor; empty: none.
     var watched: @Control () -> [CInt] = { [] }
+    /// What is counted, in memory that everybody may read; nil: there is none for it.
+    var statistics: Statistics?
     /// How many failures of the controller are left to successors.
     var failureLimit = WorkerLimits.failures
     /// After how long without service sessions end, in nanoseconds.
@@ -168,7 +170,7 @@ final class DeviceService {
     var farewells = 0
     var counters = DeviceCounters()
     /// What everybody reads; nil: there was no memory for it.
-    let statistics: Statistics?
+    var statistics: Statistics? { environment.statistics }
     /// Where queue pairs are counted, by queue.
     var queueStatistics: [StatisticsBlock] = []
     /// Engine requests that have not ended.
@@ -217,7 +219,6 @@ final class DeviceService {
     init(environment: DeviceEnvironment, state: consuming StateArea) {
         self.environment = environment
         generation = state.generation
-        statistics = try? Statistics(pid: getpid())
         unsafe completions = .allocate(capacity: WorkerLimits.completionsPerReap)
         unsafe completions.initialize(
             repeating: IOCompletion(), count: WorkerLimits.completionsPerReap)
@@ -408,9 +409,9 @@ final class DeviceService {
         queueReplacements = 0
         cancels = []
         try startThreads(controller, config, adopting: adopting)
+        countQueues(controller)
         if adopting { try adoptSessions(controller) }
         try watch(controller)
-        countQueues(controller)
     }
 
     /// Undoes `use`; the state area is there for another try.

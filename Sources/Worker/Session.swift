@@ -111,7 +111,7 @@ final class Session {
     weak var client: (any SessionClient)?
     /// The namespace as it is now; nil when it was removed.
     var namespace: NVMeDriver.NamespaceInfo?
-    /// What it did.
+    /// What it did by messages, and by rings that are closed.
     var counters = SessionCounters()
     /// The highest request id that was taken.
     var highestRequestID: UInt64 = 0
@@ -220,10 +220,29 @@ final class Session {
         }
     }
 
-    /// The counters with what is in flight now.
+    /// The counters with what is in flight now, and with what its open rings did.
     var currentCounters: SessionCounters {
-        var copy = counters
-        copy.inFlight = UInt32(clamping: pending.count)
-        return copy
+        var sum = counters
+        sum.inFlight = UInt32(clamping: pending.count)
+        for ring in rings.values {
+            guard let block = ring.statistics else { continue }
+            sum.add(block)
+            let inFlight = ring.status?.inFlight ?? 0
+            sum.inFlight = UInt32(clamping: UInt64(sum.inFlight) + UInt64(clamping: inFlight))
+        }
+        return sum
+    }
+}
+
+extension SessionCounters {
+    /// Adds what a ring did.
+    mutating func add(_ block: StatisticsBlock) {
+        func ended(_ histogram: Int) -> UInt64 { block.histogram(histogram).reduce(0, &+) }
+        reads = reads &+ ended(0)
+        writes = writes &+ ended(1)
+        others = others &+ ended(2)
+        readBytes = readBytes &+ block.value(.bytesRead)
+        writtenBytes = writtenBytes &+ block.value(.bytesWritten)
+        errors = errors &+ block.value(.errors)
     }
 }

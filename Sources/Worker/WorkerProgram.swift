@@ -154,9 +154,11 @@ final class WorkerProcess {
         self.store = store
         if found.isNew { Self.replace("state", found.area.fd, store, log) }
         let pause = PauseWatch()
+        let statistics = Self.statistics(&fds)
         let keeper = DeviceKeeper(
             device: device, log: log, store: store, stored: StoredDevice(from: &fds), names: names,
             generation: found.area.generation)
+        keeper.statistics = statistics
         self.keeper = keeper
         var environment = DeviceEnvironment(
             name: device, log: log,
@@ -173,6 +175,7 @@ final class WorkerProcess {
             keep: { controller in keeper.keep(controller) },
             forget: { keeper.forget() },
             watched: { keeper.watched })
+        environment.statistics = statistics
         Self.connectServicing(&environment, keeper, store, log)
         environment.guestMemory = { config throws(WireError) in try keeper.guestMemory(config) }
         if let limit = Program.environment("NVMED_SESSION_STALL_MS").flatMap({ UInt64($0) }) {
@@ -198,6 +201,17 @@ final class WorkerProcess {
             self?.shutDown(doNotReset: doNotReset, done)
         }
         harness.leaveSaved = { [weak self] done in self?.leaveSaved(done) }
+    }
+
+    /// What is counted, going on with what a predecessor counted.
+    private static func statistics(_ fds: inout ListenFDs) -> Statistics? {
+        let pid = getpid()
+        guard let predecessor = fds.take(DeviceKeeper.statisticsName) else {
+            return try? Statistics(pid: pid)
+        }
+        // One that died between two of them may have left both.
+        while fds.take(DeviceKeeper.statisticsName) != nil {}
+        return try? Statistics(pid: pid, continuing: predecessor)
     }
 
     /// What a device needs that may be saved and restored.

@@ -87,6 +87,13 @@ final class TopDevices {
         var later: StatisticsSnapshot?
 
         init(_ reader: consuming StatisticsReader) { self.reader = reader }
+
+        func look() {
+            earlier = later
+            later = try? reader.snapshot()
+            // Counting began anew.
+            if earlier?.startNanoseconds != later?.startNanoseconds { earlier = nil }
+        }
     }
 
     private let backend: NVMeBackend
@@ -113,10 +120,10 @@ final class TopDevices {
             guard let pid = device.workerPID, let known = try map(device.name, pid) else {
                 continue
             }
-            known.earlier = known.later
-            known.later = try? known.reader.snapshot()
+            known.look()
             found[device.name] = known
         }
+        for device in waiting { found[device.name] = mapped[device.name] }
         mapped = found
     }
 
@@ -138,7 +145,10 @@ final class TopDevices {
         if let known = mapped[name], known.later?.pid == pid { return known }
         do {
             let fd = try backend.openStatistics(name, deadlineNanoseconds: global.deadline)
-            return Mapped(try StatisticsReader(fd))
+            let now = Mapped(try StatisticsReader(fd))
+            // A restarted worker goes on counting where its predecessor died.
+            now.later = mapped[name]?.later
+            return now
         } catch let error as ClientError {
             // It may have gone just now; whoever may not look learns it.
             guard error.isRetriable || error.wireError?.code == .deviceFailed else { throw error }
@@ -151,7 +161,7 @@ final class TopDevices {
     /// What happened between the last two looks, in order.
     func groups(_ scope: TopCommand.Scope, _ order: TopRow.Order) -> [TopGroup] {
         let groups = mapped.compactMap { name, device -> TopGroup? in
-            guard let later = device.later else { return nil }
+            guard let later = device.later, infos[name]?.state == .ready else { return nil }
             return TopGroup(
                 name, infos[name]?.continuity, device.earlier, later, scope, order)
         }
@@ -177,7 +187,7 @@ struct TopGroup {
         self.name = name
         self.continuity = continuity
         pid = later.pid
-        // Before the first look nothing is known: everything since the worker's start is shown.
+        // Before the first look nothing is known: everything since counting began is shown.
         let earlier =
             earlier ?? StatisticsSnapshot(startingAt: later.startNanoseconds, pid: later.pid)
         let nanoseconds = max(1, later.takenNanoseconds &- earlier.takenNanoseconds)

@@ -206,6 +206,94 @@ struct StatisticsTests {
         withExtendedLifetime(statistics) {}
     }
 
+    // MARK: A predecessor's
+
+    @Test("a successor goes on with what was counted, for the same sessions, rings and queues")
+    func continued() throws {
+        // Given
+        let first = try Statistics(pid: 1)
+        let queue = first.assign(StatisticsIdentity(kind: .queue, queue: 2))
+        let (session, ring) = (first.assign(Self.session), first.assign(Self.ring))
+        var gone = Self.ring
+        gone.ringID = 4
+        let ended = first.assign(gone)
+        for (block, requests) in [(session, 10), (ring, 20), (ended, 30)] {
+            Self.count(block, requests)
+        }
+        first.release(ended, into: queue)
+        let before = try StatisticsReader(first.fd).snapshot()
+        // When
+        let second = try Statistics(pid: 2, continuing: first.fd)
+        let copied = try StatisticsReader(second.fd).snapshot()
+        let again = second.assign(Self.ring)
+        Self.count(again, 1)
+        let after = try StatisticsReader(second.fd).snapshot()
+        // Then
+        #expect(copied.pid == 2)
+        #expect(copied.startNanoseconds == before.startNanoseconds)
+        #expect(copied.namespace(7) == before.namespace(7))
+        #expect(copied.queue(2) == before.queue(2))
+        #expect(again.value(.submitted) == 42)
+        #expect(after.blocks.count == before.blocks.count)
+        #expect(after.namespace(7).reads.count == 61)
+    }
+
+    @Test("what a death left uncounted is not in flight for ever")
+    func settled() throws {
+        // Given: 20 were taken and 20 ended; then more were taken than were ever counted as ended
+        let statistics = try Statistics(pid: 1)
+        let block = statistics.assign(Self.session)
+        Self.count(block, 10)
+        for _ in 0..<5 { block.submitted(operation: IOOperation.read, byteCount: 512) }
+        // When
+        block.settle(inFlight: 3)
+        // Then
+        #expect(try StatisticsReader(statistics.fd).snapshot().namespace(7).inFlight == 3)
+    }
+
+    @Test(
+        "a predecessor's memory that is none, or is of another version, counts for nothing",
+        arguments: [
+            (NV_STATISTICS_OFFSET_MAGIC, 0), (NV_STATISTICS_OFFSET_VERSION, 2),
+            (NV_STATISTICS_OFFSET_USED, 0), (NV_STATISTICS_HEADER_BYTES, 77),
+        ] as [(Int, UInt32)])
+    func unlike(offset: Int, value: UInt32) throws {
+        // Given
+        let first = try Self.writable { Self.count($0.assign(Self.session), 10) }
+        unsafe nv_store32(first.memory.base + offset, value)
+        // When
+        let second = try Statistics(pid: 2, continuing: first.fd)
+        // Then
+        #expect(try StatisticsReader(second.fd).snapshot().blocks.isEmpty)
+    }
+
+    @Test("a predecessor's damaged memory takes no more room than there is")
+    func wild() throws {
+        // Given: every word of it says something
+        let first = try Self.writable { _ in }
+        for word in 0..<first.memory.byteCount / 8
+        where word >= NV_STATISTICS_HEADER_BYTES / 8 {
+            unsafe nv_store64(
+                first.memory.base + word * 8, 3 | UInt64(truncatingIfNeeded: word) << 32)
+        }
+        unsafe nv_store32(first.memory.base + NV_STATISTICS_OFFSET_USED, .max)
+        let short = try MemFD.create(name: "short", byteCount: 4096)
+        // When
+        let second = try Statistics(pid: 2, continuing: first.fd)
+        let third = try Statistics(pid: 3, continuing: short)
+        // Then
+        let snapshot = try StatisticsReader(second.fd).snapshot()
+        #expect(snapshot.blocks.count == NV_STATISTICS_BLOCKS - 1)
+        #expect(try StatisticsReader(third.fd).snapshot().blocks.isEmpty)
+    }
+
+    /// A copy that can be written of statistics in which something was counted.
+    private static func writable(_ body: (Statistics) -> Void) throws -> WritableStatistics {
+        let statistics = try Statistics(pid: 1)
+        body(statistics)
+        return try WritableStatistics(statistics)
+    }
+
     // MARK: Memory that is no statistics
 
     /// A memory file with a good header, changed in one place.
@@ -253,5 +341,21 @@ struct StatisticsTests {
     func changing() throws {
         let fd = try Self.memory(NV_STATISTICS_OFFSET_SEQUENCE, 1)
         #expect(throws: StatisticsError.self) { _ = try StatisticsReader(fd).snapshot() }
+    }
+}
+
+/// Statistics that anybody may change.
+private struct WritableStatistics: ~Copyable {
+    let fd: OwnedFD
+    let memory: Mapping
+
+    init(_ statistics: Statistics) throws {
+        let original = try Mapping(
+            statistics.fd, byteCount: statistics.byteCount, writable: false)
+        let copy = try MemFD.create(name: "stats", byteCount: statistics.byteCount)
+        let mapping = try Mapping(copy, byteCount: statistics.byteCount)
+        unsafe mapping.base.copyMemory(from: original.base, byteCount: original.byteCount)
+        fd = copy
+        memory = mapping
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Statistics through all processes: the library's reader, nvmectl top, and who may look.
 
+import Glibc
 import Linux
 import NVMeClient
 import TestSupport
@@ -56,26 +57,7 @@ extension ProcessTests {
             let region = try disk.registerMemory(buffer)
             let ring = try disk.openRing(entries: 64)
             let reader = try StatisticsReader(try backend.openStatistics("n"))
-            var room = [RingCompletion](repeating: RingCompletion(), count: 64)
-            for round in 0..<50 {
-                for tag in 0..<32 as Range<UInt64> {
-                    let taken = ring.prepareRead(
-                        lba: tag * 8, blockCount: 8, data: .region(region, offset: tag * 4096),
-                        tag: tag)
-                    #expect(taken, "round \(round)")
-                }
-                ring.submit()
-                var left = 32
-                while left > 0 {
-                    left -= unsafe room.withUnsafeMutableBufferPointer {
-                        unsafe ring.reap(into: $0)
-                    }
-                    if left > 0 {
-                        let end = Deadline.after(milliseconds: 60_000)
-                        #expect(try ring.wait(deadlineNanoseconds: end) != .timedOut)
-                    }
-                }
-            }
+            for _ in 0..<50 { try Self.readBatch(ring, region) }
 
             let open = try reader.snapshot()
             try disk.closeRing(ring)
@@ -91,6 +73,65 @@ extension ProcessTests {
             #expect(!closed.blocks.contains { $0.subject.kind == .ring })
             #expect(closed.namespace(1).reads == open.namespace(1).reads)
             #expect(closed.queue(2).reads == open.queue(2).reads)
+        }
+
+        @Test("a killed worker's successor goes on counting, for rings and sessions too")
+        func continued() throws {
+            // Given
+            let service = try RunningService()
+            let backend = try service.connect()
+            let disk = try backend.openDisk("disk-a")
+            let buffer = try IOBuffer(byteCount: 1 << 20)
+            let region = try disk.registerMemory(buffer)
+            let (kept, closed) = (try disk.openRing(entries: 64), try disk.openRing(entries: 64))
+            for _ in 0..<10 { try Self.readBatch(kept, region) }
+            for _ in 0..<5 { try Self.readBatch(closed, region) }
+            for _ in 0..<7 { try disk.write(from: buffer, byteOffset: 0, byteCount: 4096) }
+            try disk.closeRing(closed)
+            let before = try StatisticsReader(try backend.openStatistics("a")).snapshot()
+            let victim = try service.workerPID("a")
+            // When
+            #expect(kill(victim, SIGKILL) == 0)
+            try Self.readBatch(kept, region)
+            try disk.write(from: buffer, byteOffset: 0, byteCount: 4096)
+            // Then
+            let after = try StatisticsReader(try backend.openStatistics("a")).snapshot()
+            let ring = try #require(after.blocks.first { $0.subject.kind == .ring }).numbers
+            let session = try #require(after.blocks.first { $0.subject.kind == .session }).numbers
+            #expect(after.pid != victim)
+            #expect(after.startNanoseconds == before.startNanoseconds)
+            #expect(ring.reads.count == 11 * 32)
+            #expect(session.writes.count == 8)
+            #expect(after.namespace(1).reads.count == 16 * 32)
+            #expect(after.namespace(1).bytesRead == 16 * 32 * 4096)
+            #expect(after.namespace(1).inFlight == 0)
+            #expect(after.queue(2).reads.count == 16 * 32)
+            let listed = try #require(backend.listSessions().first).counters
+            #expect(listed.reads == 16 * 32)
+            #expect(listed.writes == 8)
+            #expect(listed.inFlight == 0)
+        }
+
+        /// Reads 32 times 4 KiB, all at once, and waits for them.
+        private static func readBatch(_ ring: DiskRing, _ region: UInt32) throws {
+            for tag in 0..<32 as Range<UInt64> {
+                let taken = ring.prepareRead(
+                    lba: tag * 8, blockCount: 8, data: .region(region, offset: tag * 4096),
+                    tag: tag)
+                #expect(taken)
+            }
+            ring.submit()
+            var room = [RingCompletion](repeating: RingCompletion(), count: 64)
+            var left = 32
+            while left > 0 {
+                left -= unsafe room.withUnsafeMutableBufferPointer {
+                    unsafe ring.reap(into: $0)
+                }
+                if left > 0 {
+                    let end = Deadline.after(milliseconds: 60_000)
+                    #expect(try ring.wait(deadlineNanoseconds: end) != .timedOut)
+                }
+            }
         }
 
         @Test("copies and interrupts are counted where they happen")

@@ -82,7 +82,8 @@ extension WorkerProcessTests {
             _ = try #require(client).ask(.flush)
             try rig.notify.pump()
             let kept = [
-                "state", "pool", "vfio-user", "vfio-user-log", "irq-0", "irq-1", "irq-2", "s-1",
+                "state", "pool", "stats", "vfio-user", "vfio-user-log", "irq-0", "irq-1", "irq-2",
+                "s-1",
             ]
             #expect(Set(rig.notify.storedNames) == Set(kept))
 

@@ -98,6 +98,7 @@ extension WorkerProcessTests {
             }
             #expect(wentOn > 0)
             #expect(wentOn + ended == next)
+            print("\(next) bytes changed: \(wentOn) went on, \(ended) ended")
         }
     }
 }
