@@ -82,6 +82,7 @@ struct AdminQueue: ~Copyable {
             dword10And11: UInt64(entry.cdw10) | UInt64(entry.cdw11) << 32,
             dword12And13: UInt64(entry.cdw12) | UInt64(entry.cdw13) << 32)
         queue.setLastDwords14And15(UInt64(entry.cdw14) | UInt64(entry.cdw15) << 32)
+        keepAges()
         queue.ring()
         try queue.writePendingDoorbells(device)
     }
@@ -116,6 +117,13 @@ struct AdminQueue: ~Copyable {
             }
             try wait(device)
         }
+    }
+
+    /// Writes down since when commands are in flight: whoever follows waits for the rest of their
+    /// time, and not for all of it again.
+    func keepAges() {
+        queue.keepInheritedAges(
+            nowMilliseconds: CommandAges.milliseconds(MonotonicClock.nowNanoseconds))
     }
 
     /// Takes answers off the completion queue.
@@ -191,13 +199,18 @@ struct AdminQueue: ~Copyable {
         log.write([pending])
     }
 
-    /// Waits until the commands are answered that nobody waits for any more, but might have.
+    /// Waits until the commands are answered that nobody waits for any more, but might have: none
+    /// longer than `timeoutMilliseconds` from when it was sent, by whomever.
     mutating func settle(
         _ operation: String, device: any DeviceBacking, timeoutMilliseconds: Int
     ) throws(DriverError) {
         guard !abandoned.isEmpty else { return }
-        let deadline =
-            MonotonicClock.nowNanoseconds &+ UInt64(clamping: timeoutMilliseconds) &* 1_000_000
+        let now = MonotonicClock.nowNanoseconds
+        let age = queue.oldestAge(nowMilliseconds: CommandAges.milliseconds(now)) {
+            abandoned.contains($0.token)
+        }
+        let left = max(0, timeoutMilliseconds - Int(age))
+        let deadline = now &+ UInt64(clamping: left) &* 1_000_000
         var look = Look()
         while true {
             try collect(device)

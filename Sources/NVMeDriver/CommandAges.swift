@@ -155,6 +155,18 @@ extension QueuePair {
         }
     }
 
+    /// How many milliseconds ago the oldest of some commands was sent, as far as is on record.
+    func oldestAge(nowMilliseconds: UInt32, of isMeant: (CommandSlot) -> Bool) -> UInt32 {
+        var oldest: UInt32 = 0
+        for index in 0..<slotCount where isStaged(index) {
+            guard isMeant(unsafe CommandSlot(at: slot(index))), let ages,
+                let since = unsafe ages.since(.submitted, index, slot(index))
+            else { continue }
+            oldest = max(oldest, CommandAges.passed(since, now: nowMilliseconds))
+        }
+        return oldest
+    }
+
     /// The slot that a command id names, when that command is in flight.
     private func staged(_ commandID: UInt16) -> UInt32? {
         let index = UInt32(commandID) & Self.slotMask

@@ -383,6 +383,7 @@ extension NVMeController {
         admin = AdminQueue(
             queue: pair, interrupt: EventFD(adopting: try duplicateInterrupt(0)),
             log: state.eventsRecord, pending: state.pendingEvents, generation: state.generation)
+        admin?.keepAges()
     }
 
     /// A controller that takes no admin command from whoever takes over must have none under way.

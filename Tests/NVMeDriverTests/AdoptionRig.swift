@@ -29,7 +29,8 @@ final class AdoptionRig {
     private var generation: UInt64 = 1
 
     init(
-        _ arguments: [String] = [], queues: Int = 1, depth: Int = 64, quirks: Set<Quirk>? = nil
+        _ arguments: [String] = [], queues: Int = 1, depth: Int = 64, quirks: Set<Quirk>? = nil,
+        adminTimeoutMilliseconds: Int = 10_000
     ) throws {
         self.queues = queues
         emulator = try EmulatorProcess(["--namespace", "memory=16M"] + arguments)
@@ -37,6 +38,7 @@ final class AdoptionRig {
         options.queueCount = queues
         options.queueDepth = depth
         options.quirks = quirks
+        options.adminTimeoutMilliseconds = adminTimeoutMilliseconds
         options.bouncePoolByteCount = 1 << 20
         options.maxTransferByteCount = 1 << 20
         self.options = options

@@ -148,6 +148,32 @@ struct CommandAgeTests {
         #expect(age(rig) < 59_000)
     }
 
+    @Test(
+        "an admin command that a device has lost is waited for once, by all drivers together",
+        .timeLimit(.minutes(1)))
+    func admin() throws {
+        // Given: ten minutes may pass.
+        let token = AdminQueue.waitedFor | 77
+        let rig = try AdoptionRig(adminTimeoutMilliseconds: 600_000)
+        _ = try rig.emulator.command("fault command:hang,queue=admin,opcode=6,times=1")
+        try rig.controller.admin?.post(
+            .identify(cns: .controller), token: token, device: rig.controller.device)
+        let sent = now
+        let ages = try (0..<3).map { _ in
+            try crashAndAdopt(rig)
+            return rig.controller.admin?.queue.oldestAge(nowMilliseconds: sent &+ 5_000) {
+                $0.token == token
+            }
+        }
+        #expect(try requireValue(ages[0]) >= 5_000)
+        #expect(Set(ages).count == 1)
+        // When: by the record, they have passed.
+        try rig.controller.admin?.queue.noteAges(since: now &- 600_000)
+        try crashAndAdopt(rig)
+        // Then
+        #expect(throws: DriverError.self) { try rig.controller.checkIdentity() }
+    }
+
     @Test("an Abort is on record, and whether it is answered is known")
     func abort() throws {
         // Given: an Abort that is never answered.
@@ -171,5 +197,14 @@ struct CommandAgeTests {
         // Another command id of the slot is another command's.
         #expect(unsafe after.pointee.abortedSince(1 << 10, nowNanoseconds: end) == nil)
         #expect(unsafe !after.pointee.isBeingAborted(1 << 10))
+    }
+}
+
+extension QueuePair {
+    /// Has the record say that all commands are in flight since then.
+    fileprivate func noteAges(since: UInt32) throws {
+        for index in 0..<slotCount {
+            unsafe ages?.note(.submitted, index, slots + Int(index) * 64, since: since)
+        }
     }
 }
