@@ -8,6 +8,15 @@ internal import VFIO
 internal import Wire
 
 extension DeviceService {
+    /// Waits until every client has heard why its session is over, as far as it makes room for it
+    /// in time.
+    func allAreTold() async {
+        guard farewells > 0, allTold == nil else { return }
+        let told = OneShot<Void>()
+        allTold = told
+        _ = try? await told.value()
+    }
+
     // MARK: Removal
 
     func act(on notice: DeviceNotice) {

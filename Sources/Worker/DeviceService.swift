@@ -167,7 +167,9 @@ final class DeviceService {
     /// Sessions that are over and have not been finished.
     var dyingSessions = 0
     /// Connections of sessions that are over and could not be told yet.
-    var farewells = 0
+    var farewells = 0 { didSet { if farewells == 0 { allTold?.succeed(()) } } }
+    /// Who waits until they are; nil: nobody.
+    var allTold: OneShot<Void>?
     var counters = DeviceCounters()
     /// What everybody reads; nil: there was no memory for it.
     var statistics: Statistics? { environment.statistics }

@@ -375,7 +375,7 @@ final class WorkerProcess {
 
     /// Removes what is stored, so that the next worker begins afresh.
     private func forget(_ done: @escaping @Control () -> Void) {
-        service.loop.task { [weak self, store, keeper, log] in
+        service.loop.task { [weak self, store, keeper, service, log] in
             do {
                 keeper.forget()
                 try store.remove("state")
@@ -387,6 +387,7 @@ final class WorkerProcess {
                     "what is stored could not be removed: \(error); continuing", id: .storeFailed)
             }
             done()
+            await service.allAreTold()
             self?.exit(0)
         }
     }

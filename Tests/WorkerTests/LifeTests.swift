@@ -208,6 +208,24 @@ extension WorkerProcessTests {
             #expect(statistics.contains("\"enabled\":false"))
         }
 
+        @Test("a client that has not read its replies hears why, before the worker ends")
+        func farewell() throws {
+            // Given: more replies than the socket holds
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            for _ in 0..<300 {
+                _ = try client.send(.read(lba: 0, blockCount: 256, location: .inline))
+            }
+            try supervisor.wait(until: "sessions/\(client.id)/inflight", is: "0")
+            // When
+            #expect(try supervisor.ask(.shutdown(doNotReset: false)) == .done)
+            // Then: it waits as long as nobody reads
+            #expect(throws: RigError.self) { try #require(rig.worker).wait(200) }
+            #expect(try client.reason().code == .shuttingDown)
+            #expect(try #require(rig.worker).wait() == 0)
+        }
+
         @Test("a new supervisor replaces the old one, and no session notices")
         func supervisors() throws {
             let rig = try Rig()
