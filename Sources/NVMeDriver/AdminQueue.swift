@@ -204,19 +204,18 @@ struct AdminQueue: ~Copyable {
     mutating func settle(
         _ operation: String, device: any DeviceBacking, timeoutMilliseconds: Int
     ) throws(DriverError) {
-        guard !abandoned.isEmpty else { return }
-        let now = MonotonicClock.nowNanoseconds
-        let age = queue.oldestAge(nowMilliseconds: CommandAges.milliseconds(now)) {
-            abandoned.contains($0.token)
-        }
-        let left = max(0, timeoutMilliseconds - Int(age))
-        let deadline = now &+ UInt64(clamping: left) &* 1_000_000
+        let deadline =
+            MonotonicClock.nowNanoseconds &+ UInt64(clamping: timeoutMilliseconds) &* 1_000_000
         var look = Look()
         while true {
             try collect(device)
             if abandoned.isEmpty { return }
             try look.ifDue(device, operation)
-            guard MonotonicClock.nowNanoseconds < deadline else {
+            let now = MonotonicClock.nowNanoseconds
+            let age = queue.oldestAge(nowMilliseconds: CommandAges.milliseconds(now)) {
+                abandoned.contains($0.token)
+            }
+            guard now < deadline, age < timeoutMilliseconds else {
                 throw .commandTimedOut(
                     operation: "\(operation), behind a command that is not answered",
                     milliseconds: timeoutMilliseconds)

@@ -9,8 +9,9 @@
 //
 // The CRC covers the time, the slot's sequence and its word 6, which has the checksum of the words
 // 0-5: a word counts for the command that it was written for, and for no other. Whatever else is
-// there says nothing, and costs a command its age. No word is written while a command is young:
-// those who look for late ones write them, and adoption does.
+// there says nothing, and costs a command its age. No word is written while a command of an I/O
+// queue is young: those who look for late ones write them, and adoption does. Admin commands, which
+// are rare, have theirs from the beginning.
 
 internal import CMemory
 internal import Linux
@@ -140,8 +141,8 @@ extension QueuePair {
         return tick &- Tick.count(milliseconds: passed)
     }
 
-    /// Writes down that the commands of a predecessor are in flight from now on, unless it is known
-    /// since when.
+    /// Writes down that all commands are in flight from now on of which it is not known since when:
+    /// a predecessor's, and an admin command that was sent now.
     func keepInheritedAges(nowMilliseconds now: UInt32) {
         guard let ages else { return }
         for index in 0..<slotCount where isStaged(index) {
@@ -153,6 +154,12 @@ extension QueuePair {
             }
             unsafe ages.note(.submitted, index, slot, since: now)
         }
+    }
+
+    /// Writes down that the device is told of a command only now, whoever wrote it.
+    func keepSubmitted(_ index: UInt32) {
+        let now = CommandAges.milliseconds(MonotonicClock.nowNanoseconds)
+        unsafe ages?.note(.submitted, index, slot(index), since: now)
     }
 
     /// How many milliseconds ago the oldest of some commands was sent, as far as is on record.

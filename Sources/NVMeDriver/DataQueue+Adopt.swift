@@ -47,7 +47,7 @@ extension DataQueue {
     /// ring go to `deliver`. False when the rings do not add up: nothing was published then, and
     /// the device has to be started afresh.
     mutating func recover(_ deliver: (IOCompletion) -> Void) -> Bool {
-        var places = [Set<UInt32>](repeating: [], count: Self.ringCapacity)
+        var posted = [[UInt32: IOCompletion]](repeating: [:], count: Self.ringCapacity)
         var isWhole = true
         unsafe engine.pointee.recoverAnswered { completion, position in
             guard completion.ring > 0 else { return deliver(completion) }
@@ -57,13 +57,13 @@ extension DataQueue {
                 return
             }
             if let place = unsafe ring.pointee.repost(completion, position: position) {
-                isWhole = places[index].insert(place).inserted && isWhole
+                isWhole = posted[index].updateValue(completion, forKey: place) == nil && isWhole
             }
         }
-        for (index, places) in places.enumerated() {
+        for (index, posted) in posted.enumerated() {
             guard let ring = unsafe ring(index) else { continue }
-            isWhole = isWhole && places == Set(0..<UInt32(places.count))
-            let tail = unsafe ring.pointee.publishedTail &+ UInt32(places.count)
+            isWhole = isWhole && Set(posted.keys) == Set(0..<UInt32(posted.count))
+            let tail = unsafe ring.pointee.publishedTail &+ UInt32(posted.count)
             unsafe ring.pointee.completionTail = tail
         }
         guard isWhole else { return false }
@@ -78,6 +78,9 @@ extension DataQueue {
         }
         unsafe forEachRing { ring in isWhole = unsafe isWhole && ring.pointee.addsUp }
         guard isWhole else { return false }
+        for (index, posted) in posted.enumerated() {
+            unsafe ring(index)?.pointee.countAdopted(posted)
+        }
         unsafe forEachRing { unsafe $0.pointee.publishAdopted() }
         CrashPoint.hit(.adoptDelivered)
         unsafe engine.pointee.retire()
@@ -112,7 +115,20 @@ extension RingPort {
         unsafe nv_store_release32(base + Int(NV_RING_OFFSET_COMPLETION_TAIL), completionTail)
         nv_full_fence()
         unsafe nv_store_seq32(base + Int(NV_RING_OFFSET_COMPLETION_NEED_WAKE), 1)
-        statistics.settle(inFlight: Int(adoptedInFlight))
         wake()
+    }
+
+    /// Counts those of the completions written by `repost` that the predecessor has not counted,
+    /// which did so in their order: the last ones.
+    func countAdopted(_ posted: [UInt32: IOCompletion]) {
+        let left = Int(adoptedInFlight)
+        let uncounted = min(max(Int(clamping: statistics.inFlight) - left, 0), posted.count)
+        for place in (posted.count - uncounted)..<posted.count {
+            guard let completion = posted[UInt32(place)] else { continue }
+            statistics.completed(
+                operation: completion.operation, age: completion.age,
+                failed: completion.status != 0)
+        }
+        statistics.settle(inFlight: left)
     }
 }

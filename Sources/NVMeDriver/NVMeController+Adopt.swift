@@ -613,6 +613,7 @@ extension AdminQueue {
         let unseen = queue.unseenSlots() ?? []
         for slot in unseen {
             let token = unsafe CommandSlot(at: queue.slots + Int(slot) * 64).token
+            queue.keepSubmitted(slot)
             if token == AdminToken.event {
                 queue.writeAgain(
                     slot, prp1: 0, prp2: 0, dword10And11: 0, dword12And13: 0)

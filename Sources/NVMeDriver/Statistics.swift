@@ -75,12 +75,12 @@ public final class Statistics {
         for index in 0..<min(count, Self.blockCount) {
             let source = unsafe found.base + Self.offset(index)
             guard let identity = unsafe StatisticsIdentity(at: source),
-                places[identity.owner] == nil
+                places[identity.owner] == nil, let copy = assign(identity)
             else { continue }
-            let copy = assign(identity)
-            guard unsafe contains(copy.base) else { continue }
-            for word in Self.countedWords {
-                unsafe nv_store64(copy.base + word * 8, nv_load64(source + word * 8))
+            unsafe copy.add(StatisticsBlock(base: source), exactly: true)
+            // What a thread says of itself begins with the thread.
+            for counter in StatisticsCounter.ofThread where identity.kind == .queue {
+                copy.set(counter, 0)
             }
         }
     }
@@ -101,16 +101,17 @@ public final class Statistics {
 
     // MARK: Blocks
 
-    /// The block of whom `identity` names: the one that is there, or one of zeroes; a block that
-    /// counts nothing for anybody to see when all are in use.
-    public func assign(_ identity: StatisticsIdentity) -> StatisticsBlock {
+    /// The block of whom `identity` names: the one that is there, or one of zeroes; nil when all
+    /// are in use.
+    public func assign(_ identity: StatisticsIdentity) -> StatisticsBlock? {
         let known = places[identity.owner]
         if known == nil { skipBlocksInUse() }
         let index = known ?? firstFree
-        guard index < Self.blockCount else { return unsafe StatisticsBlock(base: spill()) }
+        guard index < Self.blockCount else { return nil }
         let base = unsafe block(index)
         changing {
-            if known == nil { unsafe Self.clear(base) }
+            // Behind what was ever used all is zero.
+            if known == nil, index < used { unsafe Self.clear(base) }
             unsafe identity.write(to: base)
             if index >= used {
                 unsafe nv_store32(
@@ -139,26 +140,24 @@ public final class Statistics {
     }
 
     /// Takes a ring's or session's block back when nobody counts there any more; what it counted
-    /// stays in the sums of its namespace and of `queue`.
-    public func release(_ block: StatisticsBlock, into queue: StatisticsBlock?) {
-        guard unsafe contains(block.base) else { return }
-        let id = unsafe nv_load32(
-            block.base + NV_STATISTICS_BLOCK_NAMESPACE)
-        let sum = namespaceBlock(id)
+    /// stays in the sums of its namespace and of its queue pair.
+    public func release(_ block: StatisticsBlock) {
+        guard let identity = unsafe StatisticsIdentity(at: block.base) else { return }
+        let sum = namespaceBlock(identity.namespaceID)
+        let queue = StatisticsIdentity(kind: .queue, queue: identity.queue)
         changing {
             sum?.add(block)
-            queue?.add(block)
-            free(block)
+            if let index = places[queue.owner] {
+                unsafe StatisticsBlock(base: self.block(index)).add(block)
+            }
+            free(identity)
         }
     }
 
-    private func free(_ block: StatisticsBlock) {
-        if let identity = unsafe StatisticsIdentity(at: block.base),
-            let index = places.removeValue(forKey: identity.owner)
-        {
-            firstFree = min(firstFree, index)
-        }
-        unsafe nv_store32(block.base, Self.free)
+    private func free(_ identity: StatisticsIdentity) {
+        guard let index = places.removeValue(forKey: identity.owner) else { return }
+        firstFree = min(firstFree, index)
+        unsafe nv_store32(block(index), Self.free)
     }
 
     /// The latency in nanoseconds that the given share of what `buckets` count did not exceed; nil:
@@ -173,8 +172,8 @@ public final class Statistics {
 
     /// Takes the blocks of queue pairs back: the controller is gone.
     public func releaseQueues() {
-        forEach { identity, block in
-            if identity.kind == .queue { changing { free(block) } }
+        forEach { identity, _ in
+            if identity.kind == .queue { changing { free(identity) } }
         }
     }
 
@@ -190,8 +189,7 @@ public final class Statistics {
     // MARK: Memory
 
     private static var free: UInt32 { UInt32(NV_STATISTICS_KIND_FREE) }
-    /// The last block is nobody's: what cannot be shown is counted there.
-    private static var blockCount: Int { NV_STATISTICS_BLOCKS - 1 }
+    private static var blockCount: Int { NV_STATISTICS_BLOCKS }
 
     private var used: Int {
         Int(unsafe nv_load32(memory.base + NV_STATISTICS_OFFSET_USED))
@@ -203,17 +201,6 @@ public final class Statistics {
 
     private static func offset(_ index: Int) -> Int {
         NV_STATISTICS_HEADER_BYTES + index * NV_STATISTICS_BLOCK_BYTES
-    }
-
-    /// The words of a block that count.
-    private static var countedWords: Range<Int> {
-        NV_STATISTICS_BLOCK_COUNTERS / 8..<NV_STATISTICS_BLOCK_BYTES / 8
-    }
-
-    private func spill() -> UnsafeMutableRawPointer { unsafe block(Self.blockCount) }
-
-    private func contains(_ base: UnsafeMutableRawPointer) -> Bool {
-        unsafe base >= memory.base && base < spill()
     }
 
     private static func clear(_ base: UnsafeMutableRawPointer) {

@@ -129,33 +129,41 @@ public struct StatisticsBlock {
         }
     }
 
-    /// Follows a number that somebody else counts, and that only rises.
+    /// Says what a number is that somebody else counts.
     public func set(_ counter: StatisticsCounter, _ value: UInt64) {
         unsafe nv_store64(base + (128 + counter.rawValue * 8), value)
+    }
+
+    /// Requests that ended.
+    var ended: UInt64 {
+        (0..<NV_STATISTICS_HISTOGRAMS).reduce(0) { $0 &+ histogram($1).reduce(0, &+) }
+    }
+
+    /// Requests that were taken and have not ended.
+    public var inFlight: UInt64 {
+        let (submitted, ended) = (value(.submitted), ended)
+        return submitted > ended ? submitted - ended : 0
     }
 
     /// Says how many requests are with the device, by all that is known of them: a worker that died
     /// between a request and its number leaves a difference, which would stay for ever.
     public func settle(inFlight: Int) {
-        let ended = (0..<NV_STATISTICS_HISTOGRAMS).reduce(UInt64(0)) {
-            $0 &+ histogram($1).reduce(0, &+)
-        }
         set(.submitted, ended &+ UInt64(clamping: inFlight))
     }
 
-    /// Adds what another block has, which has ended: whatever was taken there has ended too.
-    func add(_ other: StatisticsBlock) {
-        var ended: UInt64 = 0
-        for word in 128 / 8..<NV_STATISTICS_BLOCK_BYTES / 8 {
+    /// Adds what another block has. Unless it is to be taken `exactly`, its owner has ended:
+    /// whatever was taken there has ended too.
+    func add(_ other: StatisticsBlock, exactly: Bool = false) {
+        let submitted = exactly ? other.value(.submitted) : other.ended
+        for word in NV_STATISTICS_BLOCK_COUNTERS / 8..<NV_STATISTICS_BLOCK_BYTES / 8 {
             let value = unsafe nv_load64(other.base + word * 8)
-            if word >= 384 / 8 { ended = ended &+ value }
             // What the other never counts may be somebody else's to count here at this moment.
-            guard value != 0, word != 128 / 8 + StatisticsCounter.submitted.rawValue else {
-                continue
-            }
+            guard value != 0,
+                word != NV_STATISTICS_BLOCK_COUNTERS / 8 + StatisticsCounter.submitted.rawValue
+            else { continue }
             let place = unsafe base + word * 8
             unsafe nv_store64(place, nv_load64(place) &+ value)
         }
-        add(.submitted, ended)
+        add(.submitted, submitted)
     }
 }

@@ -222,15 +222,15 @@ public struct Health: Sendable, Hashable {
 
 /// What a session did so far.
 public struct SessionCounters: Sendable, Hashable {
-    /// Completed reads.
+    /// Reads that ended, by messages and rings.
     public var reads: UInt64 = 0
-    /// Completed writes.
+    /// Writes that ended.
     public var writes: UInt64 = 0
-    /// Bytes read.
+    /// Bytes that were read; of rings, also those of reads that failed or have not ended.
     public var readBytes: UInt64 = 0
-    /// Bytes written.
+    /// Bytes that were written, in the same way.
     public var writtenBytes: UInt64 = 0
-    /// Completed requests of other kinds.
+    /// Requests of other kinds that ended.
     public var others: UInt64 = 0
     /// Requests that ended with an error.
     public var errors: UInt64 = 0

@@ -522,7 +522,7 @@ final class DeviceKeeper {
     private func keepStatistics() {
         guard let statistics, !(statisticsAreStored && has(Self.statisticsName)) else { return }
         replace(Self.statisticsName, statistics.fd.raw)
-        statisticsAreStored = true
+        statisticsAreStored = has(Self.statisticsName)
     }
 
     private func has(_ name: String) -> Bool { storedNames.contains(name) }
@@ -542,12 +542,16 @@ final class DeviceKeeper {
         guard copy >= 0 else { return }
         let fd = OwnedFD(adopting: copy)
         do throws(FDStoreError) {
-            if storedNames.contains(name) { try store.remove(name) }
+            if storedNames.contains(name) {
+                try store.remove(name)
+                storedNames.remove(name)
+            }
             try store.store(name, fd)
             storedNames.insert(name)
         } catch {
+            let loses = name == Self.statisticsName ? "counts" : "opens the device"
             log.warning(
-                "\(error); continuing without: a restarted worker opens the device anew",
+                "\(error); continuing without: a restarted worker \(loses) anew",
                 id: .storeFailed)
         }
     }
@@ -573,7 +577,7 @@ final class DeviceKeeper {
 
     private func forgetStored(_ keepsPool: Bool) {
         let names = storedNames.filter {
-            !keepsPool || !["pool", Self.lockName].contains($0)
+            !keepsPool || !["pool", Self.lockName, Self.statisticsName].contains($0)
         }
         guard !names.isEmpty else { return }
         for name in names.sorted() { removeStored(name) }

@@ -328,7 +328,6 @@ extension DeviceService {
         for thread in threads { try thread.recover() }
         recoverMessages(controller)
         for entry in owed { pay(entry.place, entry.record) }
-        countAdopted()
     }
 
     /// Forgets what `adoptSessions` has put together, for another try.

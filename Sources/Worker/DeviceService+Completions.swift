@@ -145,17 +145,15 @@ extension DeviceService {
 
     private func count(_ session: Session, _ pending: PendingRequest, failed: Bool) {
         defer { controller?.state.setSessionCounters(session.slot, session.keptCounters) }
-        guard !failed else {
-            session.counters.errors += 1
-            return
-        }
+        if failed { session.counters.errors += 1 }
+        let byteCount = failed ? 0 : UInt64(pending.byteCount)
         switch pending.operation {
         case IOOperation.read:
             session.counters.reads += 1
-            session.counters.readBytes &+= UInt64(pending.byteCount)
+            session.counters.readBytes &+= byteCount
         case IOOperation.write:
             session.counters.writes += 1
-            session.counters.writtenBytes &+= UInt64(pending.byteCount)
+            session.counters.writtenBytes &+= byteCount
         default: session.counters.others += 1
         }
     }

@@ -250,7 +250,7 @@ extension DeviceService {
             guard opened == index else { throw .exhausted("its place is taken") }
         } catch {
             controller.state.clearRing(queue: thread.queueNumber, index: index)
-            forget(ring.statistics, on: thread)
+            forget(ring.statistics)
             throw WireError(
                 .resourceExhausted, "the ring cannot be made: \(error)", device: name,
                 field: "open_ring")
@@ -326,7 +326,7 @@ extension DeviceService {
         CrashPoint.hit(.ringFreed)
         if let block = ring.statistics { session.counters.add(block) }
         withState { $0.setSessionCounters(session.slot, session.keptCounters) }
-        forget(ring.statistics, on: ring.thread)
+        forget(ring.statistics)
         session.rings[ring.id] = nil
         if let stored = environment.stored { removeRing(ring.record.number, stored) }
         CrashPoint.hit(.ringRemoved)

@@ -12,14 +12,11 @@ extension DeviceService {
         statistics.map { ($0.fd.raw, UInt64($0.byteCount)) }
     }
 
-    /// Makes a block for each queue pair, or goes on with a predecessor's; what threads say of
-    /// themselves begins with them.
+    /// Makes a block for each queue pair, or goes on with a predecessor's.
     func countQueues(_ controller: NVMeController) {
         guard let statistics else { return }
         queueStatistics = (1...max(controller.queueCount, 1)).map {
-            let block = statistics.assign(StatisticsIdentity(kind: .queue, queue: UInt32($0)))
-            for counter in StatisticsCounter.ofThread { block.set(counter, 0) }
-            return block
+            statistics.assign(StatisticsIdentity(kind: .queue, queue: UInt32($0))) ?? .nowhere
         }
         for (thread, block) in zip(threads, queueStatistics.dropFirst()) {
             thread.setStatistics(block)
@@ -47,9 +44,7 @@ extension DeviceService {
             case .ring where session?.rings[identity.ringID] == nil: break
             default: return
             }
-            let queue = Int(identity.queue) - 1
-            statistics?.release(
-                block, into: queueStatistics.indices.contains(queue) ? queueStatistics[queue] : nil)
+            statistics?.release(block)
         }
     }
 
@@ -57,9 +52,7 @@ extension DeviceService {
     func forgetStatistics(_ session: Session) {
         guard let block = session.statistics else { return }
         session.statistics = nil
-        let queue = session.queue
-        statistics?.release(
-            block, into: queueStatistics.indices.contains(queue) ? queueStatistics[queue] : nil)
+        statistics?.release(block)
     }
 
     /// A block for a ring that is being opened.
@@ -74,11 +67,8 @@ extension DeviceService {
     }
 
     /// A ring is closed: what it did counts for its namespace and queue.
-    func forget(_ block: StatisticsBlock?, on thread: DataThread) {
-        guard let block else { return }
-        let queue = thread.queueNumber - 1
-        statistics?.release(
-            block, into: queueStatistics.indices.contains(queue) ? queueStatistics[queue] : nil)
+    func forget(_ block: StatisticsBlock?) {
+        if let block { statistics?.release(block) }
     }
 
     /// A message of a session waits for the session's limits.

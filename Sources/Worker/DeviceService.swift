@@ -413,6 +413,7 @@ final class DeviceService {
         try startThreads(controller, config, adopting: adopting)
         countQueues(controller)
         if adopting { try adoptSessions(controller) }
+        countAdopted()
         try watch(controller)
     }
 

@@ -227,8 +227,7 @@ final class Session {
         for ring in rings.values {
             guard let block = ring.statistics else { continue }
             sum.add(block)
-            let inFlight = ring.status?.inFlight ?? 0
-            sum.inFlight = UInt32(clamping: UInt64(sum.inFlight) + UInt64(clamping: inFlight))
+            sum.inFlight = sum.inFlight &+ UInt32(clamping: block.inFlight)
         }
         return sum
     }

@@ -35,8 +35,9 @@ enum StoredKind: String, CaseIterable, Sendable {
 /// Without a manager (tests, a worker started by hand) everything is counted and nothing is stored.
 @Control
 final class StoredFDs {
-    /// The most that is stored beside sessions, rings and regions: the device (6), pool, state,
-    /// and an interrupt for each vector that is used (64 queues and the admin queue).
+    /// The most that is stored beside sessions, rings and regions: the device (6), the pool and its
+    /// lock, the state, the statistics, and an interrupt for each vector that is used (64 queues and
+    /// the admin queue).
     static let reservedCount = 80
 
     private struct Key: Hashable {

@@ -209,7 +209,7 @@ final class WorkerProcess {
         guard let predecessor = fds.take(DeviceKeeper.statisticsName) else {
             return try? Statistics(pid: pid)
         }
-        // One that died between two of them may have left both.
+        // There is one; the removal of another would take what is stored next with it.
         while fds.take(DeviceKeeper.statisticsName) != nil {}
         return try? Statistics(pid: pid, continuing: predecessor)
     }

@@ -71,7 +71,7 @@ struct TopRow {
     let device: String
     let kind: Kind
     let disk: String
-    /// Everything since the worker's start.
+    /// Everything since counting began.
     let total: StatisticsNumbers
     /// What happened within the interval.
     let change: StatisticsNumbers

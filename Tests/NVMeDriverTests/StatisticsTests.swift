@@ -55,7 +55,7 @@ struct StatisticsTests {
     func percentiles() throws {
         // Given: 1 to 1000 ticks, each once
         let statistics = try Statistics(pid: 1)
-        let block = statistics.assign(Self.session)
+        let block = try requireValue(statistics.assign(Self.session))
         for age in 1...1000 as ClosedRange<UInt32> {
             block.completed(operation: IOOperation.read, age: age, failed: false)
         }
@@ -78,7 +78,8 @@ struct StatisticsTests {
     func roundTrip() throws {
         // Given
         let statistics = try Statistics(pid: 4711)
-        let (session, ring) = (statistics.assign(Self.session), statistics.assign(Self.ring))
+        let session = try requireValue(statistics.assign(Self.session))
+        let ring = try requireValue(statistics.assign(Self.ring))
         Self.count(session, 100)
         session.submitted(operation: IOOperation.flush, byteCount: 0)
         ring.completed(operation: IOOperation.flush, age: 5, failed: false)
@@ -112,7 +113,7 @@ struct StatisticsTests {
     func sealed() throws {
         // Given
         let statistics = try Statistics(pid: 1)
-        let block = statistics.assign(Self.session)
+        let block = try requireValue(statistics.assign(Self.session))
         let fd = try statistics.fd.duplicate()
         var byte: UInt8 = 1
         // When, then
@@ -133,15 +134,15 @@ struct StatisticsTests {
     func ended() throws {
         // Given
         let statistics = try Statistics(pid: 1)
-        let queue = statistics.assign(StatisticsIdentity(kind: .queue, queue: 1))
-        let block = statistics.assign(Self.session)
+        _ = statistics.assign(StatisticsIdentity(kind: .queue, queue: 1))
+        let block = try requireValue(statistics.assign(Self.session))
         Self.count(block, 50)
         let reader = try StatisticsReader(statistics.fd)
         let before = try reader.snapshot()
         // When
-        statistics.release(block, into: queue)
+        statistics.release(block)
         let after = try reader.snapshot()
-        let again = statistics.assign(Self.session)
+        let again = try requireValue(statistics.assign(Self.session))
         let reused = try reader.snapshot()
         // Then
         #expect(before.namespace(7) == after.namespace(7))
@@ -156,36 +157,37 @@ struct StatisticsTests {
     func dropped() throws {
         // Given
         let statistics = try Statistics(pid: 1)
-        let block = statistics.assign(Self.session)
+        let block = try requireValue(statistics.assign(Self.session))
         block.submitted(operation: IOOperation.read, byteCount: 4096)
         // When
-        statistics.release(block, into: nil)
+        statistics.release(block)
         // Then
         #expect(try StatisticsReader(statistics.fd).snapshot().namespace(7).inFlight == 0)
     }
 
-    @Test("when all blocks are in use, the next one counts and is not seen")
+    @Test("when all blocks are in use there is none, until one is given back")
     func full() throws {
         // Given
         let statistics = try Statistics(pid: 1)
-        for id in 1..<UInt64(NV_STATISTICS_BLOCKS) {
-            _ = statistics.assign(StatisticsIdentity(kind: .session, sessionID: id))
+        let blocks = (1...UInt64(NV_STATISTICS_BLOCKS)).map {
+            statistics.assign(
+                StatisticsIdentity(kind: .session, sessionID: $0, namespaceID: 1))
         }
+        #expect(blocks.allSatisfy { $0 != nil })
+        #expect(statistics.assign(Self.ring) == nil)
         // When
-        let spilled = statistics.assign(Self.ring)
-        Self.count(spilled, 10)
-        statistics.release(spilled, into: nil)
-        // Then
+        for block in blocks.prefix(2) { statistics.release(try requireValue(block)) }
+        // Then: one of them is the namespace's
+        #expect(statistics.assign(Self.ring) != nil)
         let snapshot = try StatisticsReader(statistics.fd).snapshot()
-        #expect(snapshot.blocks.count == NV_STATISTICS_BLOCKS - 1)
-        #expect(snapshot.namespace(0).submitted == 0)
+        #expect(snapshot.blocks.count == NV_STATISTICS_BLOCKS)
     }
 
     @Test("numbers read while they are counted only rise, and add up in the end")
     func concurrent() async throws {
         // Given
         let statistics = try Statistics(pid: 1)
-        nonisolated(unsafe) let block = statistics.assign(Self.session)
+        nonisolated(unsafe) let block = try requireValue(statistics.assign(Self.session))
         let reader = try StatisticsReader(statistics.fd)
         let counting = Task.detached { unsafe Self.count(block, 100_000) }
         // When
@@ -212,27 +214,28 @@ struct StatisticsTests {
     func continued() throws {
         // Given
         let first = try Statistics(pid: 1)
-        let queue = first.assign(StatisticsIdentity(kind: .queue, queue: 2))
-        let (session, ring) = (first.assign(Self.session), first.assign(Self.ring))
+        let queue = try requireValue(
+            first.assign(StatisticsIdentity(kind: .queue, queue: 2)))
         var gone = Self.ring
         gone.ringID = 4
-        let ended = first.assign(gone)
-        for (block, requests) in [(session, 10), (ring, 20), (ended, 30)] {
-            Self.count(block, requests)
+        for (identity, requests) in [(Self.session, 10), (Self.ring, 20), (gone, 30)] {
+            Self.count(try requireValue(first.assign(identity)), requests)
         }
-        first.release(ended, into: queue)
+        queue.set(.sleeps, 77)
+        first.release(try requireValue(first.assign(gone)))
         let before = try StatisticsReader(first.fd).snapshot()
         // When
         let second = try Statistics(pid: 2, continuing: first.fd)
         let copied = try StatisticsReader(second.fd).snapshot()
-        let again = second.assign(Self.ring)
+        let again = try requireValue(second.assign(Self.ring))
         Self.count(again, 1)
         let after = try StatisticsReader(second.fd).snapshot()
         // Then
         #expect(copied.pid == 2)
         #expect(copied.startNanoseconds == before.startNanoseconds)
         #expect(copied.namespace(7) == before.namespace(7))
-        #expect(copied.queue(2) == before.queue(2))
+        #expect(copied.queue(2).reads == before.queue(2).reads)
+        #expect(copied.queue(2).sleeps == 0)
         #expect(again.value(.submitted) == 42)
         #expect(after.blocks.count == before.blocks.count)
         #expect(after.namespace(7).reads.count == 61)
@@ -242,7 +245,7 @@ struct StatisticsTests {
     func settled() throws {
         // Given: 20 were taken and 20 ended; then more were taken than were ever counted as ended
         let statistics = try Statistics(pid: 1)
-        let block = statistics.assign(Self.session)
+        let block = try requireValue(statistics.assign(Self.session))
         Self.count(block, 10)
         for _ in 0..<5 { block.submitted(operation: IOOperation.read, byteCount: 512) }
         // When
@@ -259,7 +262,7 @@ struct StatisticsTests {
         ] as [(Int, UInt32)])
     func unlike(offset: Int, value: UInt32) throws {
         // Given
-        let first = try Self.writable { Self.count($0.assign(Self.session), 10) }
+        let first = try Self.writable { $0.assign(Self.session).map { Self.count($0, 10) } }
         unsafe nv_store32(first.memory.base + offset, value)
         // When
         let second = try Statistics(pid: 2, continuing: first.fd)
@@ -283,7 +286,7 @@ struct StatisticsTests {
         let third = try Statistics(pid: 3, continuing: short)
         // Then
         let snapshot = try StatisticsReader(second.fd).snapshot()
-        #expect(snapshot.blocks.count == NV_STATISTICS_BLOCKS - 1)
+        #expect(snapshot.blocks.count == NV_STATISTICS_BLOCKS)
         #expect(try StatisticsReader(third.fd).snapshot().blocks.isEmpty)
     }
 

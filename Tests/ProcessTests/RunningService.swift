@@ -28,8 +28,9 @@ final class RunningService: Sendable {
     var socket: String { directory.path + "/run/nvmed.sock" }
     var configuration: String { directory.path + "/etc" }
 
-    /// Starts everything; `files` are further configuration files.
-    init(files: [String: String] = [:]) throws {
+    /// Starts everything; `files` are further configuration files, `keys` further lines of the
+    /// devices'.
+    init(files: [String: String] = [:], keys: String = "") throws {
         let directory = try TemporaryDirectory()
         var emulators: [String: EmulatorProcess] = [:]
         unsafe mkdir(directory.path + "/etc", 0o700)
@@ -40,7 +41,8 @@ final class RunningService: Sendable {
             ])
             emulators[name] = emulator
             try Self.write(
-                "[Device]\nTransport=vfio-user\nSocket=\(emulator.socket)\nPool=32M\n",
+                "[Device]\nTransport=vfio-user\nSocket=\(emulator.socket)\nPool=32M\n"
+                    + keys,
                 to: "\(directory.path)/etc/\(name).device")
             try Self.write(
                 "[Disk]\nDevice=\(name)\nNamespace=1\n",

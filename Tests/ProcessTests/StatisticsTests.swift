@@ -75,10 +75,13 @@ extension ProcessTests {
             #expect(closed.queue(2).reads == open.queue(2).reads)
         }
 
-        @Test("a killed worker's successor goes on counting, for rings and sessions too")
-        func continued() throws {
-            // Given
-            let service = try RunningService()
+        @Test(
+            "workers that follow killed ones go on counting, also when they reset the device",
+            arguments: ["", "Quirks=do-not-adopt\n"])
+        func continued(keys: String) throws {
+            // Given: a ring that stays, one that is closed, and messages
+            let service = try RunningService(keys: keys)
+            let emulator = try #require(service.emulators["a"])
             let backend = try service.connect()
             let disk = try backend.openDisk("disk-a")
             let buffer = try IOBuffer(byteCount: 1 << 20)
@@ -89,31 +92,45 @@ extension ProcessTests {
             for _ in 0..<7 { try disk.write(from: buffer, byteOffset: 0, byteCount: 4096) }
             try disk.closeRing(closed)
             let before = try StatisticsReader(try backend.openStatistics("a")).snapshot()
-            let victim = try service.workerPID("a")
-            // When
-            #expect(kill(victim, SIGKILL) == 0)
+            // When: a worker dies with nothing in flight, and the next one with answers that it
+            // has not seen
+            let first = try service.workerPID("a")
+            #expect(kill(first, SIGKILL) == 0)
             try Self.readBatch(kept, region)
+            let second = try service.successor(of: first, "a")
+            #expect(
+                try emulator.command("fault command:delay=600000,queue=io,opcode=2") == "ok")
+            Self.submitBatch(kept, region)
+            let end = Deadline.after(milliseconds: 60_000)
+            while try !emulator.command("stats").contains("\"heldCommands\":32,"),
+                MonotonicClock.nowNanoseconds < end
+            { sched_yield() }
+            #expect(kill(second, SIGSTOP) == 0)
+            #expect(try emulator.command("clear") == "ok")
+            #expect(try emulator.command("release") == "ok 32")
+            #expect(kill(second, SIGKILL) == 0)
+            try Self.awaitBatch(kept)
             try disk.write(from: buffer, byteOffset: 0, byteCount: 4096)
             // Then
+            _ = try service.successor(of: second, "a")
             let after = try StatisticsReader(try backend.openStatistics("a")).snapshot()
             let ring = try #require(after.blocks.first { $0.subject.kind == .ring }).numbers
             let session = try #require(after.blocks.first { $0.subject.kind == .session }).numbers
-            #expect(after.pid != victim)
             #expect(after.startNanoseconds == before.startNanoseconds)
-            #expect(ring.reads.count == 11 * 32)
+            #expect(ring.reads.count == 12 * 32)
             #expect(session.writes.count == 8)
-            #expect(after.namespace(1).reads.count == 16 * 32)
-            #expect(after.namespace(1).bytesRead == 16 * 32 * 4096)
+            #expect(after.namespace(1).reads.count == 17 * 32)
+            #expect(after.namespace(1).bytesRead == 17 * 32 * 4096)
             #expect(after.namespace(1).inFlight == 0)
-            #expect(after.queue(2).reads.count == 16 * 32)
             let listed = try #require(backend.listSessions().first).counters
-            #expect(listed.reads == 16 * 32)
+            #expect(listed.reads == 17 * 32)
             #expect(listed.writes == 8)
             #expect(listed.inFlight == 0)
+            #expect(after.queue(2).reads.count == 17 * 32)
         }
 
-        /// Reads 32 times 4 KiB, all at once, and waits for them.
-        private static func readBatch(_ ring: DiskRing, _ region: UInt32) throws {
+        /// Has 4 KiB read 32 times, all at once.
+        private static func submitBatch(_ ring: DiskRing, _ region: UInt32) {
             for tag in 0..<32 as Range<UInt64> {
                 let taken = ring.prepareRead(
                     lba: tag * 8, blockCount: 8, data: .region(region, offset: tag * 4096),
@@ -121,6 +138,9 @@ extension ProcessTests {
                 #expect(taken)
             }
             ring.submit()
+        }
+
+        private static func awaitBatch(_ ring: DiskRing) throws {
             var room = [RingCompletion](repeating: RingCompletion(), count: 64)
             var left = 32
             while left > 0 {
@@ -132,6 +152,11 @@ extension ProcessTests {
                     #expect(try ring.wait(deadlineNanoseconds: end) != .timedOut)
                 }
             }
+        }
+
+        private static func readBatch(_ ring: DiskRing, _ region: UInt32) throws {
+            submitBatch(ring, region)
+            try awaitBatch(ring)
         }
 
         @Test("copies and interrupts are counted where they happen")
