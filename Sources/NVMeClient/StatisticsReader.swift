@@ -3,6 +3,7 @@
 
 internal import CMemory
 internal import CStatistics
+internal import Glibc
 public import Linux
 
 /// What is wrong with memory that should be statistics.
@@ -196,8 +197,9 @@ public struct StatisticsSnapshot: Sendable {
 public struct StatisticsReader: ~Copyable {
     /// The most bytes that are mapped: far more than any worker has.
     private static let maxByteCount = 64 << 20
-    /// Copies that may be spoilt by a change before the worker counts as ill: changes are rare.
-    private static let attempts = 1000
+    /// For how long copies may be spoilt by changes before the worker counts as ill: changes are
+    /// rare and short, but it may lose its processor in the middle of one.
+    private static let patienceNanoseconds: UInt64 = 1_000_000_000
 
     private let memory: Mapping
     private let blockByteCount: Int
@@ -238,17 +240,18 @@ public struct StatisticsReader: ~Copyable {
     /// A copy in which everything belongs to whom it says.
     public func snapshot() throws(StatisticsError) -> StatisticsSnapshot {
         let base = unsafe memory.base
-        for _ in 0..<Self.attempts {
+        let end = MonotonicClock.nowNanoseconds + Self.patienceNanoseconds
+        repeat {
             let before = unsafe nv_load_acquire32(base + NV_STATISTICS_OFFSET_SEQUENCE)
             guard before & 1 == 0 else {
-                nv_pause()
+                sched_yield()
                 continue
             }
             let copy = copy()
             // The copies are made before the number is read again.
             nv_full_fence()
             if unsafe nv_load32(base + NV_STATISTICS_OFFSET_SEQUENCE) == before { return copy }
-        }
+        } while MonotonicClock.nowNanoseconds < end
         throw StatisticsError(
             description: "the worker did not finish a change of its statistics; it may have died")
     }

@@ -36,8 +36,8 @@ enum StoredKind: String, CaseIterable, Sendable {
 @Control
 final class StoredFDs {
     /// The most that is stored beside sessions, rings and regions: the device (6), the pool and its
-    /// lock, the state, the statistics, and an interrupt for each vector that is used (64 queues and
-    /// the admin queue).
+    /// lock, the state, the statistics, and an interrupt for each vector that is used (64 queues
+    /// and the admin queue).
     static let reservedCount = 80
 
     private struct Key: Hashable {

@@ -696,27 +696,27 @@ struct  Nvmed__V1__SessionCounters
 {
   ProtobufCMessage base;
   /*
-   * Completed reads.
+   * Reads that ended, by messages and rings.
    */
   protobuf_c_boolean has_reads;
   uint64_t reads;
   /*
-   * Completed writes.
+   * Writes that ended.
    */
   protobuf_c_boolean has_writes;
   uint64_t writes;
   /*
-   * Bytes read.
+   * Bytes that were read; of rings, also those of reads that failed or have not ended.
    */
   protobuf_c_boolean has_read_bytes;
   uint64_t read_bytes;
   /*
-   * Bytes written.
+   * Bytes that were written, in the same way.
    */
   protobuf_c_boolean has_written_bytes;
   uint64_t written_bytes;
   /*
-   * Completed requests of other kinds.
+   * Requests of other kinds that ended.
    */
   protobuf_c_boolean has_others;
   uint64_t others;
