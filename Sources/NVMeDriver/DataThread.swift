@@ -196,10 +196,6 @@ public final class DataThread: @unchecked Sendable {
             }
             spins = spins &+ (policy.limitNanoseconds > 0 ? 32 : 1)
             let now = nv_monotonic_ns()
-            unsafe queue.pointee.lookForOverdue(
-                Tick.of(nanoseconds: now), interval: Tick.count(milliseconds: Self.lookMilliseconds)
-            )
-            tell()
             if now &- lastWork >= nextWay {
                 nextWay = nextWay &* 2
                 nv_give_way()
@@ -218,7 +214,7 @@ public final class DataThread: @unchecked Sendable {
     private func round() -> Bool {
         let rounds = unsafe nv_load64(word(Word.rounds)) &+ 1
         unsafe nv_store64(word(Word.rounds), rounds)
-        if rounds & Self.roundsPerCount == 0 { publishCounts(rounds) }
+        if rounds & Self.roundsPerLook == 0 { lookAround(rounds) }
         let took = unsafe queue.pointee.take()
         if unsafe queue.pointee.engine.pointee.hasPendingDoorbells { writeDoorbells() }
         let reaped = unsafe queue.pointee.reap()
@@ -227,11 +223,15 @@ public final class DataThread: @unchecked Sendable {
         return took || reaped
     }
 
-    /// What is counted anyway is shown now and then: a mask of rounds.
-    private static let roundsPerCount: UInt64 = 1023
+    /// How often what is seldom needed is done, however busy the thread is: a mask of rounds.
+    private static let roundsPerLook: UInt64 = 1023
 
+    /// Looks for what is late, and shows what is counted anyway.
     @inline(never)
-    private func publishCounts(_ rounds: UInt64) {
+    private func lookAround(_ rounds: UInt64) {
+        unsafe queue.pointee.lookForOverdue(
+            Tick.of(nanoseconds: nv_monotonic_ns()),
+            interval: Tick.count(milliseconds: Self.lookMilliseconds))
         // A round takes at most some thousand commands.
         unsafe queue.pointee.engine.pointee.queue.refreshOrdinals()
         let statistics = unsafe queue.pointee.statistics
@@ -243,6 +243,7 @@ public final class DataThread: @unchecked Sendable {
         unsafe queue.pointee.engine.pointee.noteMemoryFaults()
         statistics.set(
             .doorbells, unsafe queue.pointee.engine.pointee.doorbellCounts.register)
+        tell()
     }
 
     /// Doorbells that this device does not let map.
@@ -284,7 +285,7 @@ public final class DataThread: @unchecked Sendable {
         unsafe nv_store_seq32(word(Word.mode), Mode.asleep)
         if unsafe nv_load_seq32(word(Word.want)) == 0 {
             sleeps = sleeps &+ 1
-            publishCounts(unsafe nv_load64(word(Word.rounds)))
+            lookAround(unsafe nv_load64(word(Word.rounds)))
             let isIdle = unsafe queue.pointee.isIdle
             var timeout = isIdle ? -1 : Int64(Self.lookMilliseconds) * 1_000_000
             if let next = unsafe queue.pointee.nextAdmission {

@@ -87,8 +87,15 @@ public struct RingRecord: Sendable, Equatable {
 }
 
 extension StateArea {
-    /// Writes a ring down. `queue` is the NVMe queue id, `index` its place there.
+    /// Writes a ring down. `queue` is the NVMe queue id, `index` its place there. The positions of a
+    /// ring that is new there start at 0.
     public func setRing(queue: Int, index: Int, _ record: RingRecord) {
+        // Who freed the place may have died before it came to the positions.
+        if ring(queue: queue, index: index) == .free,
+            var positions = ringPositions(queue: queue, index: index)
+        {
+            positions.write(head: 0, tail: 0)
+        }
         ringRecord(queue, index)?.write(record.words)
     }
 
@@ -98,13 +105,10 @@ extension StateArea {
         return RecordContent(twin.read(), isFree: { $0[1] & 0xFFFF == 0 }) { RingRecord($0) }
     }
 
-    /// The place of a ring is free again. Its positions start at 0 with the next one.
+    /// The place of a ring is free again.
     public func clearRing(queue: Int, index: Int) {
         guard let twin = ringRecord(queue, index), twin.read() != .empty else { return }
         twin.write([])
-        if var positions = ringPositions(queue: queue, index: index) {
-            positions.write(head: 0, tail: 0)
-        }
     }
 
     /// All places are free: nothing of any ring can be gone on with.

@@ -125,6 +125,11 @@ extension StateArea {
         guard let twin = sessionRecord(slot),
             record.opening.count <= SessionRecord.openingByteCountMax
         else { return false }
+        // Who freed the slot may have died before it came to what lies beside it.
+        if session(slot) == .free {
+            setHighestRequest(slot, id: 0)
+            setSessionCounters(slot, [])
+        }
         twin.write(record.words)
         return true
     }
@@ -141,8 +146,6 @@ extension StateArea {
     public func clearSession(_ slot: Int) {
         guard let twin = sessionRecord(slot), twin.read() != .empty else { return }
         twin.write([])
-        setHighestRequest(slot, id: 0)
-        setSessionCounters(slot, [])
     }
 
     /// The highest request id that was taken off a session's socket, or is about to be.

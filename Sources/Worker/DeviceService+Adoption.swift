@@ -496,8 +496,7 @@ extension DeviceService {
         case .change:
             let change = DiskChange(rawValue: UInt32(truncatingIfNeeded: record.argument))
             client.send(event: .diskChanged(change ?? .unspecified, diskInfo(session)))
-        case .answer:
-            unsafe client.send(reply: .done, to: record.requestID, payload: Self.noPayload)
+        case .answer: send(record, session, client)
         case .completion:
             if record.firstPage > 0 { return session.owedReads.append((place, record)) }
             send(record, session, client)
@@ -507,7 +506,12 @@ extension DeviceService {
 
     private func send(_ record: OwedRecord, _ session: Session, _ client: any SessionClient) {
         let id = record.requestID
-        if record.status != 0 || record.code != 0 {
+        if record.kind == .answer, record.code != 0 {
+            let error = WireError(
+                ErrorCode(rawValue: UInt32(record.code)), "was refused before the worker restarted",
+                device: name)
+            client.send(error: error, to: id)
+        } else if record.status != 0 || record.code != 0 {
             var error = CommandStatus.error(
                 record.status, device: name, disk: session.opening.disk)
             if record.code != 0 { error.code = ErrorCode(rawValue: UInt32(record.code)) }

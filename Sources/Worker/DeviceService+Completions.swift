@@ -171,7 +171,7 @@ extension DeviceService {
             return
         }
         if tickTimer == nil {
-            tickTimer = try? loop.timer(priority: .low) { [weak self] in self?.tick() }
+            tickTimer = try? loop.timer { [weak self] in self?.tick() }
         }
         tickIsArmed = tickTimer != nil
         tickTimer?.arm(after: UInt64(tickMilliseconds) * 1_000_000)

@@ -10,7 +10,7 @@ extension DeviceService {
     /// Reads the health page soon, and from then on regularly.
     func armHealth() {
         if healthTimer == nil {
-            healthTimer = try? loop.timer(priority: .low) { [weak self] in self?.askHealth() }
+            healthTimer = try? loop.timer { [weak self] in self?.askHealth() }
         }
         healthTimer?.arm(after: WorkerLimits.firstHealthNanoseconds)
     }

@@ -28,13 +28,13 @@ extension DeviceService {
     /// Gives the device back: what is in flight may finish for a moment, then the controller is
     /// stopped and every descriptor closed, here and in the store.
     private func release(_ reason: String) {
-        guard controller != nil, failure == nil, lifecycle.state != .removed else { return }
+        guard let controller, failure == nil, lifecycle.state != .removed else { return }
         log.warning("\(reason): it is given back", id: .deviceRemoved)
         step(.remove, reason)
         thaw(reason)
         // A worker that is leaving already lets go by itself.
         guard whenDrained == nil else { return }
-        whenDrained = { [weak self] isIdle in self?.finishRelease(isIdle, reason) }
+        whenDrained = { [weak self] isIdle in self?.finishRelease(controller, isIdle, reason) }
         freeze()
         guard !isIdle else { return finishDrain(true) }
         drainTimer = try? loop.after(nanoseconds: WorkerLimits.releaseNanoseconds) { [weak self] in
@@ -42,8 +42,12 @@ extension DeviceService {
         }
     }
 
-    private func finishRelease(_ isIdle: Bool, _ reason: String) {
-        guard let controller, failure == nil else { return }
+    /// The device is being given back: what uses it is still there.
+    var isReleasing: Bool { lifecycle.state == .removed && controller != nil }
+
+    private func finishRelease(_ controller: NVMeController, _ isIdle: Bool, _ reason: String) {
+        defer { tellSettled() }
+        guard controller === self.controller, failure == nil else { return }
         unwatch()
         stopThreads()
         do throws(DriverError) {

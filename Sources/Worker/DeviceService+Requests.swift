@@ -66,7 +66,16 @@ extension DeviceService {
         var error = error
         error.device = error.device ?? name
         error.disk = error.disk ?? session.opening.disk
+        // The reason may pass: who finds the message again must not carry it out after all.
+        var place: Int?
+        if controller != nil, hasOwedRoom {
+            place = owe(.answer, session, id) {
+                $0.code = UInt16(truncatingIfNeeded: error.code.rawValue)
+            }
+            noteTaken(session, id)
+        }
         session.client?.send(error: error, to: id)
+        paid(session, place)
         session.highestRequestID = max(session.highestRequestID, id)
         return .answered
     }

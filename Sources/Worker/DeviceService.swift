@@ -265,7 +265,7 @@ final class DeviceService {
             }
             return ready
         }
-        if isStarting { await settled() }
+        if isStarting || isReleasing { await settled() }
         if let ready, config == self.config { return ready }
         if !isFruitful { try countStart() }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
@@ -472,14 +472,14 @@ final class DeviceService {
         return step
     }
 
-    /// Waits until a bring-up that is under way has ended.
+    /// Waits until a bring-up that is under way has ended, or the device is given back.
     private func settled() async {
         let change = OneShot<Void>()
         settling.append(change)
         _ = try? await change.value()
     }
 
-    private func tellSettled() {
+    func tellSettled() {
         let waiting = settling
         settling = []
         for one in waiting { one.succeed(()) }

@@ -275,7 +275,7 @@ final class SessionHarness: SessionClient {
             return
         }
         if stallTimer == nil {
-            stallTimer = try? service.loop.timer(priority: .low) { [weak self] in
+            stallTimer = try? service.loop.timer { [weak self] in
                 self?.checkStall()
             }
         }
@@ -319,7 +319,7 @@ final class SessionHarness: SessionClient {
     private func beginFarewell() -> Bool {
         guard let source, service.farewells < WorkerLimits.farewells else { return false }
         do throws(SystemCallError) {
-            let timer = try service.loop.timer(priority: .low) { [weak self] in self?.leave() }
+            let timer = try service.loop.timer { [weak self] in self?.leave() }
             timer.arm(after: WorkerLimits.farewellNanoseconds)
             stallTimer = timer
             try source.setEvents([.writable, .peerClosed, .edgeTriggered])

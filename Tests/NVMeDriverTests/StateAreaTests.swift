@@ -143,6 +143,40 @@ struct StateAreaTests {
         #expect(seen12 == .free)
     }
 
+    @Test("what lay beside a session or a ring that was cleared is not its successor's")
+    func reused() throws {
+        // Given
+        let area = try Self.area()
+        var ring = RingRecord(
+            state: .open, session: 0x103, id: 9, submissionEntries: 64, completionEntries: 128,
+            number: 44, openRequestID: 5)
+        area.setSession(3, Self.session)
+        area.setHighestRequest(3, id: 1000)
+        area.setSessionCounters(3, Array(repeating: 7, count: SessionRecord.counterCount))
+        area.setRing(queue: 1, index: 2, ring)
+        var positions = try requireValue(area.ringPositions(queue: 1, index: 2))
+        positions.write(head: 17, tail: 16)
+        // When: they go on, and then are cleared and come again
+        ring.closeRequestID = 8
+        area.setRing(queue: 1, index: 2, ring)
+        area.setSession(3, Self.session)
+        let kept = area.knownPositions(queue: 1, index: 2)
+        let highest = area.highestRequest(3)
+        area.clearSession(3)
+        area.clearRing(queue: 1, index: 2)
+        area.setSession(3, Self.session)
+        area.setRing(queue: 1, index: 2, ring)
+        // Then
+        let fresh = area.knownPositions(queue: 1, index: 2)
+        #expect(kept?.head == 17 && kept?.tail == 16)
+        #expect(highest == 1000)
+        #expect(fresh?.head == 0 && fresh?.tail == 0)
+        let seen20 = area.highestRequest(3)
+        #expect(seen20 == 0)
+        let seen21 = area.sessionCounters(3)
+        #expect(seen21.allSatisfy { $0 == 0 })
+    }
+
     @Test("an opening message that is too long is refused")
     func longOpening() throws {
         // Given

@@ -139,14 +139,7 @@ struct DrainTests {
         config.poolPath = "/nowhere/pool"
         _ = try await service.load(config)
         let controller = try #require(service.controller)
-        _ = try emulator.command("fault command:delay=600000,queue=io")
-        service.exclusively(1) {
-            let flush = IORequest(
-                operation: IOOperation.flush, namespaceID: 1, session: 0, token: 0)
-            _ = unsafe controller.engine(1).pointee.submit(flush)
-            unsafe controller.engine(1).pointee.ring()
-            try? controller.writePendingDoorbells(1)
-        }
+        try hold(service, controller, emulator)
         let early = await refusal(service, 1, drain: 20_000_000)
         let sealed = controller.poolSeal
         _ = try emulator.command("release")
@@ -165,6 +158,51 @@ struct DrainTests {
         #expect(controller.poolSeal == nil)
         #expect(service.servicing == nil)
         #expect(throws: WireError.self) { try service.commit() }
+    }
+
+    @Test("a device that is asked for again while it is given back comes up afterwards")
+    func returned() async throws {
+        EventLoop.startOnOwnThread()
+        try await LoopTurn.run {
+            try await EventLoop.current.task { try await Self.returning() }.value
+        }
+    }
+
+    @Control
+    private static func returning() async throws {
+        // Given: a command that keeps the release waiting
+        let emulator = try EmulatorProcess(["--namespace", "memory=4M"])
+        let service = try service(emulator.socket)
+        let config = DeviceConfig(name: "d", transport: .pci(address: "0000:01:00.0"))
+        _ = try await service.load(config)
+        // Not held here: the emulator serves one connection.
+        try hold(service, try #require(service.controller), emulator)
+        // When
+        service.act(on: .removalRequested)
+        let state = service.lifecycle.state
+        let isReleasing = service.isReleasing
+        _ = try await service.load(config)
+        // Then
+        #expect(state == .removed)
+        #expect(isReleasing)
+        #expect(service.lifecycle.state == .ready)
+        #expect(service.controller != nil)
+        #expect(service.counters.bringUps == 2)
+    }
+
+    /// Has a Flush stay with the device.
+    @Control
+    private static func hold(
+        _ service: DeviceService, _ controller: NVMeController, _ emulator: EmulatorProcess
+    ) throws {
+        _ = try emulator.command("fault command:delay=600000,queue=io")
+        service.exclusively(1) {
+            let flush = IORequest(
+                operation: IOOperation.flush, namespaceID: 1, session: 0, token: 0)
+            _ = unsafe controller.engine(1).pointee.submit(flush)
+            unsafe controller.engine(1).pointee.ring()
+            try? controller.writePendingDoorbells(1)
+        }
     }
 
     @Control
