@@ -197,6 +197,11 @@ extension ServiceManager {
         for _ in 0..<limit {
             do throws(SystemCallError) {
                 guard var message = try buffer.receive(notify) else { return }
+                if message.hadSurplusFDs {
+                    log.error(
+                        "out of descriptors, or too many at once: what a service wanted to keep is "
+                            + "lost; raise the hard limit of open files (LimitNOFILE=, ulimit -Hn)")
+                }
                 // A message cut short is dropped; whatever it carried is closed here.
                 guard !message.isTruncated, let pid = message.senderPID,
                     let unit = unitsByPID[pid],

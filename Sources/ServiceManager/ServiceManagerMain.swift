@@ -8,9 +8,9 @@ internal import Systemd
 
 /// The manager as a process of its own.
 public enum ServiceManagerMain {
-    /// Descriptors for 256 units with full stores would be a million; this is what systemd gives
-    /// the units (LimitNOFILE=16384), and services inherit it.
-    static let descriptorsMax: UInt64 = 16384
+    /// Descriptors for 256 units with full stores, as far as the hard limit allows: one that does
+    /// not get here is lost at its service's next death, when it is too late to say so.
+    static let descriptorsMax: UInt64 = 1 << 20
 
     /// Where the manager lives and what it starts.
     public struct Options: Sendable {
