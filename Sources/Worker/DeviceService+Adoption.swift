@@ -21,7 +21,10 @@ final class InheritedDescriptors {
     private let place: PoolPlace
     private let interrupts: [HeldDescriptor]
     private let stored: StoredFDs?
+    /// Memory of clients by its number.
     private var memory: [UInt64: HeldDescriptor] = [:]
+    /// The regions that count as users of their memory.
+    private var users: Set<UInt32> = []
 
     /// The descriptors of a device that works on.
     init(_ live: inout LiveDevice, _ stored: StoredFDs?, place: PoolPlace = .memory) {
@@ -44,7 +47,7 @@ final class InheritedDescriptors {
         NVMeDriver.Inheritance(
             pool: { self.pool?.duplicate() }, place: place,
             interrupt: { self.interrupt($0) },
-            memory: { _, record in self.memory(record.number) })
+            memory: { self.memory($0, $1) })
     }
 
     private func interrupt(_ vector: Int) -> OwnedFD? {
@@ -52,11 +55,17 @@ final class InheritedDescriptors {
         return interrupts[vector].duplicate()
     }
 
-    private func memory(_ number: UInt64) -> OwnedFD? {
-        if memory[number] == nil, let fd = stored?.take(.memory, number) {
-            memory[number] = HeldDescriptor(fd)
-        }
-        return memory[number]?.duplicate()
+    private func memory(_ region: UInt32, _ record: RegionRecord) -> OwnedFD? {
+        claim(region, record.number)
+        return memory[record.number]?.duplicate()
+    }
+
+    /// Counts a region as a user of the memory with a number, once: several regions may be of one
+    /// file, and each is removed from the store for itself when it is given back.
+    func claim(_ region: UInt32, _ number: UInt64) {
+        guard !users.contains(region), let fd = stored?.take(.memory, number) else { return }
+        users.insert(region)
+        if memory[number] == nil { memory[number] = HeldDescriptor(fd) }
     }
 }
 
@@ -324,6 +333,10 @@ extension DeviceService {
         unsafe controller.engine(Self.messageQueue).pointee.forEachRequest { adopt($0) }
         try adoptRings(controller)
         let owed = adoptOwed(controller)
+        // Before the threads run: a client must not overtake the commands of one that died.
+        for session in sessions.compactMap({ $0 }) where !session.hasEnded && isHeld(session) {
+            holdRings(session, true)
+        }
         // Rings first: what does not add up there is found before any message is sent.
         for thread in threads { try thread.recover() }
         recoverMessages(controller)
@@ -349,6 +362,8 @@ extension DeviceService {
     private func adoptRegions(_ controller: NVMeController) {
         for index in 1..<UInt32(StateLayout.regionCapacity) {
             guard let record = controller.state.region(index) else { continue }
+            // The device may not have it any more; it is given back like those that it has.
+            inherited?.claim(index, record.number)
             var region = ClientRegion(
                 driverRegion: index, byteCount: record.stretch.byteCount,
                 isReadOnly: record.stretch.isReadOnly, isPinned: !record.stretch.isPhysical,

@@ -21,6 +21,8 @@ extension DeviceService {
     ) throws(DriverError) {
         let log = log
         let placement = placement(config)
+        // None of these was asked to tell anything, whatever waits already.
+        progressIsWatched = false
         for queue in 1..<max(controller.queueCount, 1) {
             let thread = try DataThread(
                 controller: controller, queue: queue,

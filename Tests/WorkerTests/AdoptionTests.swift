@@ -135,6 +135,98 @@ extension WorkerProcessTests {
             #expect(!rig.notify.storedNames.contains { $0.hasPrefix("m-") })
         }
 
+        @Test(
+            "memory that two sessions share outlives the one that gives it back, and the next death"
+        )
+        func shared() throws {
+            // Given
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let (first, second) = (try supervisor.open(), try supervisor.open(.readOnly))
+            let memory = try SharedMemory(byteCount: 1 << 16)
+            try first.register(1, memory)
+            try second.register(1, memory)
+            try first.write(0, pattern(512, seed: 14))
+            let before = try untouched(rig)
+            // When
+            try replaceWorker(rig)
+            let given = try first.ask(.unregisterMemory(regionID: 1))
+            try replaceWorker(rig)
+            _ = try second.ask(
+                .read(lba: 0, blockCount: 1, location: .region(id: 1, byteOffset: 4096)))
+            // Then
+            #expect(given == .done)
+            #expect(memory.contents(4096, 512) == pattern(512, seed: 14))
+            #expect(try untouched(rig) == before)
+            #expect(try second.ask(.unregisterMemory(regionID: 1)) == .done)
+            try rig.notify.pump()
+            #expect(!rig.notify.storedNames.contains { $0.hasPrefix("m-") })
+        }
+
+        @Test("a ring that waits for the commands of a dead client waits after the worker's death")
+        func heldRing() throws {
+            // Given: a dead client's write with the device, and an entry that has to come after it
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            var dead: Client? = try supervisor.open()
+            try rig.control("fault command:delay=600000,queue=io")
+            try #require(dead).send(
+                .write(lba: 0, blockCount: 1, fua: false, location: .inline),
+                payload: pattern(512, seed: 12))
+            try supervisor.wait(until: "counters/requests_in_flight", is: "1")
+            dead = nil
+            _ = try supervisor.sessionEnd()
+            try rig.control("clear")
+            let client = try supervisor.open()
+            let memory = try SharedMemory(byteCount: 1 << 16)
+            memory.fill(pattern(512, seed: 13), at: 0)
+            try client.register(1, memory)
+            let ring = try RingEnd(client)
+            try ring.write(0)
+            // When
+            try replaceWorker(rig)
+            let taken = try rig.connect().inspect("rings/\(client.id)/1/taken")
+            let released = try rig.control("release")
+            try ring.wait(1)
+            // Then
+            #expect(taken == "0")
+            #expect(released == "ok 1")
+            #expect(try client.read(0, 1) == pattern(512, seed: 13))
+        }
+
+        @Test("a ring is closed when its requests end, whoever ended while there was no controller")
+        func closing() throws {
+            // Given: one client dies with its worker, another while the successor has no device
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            var dying = [try supervisor.open(.readOnly), try supervisor.open(.readOnly)]
+            try client.register(1, SharedMemory(byteCount: 1 << 16))
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            dying.removeFirst()
+            rig.stopEmulator()
+            try rig.startWorker()
+            try rig.notify.wait(for: "READY=1")
+            let successor = try rig.connect()
+            dying.removeFirst()
+            _ = try successor.sessionEnd()
+            try rig.startEmulator()
+            _ = try successor.ask(.loadDriver(rig.config))
+            let ring = try RingEnd(client)
+            try rig.control("fault command:delay=600000,queue=io")
+            try ring.write(0)
+            try successor.wait(until: "rings/\(client.id)/1/inflight", is: "1")
+            // When: what is answered shows that the request before it was taken
+            let close = try client.send(.closeRing(ringID: 1))
+            _ = try client.ask(.getDiskInfo)
+            try rig.control("clear")
+            let released = try rig.control("release")
+            // Then
+            #expect(released == "ok 1")
+            #expect(try client.answer(to: close).reply == .done)
+        }
+
         @Test("a client that dies with its worker holds its successor back until its commands end")
         func deadClient() throws {
             let rig = try Rig()
