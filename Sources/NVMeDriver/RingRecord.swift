@@ -87,8 +87,8 @@ public struct RingRecord: Sendable, Equatable {
 }
 
 extension StateArea {
-    /// Writes a ring down. `queue` is the NVMe queue id, `index` its place there. The positions of a
-    /// ring that is new there start at 0.
+    /// Writes a ring down. `queue` is the NVMe queue id, `index` its place there. The positions of
+    /// a ring that is new there start at 0.
     public func setRing(queue: Int, index: Int, _ record: RingRecord) {
         // Who freed the place may have died before it came to the positions.
         if ring(queue: queue, index: index) == .free,

@@ -124,15 +124,7 @@ struct NodeTests {
 /// A sysfs with these files.
 private func machine(_ files: [String: String]) throws -> (TemporaryDirectory, MachineNodes) {
     let root = try TemporaryDirectory()
-    for (path, text) in files {
-        var directory = root.path
-        for part in path.split(separator: "/").dropLast() {
-            directory += "/\(part)"
-            _ = unsafe mkdir(directory, 0o700)
-        }
-        let fd = try OwnedFD.open("\(root.path)/\(path)", flags: O_WRONLY | O_CREAT)
-        _ = unsafe text.withCString { unsafe Glibc.write(fd.raw, $0, text.utf8.count) }
-    }
+    for (path, text) in files { try TestFiles.write(text, to: "\(root.path)/\(path)") }
     return (root, MachineNodes(sysfs: root.path))
 }
 

@@ -74,16 +74,12 @@ struct PoolSizingTests {
     func deviceMemory() throws {
         // Given
         let directory = try TemporaryDirectory()
-        func write(_ name: String, _ text: String) throws {
-            let fd = try OwnedFD.open("\(directory.path)/\(name)", flags: 0o101)
-            _ = unsafe text.withCString { unsafe Glibc.write(fd.raw, $0, text.utf8.count) }
-        }
-        try write("size", "8388608\n")
+        try TestFiles.write("8388608\n", to: "\(directory.path)/size")
         let before = DeviceMemoryLookup.inSysfs(directory.path)
         #expect(unsafe symlink("../../../../bus/dax", "\(directory.path)/subsystem") == 0)
         // When
         let old = DeviceMemoryLookup.inSysfs(directory.path)
-        try write("align", "0x1000\n")
+        try TestFiles.write("0x1000\n", to: "\(directory.path)/align")
         // Then
         #expect(before == nil)
         #expect(old == DeviceMemoryFacts(byteCount: 8 << 20, alignment: 2 << 20))

@@ -63,11 +63,7 @@ final class FakeMachine: Sendable {
     // MARK: The tree
 
     func file(_ path: String, _ text: String) {
-        makeDirectories(path)
-        guard let fd = try? OwnedFD.open("\(root)/\(path)", flags: O_WRONLY | O_CREAT | O_TRUNC)
-        else { return }
-        let bytes = Array(text.utf8)
-        _ = unsafe write(fd.raw, bytes, bytes.count)
+        try? TestFiles.write(text, to: "\(root)/\(path)")
     }
 
     func link(_ path: String, to target: String) {

@@ -47,7 +47,7 @@ extension ProcessTests {
                 "d.disk": "[Disk]\nDevice=good\nNamespace=1\nShared=perhaps\n",
             ]
             for (name, text) in files {
-                try RunningService.write(text, to: "\(directory.path)/\(name)")
+                try TestFiles.write(text, to: "\(directory.path)/\(name)")
             }
 
             let (text, code) = try Self.nvmed(["--check-config", "--config", directory.path])
@@ -65,7 +65,7 @@ extension ProcessTests {
         @Test("a configuration without mistakes passes")
         func passes() throws {
             let directory = try TemporaryDirectory()
-            try RunningService.write(
+            try TestFiles.write(
                 "[Device]\nTransport=null\n", to: "\(directory.path)/a.device")
 
             let (text, code) = try Self.nvmed(["--check-config", "--config", directory.path])

@@ -33,22 +33,21 @@ final class RunningService: Sendable {
     init(files: [String: String] = [:], keys: String = "") throws {
         let directory = try TemporaryDirectory()
         var emulators: [String: EmulatorProcess] = [:]
-        unsafe mkdir(directory.path + "/etc", 0o700)
         for (name, block) in [("a", 512), ("b", 4096)] {
             let emulator = try EmulatorProcess([
                 "--serial", "SERIAL-\(name)", "--namespace",
                 "memory=\(Self.diskByteCount),block=\(block)",
             ])
             emulators[name] = emulator
-            try Self.write(
+            try TestFiles.write(
                 "[Device]\nTransport=vfio-user\nSocket=\(emulator.socket)\nPool=32M\n"
                     + keys,
                 to: "\(directory.path)/etc/\(name).device")
-            try Self.write(
+            try TestFiles.write(
                 "[Disk]\nDevice=\(name)\nNamespace=1\n",
                 to: "\(directory.path)/etc/disk-\(name).disk")
         }
-        for (name, text) in files { try Self.write(text, to: "\(directory.path)/etc/\(name)") }
+        for (name, text) in files { try TestFiles.write(text, to: "\(directory.path)/etc/\(name)") }
         var ends: [CInt] = [-1, -1]
         try checked("pipe", unsafe pipe(&ends))
         output = OwnedFD(adopting: ends[0])
@@ -78,16 +77,9 @@ final class RunningService: Sendable {
         _ = unsafe waitpid(manager.pid, &status, 0)
     }
 
-    static func write(_ text: String, to path: String) throws {
-        let fd = try OwnedFD.open(path, flags: O_WRONLY | O_CREAT | O_TRUNC)
-        let bytes = Array(text.utf8)
-        let count = unsafe Glibc.write(fd.raw, bytes, bytes.count)
-        guard count == bytes.count else { throw SetUpError("\(path) cannot be written") }
-    }
-
     /// Writes or replaces a configuration file.
     func configure(_ name: String, _ text: String) throws {
-        try Self.write(text, to: "\(configuration)/\(name)")
+        try TestFiles.write(text, to: "\(configuration)/\(name)")
     }
 
     private func waitUntilReady() throws {

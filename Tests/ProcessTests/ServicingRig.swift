@@ -83,9 +83,9 @@ final class KeptService {
             let text =
                 "[Device]\nTransport=vfio-user\nSocket=\(emulator.socket)\nNVMeKeepAlive=yes\n"
                 + "Pool=file\nPoolPath=\(memory.path)/\(name)\n"
-            try RunningService.write(text, to: "\(directory.path)/etc/\(name).device")
+            try TestFiles.write(text, to: "\(directory.path)/etc/\(name).device")
             for (disk, number) in [(name, 1), (name + "s", 2)] {
-                try RunningService.write(
+                try TestFiles.write(
                     "[Disk]\nDevice=\(name)\nNamespace=\(number)\n",
                     to: "\(directory.path)/etc/\(disk).disk")
             }

@@ -19,15 +19,7 @@ struct PlacementTests {
         for (path, text) in [
             ("bus/pci/devices/0000:01:00.0/numa_node", "1\n"),
             ("devices/system/node/node1/cpulist", "2-3\n"),
-        ] {
-            var directory = root.path
-            for part in path.split(separator: "/").dropLast() {
-                directory += "/\(part)"
-                _ = unsafe mkdir(directory, 0o700)
-            }
-            let fd = try OwnedFD.open("\(root.path)/\(path)", flags: O_WRONLY | O_CREAT)
-            _ = unsafe text.withCString { unsafe Glibc.write(fd.raw, $0, text.utf8.count) }
-        }
+        ] { try TestFiles.write(text, to: "\(root.path)/\(path)") }
         return DevicePlacement(transport, MachineNodes(sysfs: root.path))
     }
 

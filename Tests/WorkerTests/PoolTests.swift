@@ -28,9 +28,9 @@ private final class OpenedRig {
         rig = try Rig()
         memory = try TemporaryDirectory(in: "/dev/shm")
         let directory = rig.directory
-        try Self.write(
+        try TestFiles.write(
             "[Device]\nTransport=vfio-user\nSocket=\(directory)/e\nPool=file\n"
-                + "PoolPath=\(memory.path)/pools/dev0\n", "\(directory)/dev0.device")
+                + "PoolPath=\(memory.path)/pools/dev0\n", to: "\(directory)/dev0.device")
         let socket = "\(directory)/o"
         let listener = try UnixSocket.listen(socket, kind: .sequencedPacket, mode: 0o600)
         opener = try Child(
@@ -40,14 +40,6 @@ private final class OpenedRig {
         rig.workerEnvironment = ["NVMED_OPENER=\(socket)"]
         rig.config.poolBacking = .file
         rig.config.poolPath = elsewhere
-    }
-
-    private static func write(_ text: String, _ path: String) throws {
-        let fd = try OwnedFD.open(path, flags: O_WRONLY | O_CREAT)
-        let bytes = Array(text.utf8)
-        guard unsafe Glibc.write(fd.raw, bytes, bytes.count) == bytes.count else {
-            throw RigError("write \(path)")
-        }
     }
 }
 

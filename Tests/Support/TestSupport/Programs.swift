@@ -75,6 +75,23 @@ public final class TemporaryDirectory: Sendable {
     }
 }
 
+/// Files that a test makes.
+public enum TestFiles {
+    /// Writes or replaces a file; directories that its path names and that are missing are made.
+    public static func write(_ text: String, to path: String) throws(SystemCallError) {
+        var directory = ""
+        for part in path.split(separator: "/").dropLast() {
+            directory += "/\(part)"
+            // One that cannot be made shows when the file is opened.
+            _ = unsafe mkdir(directory, 0o755)
+        }
+        let fd = try OwnedFD.open(path, flags: O_WRONLY | O_CREAT | O_TRUNC)
+        let bytes = Array(text.utf8)
+        let count = unsafe Glibc.write(fd.raw, bytes, bytes.count)
+        guard count == bytes.count else { throw SystemCallError("write \(path)", errno: errno) }
+    }
+}
+
 /// A running `nvmed-emulator`, ended with its owner.
 public final class EmulatorProcess: Sendable {
     /// The vfio-user socket.
