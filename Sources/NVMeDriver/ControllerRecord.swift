@@ -87,7 +87,7 @@ extension StateArea {
     }
 
     /// The controller is not as it was written down any more.
-    func clearController() {
+    public func clearController() {
         guard controllerRecord.read() != .empty else { return }
         controllerRecord.write([])
     }

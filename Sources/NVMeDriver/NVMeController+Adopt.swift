@@ -535,22 +535,31 @@ extension NVMeController {
         let bytes = try executeForPage(.identify(cns: .controller), "Identify Controller")
         let known = identify
         try takeIdentify(bytes)
-        guard identify.isSameController(as: known) else {
-            return "the controller was \(known.identity), and is \(identify.identity)"
-        }
-        if state.controllerPage(0) != bytes { state.setControllerPage(0, bytes) }
+        if let difference = identify.difference(from: known) { return difference }
+        keepIdentify(bytes)
         return nil
+    }
+
+    /// Keeps what the controller says of itself, when that is not what is kept.
+    func keepIdentify(_ bytes: [UInt8]) {
+        if state.controllerPage(0) != bytes { state.setControllerPage(0, bytes) }
     }
 }
 
 extension IdentifyController {
     /// Whether both pages are of one controller. Its firmware may have changed.
-    fileprivate func isSameController(as other: IdentifyController) -> Bool {
+    private func isSameController(as other: IdentifyController) -> Bool {
         sn == other.sn && mn == other.mn && vid == other.vid && cntlid == other.cntlid
     }
 
+    /// How this controller is another one than `known`, in words; nil: it is the same.
+    func difference(from known: IdentifyController) -> String? {
+        guard !isSameController(as: known) else { return nil }
+        return "the controller was \(known.identity), and is \(identity)"
+    }
+
     /// Who it is, for messages.
-    fileprivate var identity: String {
+    private var identity: String {
         "\(mn) \(sn) (vendor 0x\(String(vid, radix: 16)), controller id \(cntlid))"
     }
 }

@@ -327,10 +327,15 @@ extension NVMeController {
 
     // MARK: Identify and features
 
-    func identifyController() throws(DriverError) {
+    /// Asks the controller who it is, and keeps that. Throws `notAdoptable`, and keeps nothing,
+    /// when it is another one than `known`.
+    func identifyController(as known: IdentifyController? = nil) throws(DriverError) {
         let bytes = try executeForPage(.identify(cns: .controller), "Identify Controller")
         try takeIdentify(bytes)
-        state.setControllerPage(0, bytes)
+        if let known, let difference = identify.difference(from: known) {
+            throw .notAdoptable(difference)
+        }
+        keepIdentify(bytes)
         if let limits = commandSetPage() {
             takeCommandSetLimits(limits)
             state.setControllerPage(1, limits)

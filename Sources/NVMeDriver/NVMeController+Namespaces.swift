@@ -8,10 +8,12 @@ internal import NVMeSpec
 extension NVMeController {
     /// Reads the list of active namespaces and identifies each: at bring-up, and when the
     /// controller says that they changed.
-    public func refreshNamespaces() throws(DriverError) {
-        var found: [UInt32: NamespaceInfo] = [:]
+    public func refreshNamespaces() throws(DriverError) { keepNamespaces(try findNamespaces()) }
+
+    /// Asks for the namespaces, and keeps nothing.
+    func findNamespaces() throws(DriverError) -> FoundNamespaces {
+        var found = FoundNamespaces()
         var after: UInt32 = 0
-        var leftOut = 0
         // Every page but the last has 1024 ids, each above the one before: the ids bound the loop.
         while true {
             let bytes = try executeForPage(
@@ -22,20 +24,28 @@ extension NVMeController {
                 try NamespaceList(parsing: bytes, after: last)
             }
             for id in list.namespaceIDs {
-                guard found.count < Self.maxNamespaces else {
-                    leftOut += 1
+                guard found.pages.count < Self.maxNamespaces else {
+                    found.leftOut += 1
                     continue
                 }
-                found[id] = try identifyNamespace(id)
+                found.pages[id] = try namespacePages(id)
             }
-            guard !list.isLast, found.count < Self.maxNamespaces,
+            guard !list.isLast, found.pages.count < Self.maxNamespaces,
                 let highest = list.namespaceIDs.last, highest > after
             else { break }
             after = highest
         }
-        namespaces = found
-        namespacesLeftOut = leftOut
-        for id in namespacePlaces.keys where found[id] == nil { forgetNamespace(id) }
+        return found
+    }
+
+    /// The namespaces are these from now on, for a successor too.
+    func keepNamespaces(_ found: FoundNamespaces) {
+        for id in found.pages.keys.sorted() {
+            if let pages = found.pages[id] { keepNamespace(id, pages) }
+        }
+        namespaces = found.pages.mapValuesWithKeys(namespaceInfo)
+        namespacesLeftOut = found.leftOut
+        for id in namespacePlaces.keys where found.pages[id] == nil { forgetNamespace(id) }
     }
 
     /// Identifies one namespace again, or forgets it when it is not active any more. Much cheaper
@@ -112,7 +122,7 @@ extension NVMeController {
         }
     }
 
-    private func namespaceInfo(_ id: UInt32, _ pages: NamespacePages) -> NamespaceInfo {
+    func namespaceInfo(_ id: UInt32, _ pages: NamespacePages) -> NamespaceInfo {
         switch pages {
         case .refused(let reason): return NamespaceInfo(namespaceID: id, refusal: reason)
         case .pages(let identify, let descriptors):
@@ -159,6 +169,30 @@ extension NVMeController {
         inventoryCount = 0
     }
 
+    /// The namespaces as they are on record, for a comparison, without those of which the record
+    /// is damaged. Of two records of one the second is `surplus`; where they are of different disks
+    /// nobody knows which the commands were for.
+    func takeKnownNamespaces(_ count: Int) -> (infos: [UInt32: NamespaceInfo], surplus: [Int]) {
+        clearInventory()
+        inventoryCount = min(count, StateLayout.inventoryCapacity)
+        var known: [UInt32: NamespaceInfo] = [:]
+        var surplus: [Int] = []
+        for place in 0..<inventoryCount where !state.isNamespaceFree(place) {
+            guard let (id, pages) = state.namespace(place), id > 0, id < 0xFFFF_FFFE else {
+                surplus.append(place)
+                continue
+            }
+            let info = namespaceInfo(id, pages)
+            guard namespacePlaces[id] != nil else {
+                (namespacePlaces[id], known[id]) = (place, info)
+                continue
+            }
+            surplus.append(place)
+            if let other = known[id], !info.isSameDisk(as: other) { known[id] = nil }
+        }
+        return (known, surplus)
+    }
+
     /// The namespaces as a predecessor knew them.
     func takeInventory(_ count: Int) throws(DriverError) {
         guard count <= StateLayout.inventoryCapacity else {
@@ -178,5 +212,21 @@ extension NVMeController {
             namespaces[id] = namespaceInfo(id, pages)
         }
         inventoryCount = count
+    }
+}
+
+/// What a controller says of its namespaces.
+struct FoundNamespaces {
+    /// By namespace id.
+    var pages: [UInt32: NamespacePages] = [:]
+    /// How many there are beside these.
+    var leftOut = 0
+}
+
+extension [UInt32: NamespacePages] {
+    func mapValuesWithKeys(
+        _ transform: (UInt32, NamespacePages) -> NamespaceInfo
+    ) -> [UInt32: NamespaceInfo] {
+        [UInt32: NamespaceInfo](uniqueKeysWithValues: map { ($0.key, transform($0.key, $0.value)) })
     }
 }

@@ -30,9 +30,12 @@ extension NVMeController {
                 inventoryCount: UInt32(inventoryCount)))
     }
 
-    /// Writes down what can change while the controller runs. Nothing before bring-up is complete.
+    /// Writes down what can change while the controller runs. Nothing before bring-up is complete;
+    /// but while a controller is brought up again, in the record of before, which still counts.
     func updateRecord() {
-        guard var record = state.controller.record, record.epoch == state.epoch else { return }
+        guard var record = state.controller.record,
+            record.epoch == state.epoch || record.epoch == state.salvageEpoch
+        else { return }
         record.inventoryCount = UInt32(inventoryCount)
         state.setController(record)
     }

@@ -22,16 +22,24 @@ extension NVMeController {
     /// `recover`, which delivers what ended. `keep` is as for `start`; `poolIsInherited` and
     /// `interruptsAreInherited` say what is in the store already.
     ///
-    /// Throws `notAdoptable` when nothing can be kept: `start` follows, and all sessions end. Other
-    /// errors are the device's, which was asked to stop; what was to be given out again is still
-    /// there, for another attempt.
+    /// `compare` gets the namespaces as they are on record (without those of which the record is
+    /// damaged) and as they are now, and says which are the same disks as before: commands of the
+    /// others are not given out again, whatever `replay` says. When it returns, the record of the
+    /// old ones is replaced: what follows from a difference has to be durable by then, because a
+    /// further attempt, of a successor too, does not find it again.
+    ///
+    /// Throws `notAdoptable` when nothing can be kept, also when the controller is another one:
+    /// `start` follows, and all sessions end. Other errors are the device's, which was asked to
+    /// stop; what was to be given out again is still there, for another attempt.
     public func startOver(
-        _ inheritance: Inheritance, replay: (_ session: UInt32) -> Replay, tick: UInt32 = 0,
+        _ inheritance: Inheritance, compare: NamespaceComparison = NamespaceInfo.sameDisks,
+        replay: (_ session: UInt32) -> Replay, tick: UInt32 = 0,
         keep: (NVMeController) -> Void = { _ in }
     ) throws(DriverError) {
         let begin = MonotonicClock.nowNanoseconds
         leaveQueues()
         let record = try beginSalvage()
+        let known = try knownIdentity()
         try takeMemory(record, inheritance)
         unsealPool()
         do throws(DriverError) {
@@ -47,7 +55,7 @@ extension NVMeController {
             keep(self)
             try enable()
             CrashPoint.hit(.resetEnabled)
-            try identifyController()
+            try identifyController(as: known)
             try chooseCommandSets()
             try configureFeatures()
             let granted = try negotiateQueues(options.queueCount)
@@ -56,11 +64,11 @@ extension NVMeController {
                     "it has \(granted) queues since its reset, and had \(record.queueCount)")
             }
             try configureShadowDoorbells(granted)
+            let same = try compareNamespaces(Int(clamping: record.inventoryCount), compare)
             for index in 0..<granted {
-                try moveQueue(index, known: Int(record.queueCount), tick, replay)
+                try moveQueue(index, known: Int(record.queueCount), tick, same, replay)
             }
             CrashPoint.hit(.resetQueuesReady)
-            try refreshNamespaces()
             try postEventRequests()
             try writeRecord()
             state.endSalvage()
@@ -93,6 +101,28 @@ extension NVMeController {
             state.layout.slotsPerQueue >= Int(record.entries)
         else { throw .notAdoptable("its record is not that of epoch \(state.salvageEpoch)") }
         return record
+    }
+
+    /// Who the controller was. What was with it must not go to another.
+    private func knownIdentity() throws(DriverError) -> IdentifyController {
+        guard let page = state.controllerPage(0), let known = try? IdentifyController(parsing: page)
+        else {
+            throw .notAdoptable("what it said of itself is damaged: it may have been another")
+        }
+        return known
+    }
+
+    /// Identifies the namespaces, and has them compared with those on record. Returns those that
+    /// are the same disks.
+    private func compareNamespaces(
+        _ count: Int, _ compare: NamespaceComparison
+    ) throws(DriverError) -> Set<UInt32> {
+        let known = takeKnownNamespaces(count)
+        let found = try findNamespaces()
+        let same = compare(known.infos, found.pages.mapValuesWithKeys(namespaceInfo))
+        for place in known.surplus { state.clearNamespace(place) }
+        keepNamespaces(found)
+        return same
     }
 
     /// Pool and regions, where they are not mapped here yet.
@@ -199,7 +229,8 @@ extension NVMeController {
 
     /// Makes a queue pair, with what the old one had.
     private func moveQueue(
-        _ index: Int, known: Int, _ tick: UInt32, _ replay: (_ session: UInt32) -> Replay
+        _ index: Int, known: Int, _ tick: UInt32, _ same: Set<UInt32>,
+        _ replay: (_ session: UInt32) -> Replay
     ) throws(DriverError) {
         guard index < known else { return try makeIOQueue(index) }
         guard let plan else { throw .exhausted("there is no DMA pool") }
@@ -207,6 +238,7 @@ extension NVMeController {
         let entries = plan.queues[queueID].entries
         var old = try SalvagedQueue(queueID, entries: entries, in: state)
         old.hasPool = poolIsInherited
+        old.sameNamespaces = same
         let empty = try createIOQueue(
             queueID, timeoutMilliseconds: options.adminTimeoutMilliseconds)
         var records = unsafe RequestRecords(

@@ -6,16 +6,17 @@ internal import CMemory
 internal import DMA
 internal import Linux
 public import NVMeSpec
-internal import VFIO
+public import VFIO
+
+/// The bound on the reset in `disable`: a device that needs more is left to the closing of its
+/// carrier.
+private let disableMilliseconds: UInt64 = 2_000
 
 extension NVMeController {
     /// The bound on shutdown processing when the controller does not say (RTD3E = 0), and the most
     /// it may ask for.
     private static let shutdownMilliseconds: UInt32 = 5_000
     private static let maxShutdownMilliseconds: UInt32 = 60_000
-    /// The bound on the reset in `disable`: a device that needs more is left to the closing of its
-    /// carrier.
-    private static let disableMilliseconds: UInt64 = 2_000
 
     /// Takes the controller down in order: flush, delete the queues, CC.SHN, wait for CSTS.SHST.
     ///
@@ -125,23 +126,36 @@ extension NVMeController {
     /// CC.EN to 0 so that the device stops touching memory. Best effort and bounded; returns
     /// whether the device confirmed.
     @discardableResult
-    public func disable() -> Bool {
-        guard let raw = try? read32(RegisterOffset.cc, "CC") else { return false }
+    public func disable() -> Bool { device.disableController() }
+}
+
+extension DeviceBacking {
+    /// CC.EN of its controller to 0 so that it stops touching memory, whoever brought it up. Best
+    /// effort and bounded; returns whether the device confirmed.
+    public func disableController() -> Bool {
+        guard let raw = register(RegisterOffset.cc) else { return false }
         var configuration = ControllerConfiguration(rawValue: raw)
         configuration.en = false
         configuration.shn = .none
-        guard (try? write(RegisterOffset.cc, 4, UInt64(configuration.rawValue))) != nil else {
-            return false
-        }
-        let deadline = MonotonicClock.nowNanoseconds + Self.disableMilliseconds * 1_000_000
+        let value = UInt64(configuration.rawValue)
+        guard
+            (try? writeRegister(offset: Int(RegisterOffset.cc), byteCount: 4, value: value)) != nil
+        else { return false }
+        let deadline = MonotonicClock.nowNanoseconds + disableMilliseconds * 1_000_000
         while MonotonicClock.nowNanoseconds < deadline {
-            guard let raw = try? read32(RegisterOffset.csts, "CSTS") else { return false }
+            guard let raw = register(RegisterOffset.csts) else { return false }
             if !ControllerStatus(rawValue: raw).rdy { return true }
-            guard (try? device.wait(interrupt: -1, milliseconds: 1)) != nil else {
-                return false
-            }
+            guard (try? wait(interrupt: -1, milliseconds: 1)) != nil else { return false }
         }
         return false
+    }
+
+    /// A register; nil when nothing answers.
+    private func register(_ offset: UInt64) -> UInt32? {
+        guard let value = try? readRegister(offset: Int(offset), byteCount: 4),
+            value != UInt64(UInt32.max)
+        else { return nil }
+        return UInt32(truncatingIfNeeded: value)
     }
 }
 

@@ -176,3 +176,29 @@ public struct ControllerLimits: Sendable, Equatable {
     /// AWUPF, zero-based.
     public var awupf: UInt16 = 0
 }
+
+/// Says which namespaces are the same disks as before, of all that were known and all that are
+/// found.
+public typealias NamespaceComparison = (
+    _ known: [UInt32: NamespaceInfo], _ found: [UInt32: NamespaceInfo]
+) -> Set<UInt32>
+
+extension NamespaceInfo {
+    /// Whether somebody who had `other` open can go on with this one. A namespace that is not
+    /// served is nobody's.
+    public func isSameDisk(as other: NamespaceInfo) -> Bool {
+        refusal == nil && other.refusal == nil && nguid == other.nguid && eui64 == other.eui64
+            && uuid == other.uuid && blockShift == other.blockShift
+    }
+
+    /// The namespaces that are served, and were before as the same disks.
+    public static func sameDisks(
+        _ known: [UInt32: NamespaceInfo], _ found: [UInt32: NamespaceInfo]
+    ) -> Set<UInt32> {
+        Set(
+            found.keys.filter { id in
+                guard let before = known[id], let now = found[id] else { return false }
+                return now.isSameDisk(as: before)
+            })
+    }
+}

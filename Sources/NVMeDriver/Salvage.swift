@@ -42,6 +42,8 @@ struct SalvagedQueue: ~Copyable {
     /// The pool is the one that the commands were made for; otherwise what lies there is lost, and
     /// so are the lists of their pages.
     var hasPool = true
+    /// The namespaces that are the disks that the commands were made for.
+    var sameNamespaces: Set<UInt32> = []
 
     private var slotCount: UInt32 { entries - 2 }
 
@@ -174,7 +176,7 @@ struct SalvagedQueue: ~Copyable {
         var ordinal: UInt32 = 0
         for index in stagedInOrder() {
             let command = command(index)
-            if !needsPool(command), Self.mayRepeat(command.opcode, replay(command.session)) {
+            if !needsPool(command), mayRepeat(command, replay) {
                 queue.place(index, command, ordinal: ordinal)
                 ordinal += 1
             } else {
@@ -228,7 +230,7 @@ struct SalvagedQueue: ~Copyable {
         } else if isAnswered, !isLost {
             records.setStatus(new, old.status)
             records.markDone(new, position: place(ring))
-        } else if isLost || !Self.mayRepeat(old.command.opcode, replay(old.command.session)) {
+        } else if isLost || !mayRepeat(old.command, replay) {
             records.setStatus(new, Self.unknown)
             records.markDone(new, position: place(ring))
         }
@@ -253,8 +255,12 @@ struct SalvagedQueue: ~Copyable {
         return found.sorted { rank($0.ordinal) < rank($1.ordinal) }.map(\.index)
     }
 
-    private static func mayRepeat(_ operation: UInt8, _ replay: Replay) -> Bool {
-        switch replay {
+    private func mayRepeat(
+        _ command: CommandSlot, _ replay: (_ session: UInt32) -> Replay
+    ) -> Bool {
+        guard sameNamespaces.contains(command.namespaceID) else { return false }
+        let operation = command.opcode
+        return switch replay(command.session) {
         case .everything: true
         case .nothing: false
         case .harmless:

@@ -228,6 +228,33 @@ final class DeviceKeeper {
         }
     }
 
+    /// Keeps what came back from touching memory, which nobody goes on with: its controller is
+    /// disabled; one that does not obey loses bus mastering, or its connection, or is closed.
+    /// Bounded. Without a device nothing happens. `prepare` and `open` may follow.
+    func silence() {
+        do throws(VFIOError) {
+            if let found = stored.takeDevice() {
+                let live = try KernelVFIODevice(
+                    found, events: stored.takeEvents(), name: device, origin: .live)
+                current = live
+                guard !WatchedDevice(live).disableController() else { return }
+                log.warning("the controller does not stop: it is kept from all memory")
+                try live.beginAgain()
+            } else if let socket = stored.userSocket.take(), let log = stored.userLog.take() {
+                let live = try VFIOUserDevice(
+                    adopting: socket, log: log, name: device, generation: generation)
+                server = live
+                try live.checkAdoptable()
+                guard !WatchedDevice(live).disableController() else { return }
+                self.log.warning("the controller does not stop: its connection is ended")
+                forgetServer()
+            }
+        } catch {
+            log.warning("what a predecessor had is of no use: \(error); it is closed")
+            forget(keepsPool: true)
+        }
+    }
+
     /// The memory file of a predecessor's DMA pool, once, when `adopt` gave no device: what lay in
     /// it is needed also when the device is brought up again.
     func takePool() -> OwnedFD? { stored.pool.take() }

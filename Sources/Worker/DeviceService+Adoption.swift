@@ -87,6 +87,7 @@ extension DeviceService {
             try countStart()
         } catch {
             log.error("\(error.message)", id: .crashLoop)
+            silencePredecessor()
             step(.startFailed, error.message)
             endInherited(error)
             return tellLooked()
@@ -173,8 +174,8 @@ extension DeviceService {
     /// Brings a controller up again with a predecessor's requests and memory.
     func startOver(_ controller: NVMeController) throws(DriverError) {
         try controller.startOver(
-            inheritPool().inheritance, replay: { self.replay($0) }, tick: coarseClock,
-            keep: { self.environment.keep($0) })
+            inheritPool().inheritance, compare: { self.compareDisks($0, $1) },
+            replay: { self.replay($0) }, tick: coarseClock, keep: { self.environment.keep($0) })
     }
 
     /// What a predecessor left for a controller that has to be brought up again.
@@ -300,6 +301,8 @@ extension DeviceService {
 
     /// Ends what nothing is known of.
     private func endUnknown() {
+        // A worker that never had a device finds none stored, and does nothing.
+        if generation > 1 || environment.stateIsLost { silencePredecessor() }
         endUnknownSessions()
         environment.stored?.removeUnclaimed()
         countAdopted()

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Crash loops: starts that complete no command are counted where the next start finds the count.
+// And what a start must not do to a predecessor's sessions: tell them that they are over while the
+// controller still has their commands, or go on with them on something else.
 
 internal import Linux
 internal import NVMeDriver
+internal import Systemd
 internal import Wire
 
 extension DeviceService {
@@ -78,5 +81,137 @@ extension DeviceService {
     func forgetStarts() {
         isFruitful = true
         if let controller { controller.state.forgetStarts() } else { idleState?.forgetStarts() }
+    }
+}
+
+extension DeviceService {
+    // MARK: Before sessions are told that they are over
+
+    /// Brings a controller up; whether a predecessor's requests and memory were kept.
+    func start(_ controller: NVMeController) throws(DriverError) -> Bool {
+        guard hasInheritance else {
+            try controller.start { environment.keep($0) }
+            return false
+        }
+        do throws(DriverError) {
+            try startOver(controller)
+            return true
+        } catch {
+            guard case .notAdoptable = error else { throw error }
+            log.warning("\(error): all sessions end", id: .controllerFailed)
+            silence(controller)
+            endInherited(
+                WireError(
+                    .workerRestarted, "the device had to be started afresh: \(error)",
+                    device: name))
+        }
+        try controller.start { environment.keep($0) }
+        return false
+    }
+
+    /// Keeps a controller from touching memory: who is told that his session is over uses his own
+    /// again. Bounded.
+    func silence(_ controller: NVMeController) {
+        guard !controller.disable() else { return }
+        resetFunction(controller, "the controller did not confirm its reset")
+    }
+
+    /// The same of a predecessor's controller that this process does not even look at. Whoever
+    /// comes later finds that it cannot be gone on with. Bounded.
+    func silencePredecessor() {
+        environment.silence()
+        withState { $0.clearController() }
+    }
+
+    // MARK: Something else in the same place
+
+    /// Throws when a predecessor's sessions wait for a device in another place than that of a
+    /// configuration.
+    func checkPlace(_ asked: DeviceConfig) throws(WireError) {
+        guard hasInheritance, let known = config, known.transport != asked.transport else { return }
+        throw WireError(
+            .busy,
+            "sessions wait for the device at \(known.transport.place), and their requests must not "
+                + "go to the one at \(asked.transport.place); bring the first back, or wait until "
+                + "its sessions end (\(stallSecondsLeft) s), or stop nvmed-worker@\(name).service",
+            device: name, field: "load_driver.config")
+    }
+
+    private var stallSecondsLeft: UInt64 {
+        let passed = MonotonicClock.nowNanoseconds &- (stalledSince ?? 0)
+        let limit = environment.stallLimitNanoseconds
+        return passed < limit ? (limit - passed) / 1_000_000_000 + 1 : 0
+    }
+
+    /// After a reset: which namespaces are the disks of before, from what was on record and what is
+    /// found. Sessions of another disk end, those of a disk that is gone or has another size are
+    /// told when they are served again; both is on record when this returns.
+    func compareDisks(
+        _ known: [UInt32: NVMeDriver.NamespaceInfo], _ found: [UInt32: NVMeDriver.NamespaceInfo]
+    ) -> Set<UInt32> {
+        let same = NVMeDriver.NamespaceInfo.sameDisks(known, found)
+        for id in Set(known.keys).union(found.keys).sorted() where known[id] != found[id] {
+            log.notice("the namespace changed over the reset", namespace: id)
+            observer?.tell(.namespaceChanged(nsid: id))
+            for session in sessions.compactMap({ $0 })
+            where session.opening.nsid == id && !session.hasEnded {
+                compare(session, known[id], found[id], isSame: same.contains(id))
+            }
+        }
+        return same
+    }
+
+    private func compare(
+        _ session: Session, _ known: NVMeDriver.NamespaceInfo?,
+        _ found: NVMeDriver.NamespaceInfo?, isSame: Bool
+    ) {
+        guard let found, found.refusal == nil else { return oweChange(session, .removed) }
+        guard isSame else {
+            let before = known?.identity.words ?? "nobody knows what any more"
+            return end(
+                session,
+                WireError(
+                    .deviceRemoved,
+                    "namespace \(session.opening.nsid) is another disk since the device was reset: "
+                        + "it was \(before), and is \(found.identity.words); open it again",
+                    device: name, disk: session.opening.disk))
+        }
+        oweChange(session, known?.blockCount == found.blockCount ? .attributes : .resized)
+    }
+
+    /// Writes down that a client has to be told how its disk has changed. What a predecessor owes
+    /// is not known to `freeOwed` yet.
+    private func oweChange(_ session: Session, _ change: DiskChange) {
+        withState { state in
+            for place in 0..<StateLayout.owedCapacity {
+                guard case .free = state.owed(place) else { continue }
+                var record = OwedRecord(kind: .change, session: session.key, requestID: 0)
+                record.argument = UInt64(change.rawValue)
+                return state.setOwed(place, record)
+            }
+        }
+    }
+}
+
+extension Transport {
+    /// Where the device is, in words.
+    fileprivate var place: String {
+        switch self {
+        case .pci(let address): address
+        case .vfioUser(let path): path
+        case .null: "no address (a null device)"
+        }
+    }
+}
+
+extension NamespaceIdentity {
+    /// The first identifier that there is, in words.
+    fileprivate var words: String {
+        for (name, bytes) in [("NGUID", nguid), ("UUID", uuid), ("EUI64", eui64)]
+        where !bytes.isEmpty {
+            return name + " "
+                + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+        }
+        return "without an identifier"
     }
 }

@@ -33,6 +33,10 @@ struct DeviceEnvironment {
     }
     /// Connects to a device, for which `prepare` was called.
     var open: @Control (DeviceConfig) throws(DriverError) -> any DeviceBacking
+    /// Keeps a predecessor's controller, which nobody goes on with, from touching memory.
+    var silence: @Control () -> Void = {}
+    /// There was a predecessor, of which nothing is known.
+    var stateIsLost = false
     /// A predecessor's device, which works on, when it came back; nil: it has to be brought up.
     var adopt: @Control (DeviceConfig) -> LiveDevice? = { _ in nil }
     /// A predecessor's DMA pool, once, when `adopt` gave no device.
@@ -267,6 +271,7 @@ final class DeviceService {
         }
         if isStarting || isReleasing { await settled() }
         if let ready, config == self.config { return ready }
+        try checkPlace(config)
         if !isFruitful { try countStart() }
         guard case .enter = step(.load, "asked for by the supervisor") else { throw unavailable() }
         (isRestored, coldReason) = (false, "")
@@ -335,8 +340,8 @@ final class DeviceService {
         let wire = error.onWire(isRemoved ? .deviceRemoved : .deviceFailed, device: name)
         // What is open would keep the kernel from clearing up after it.
         if isRemoved {
-            endInherited(wire)
             environment.forget()
+            endInherited(wire)
         }
         return wire
     }
@@ -375,27 +380,6 @@ final class DeviceService {
                 + "\(controller.queueCount) I/O queues", id: .controllerReady)
         // What happened during bring-up may have left no edge to see.
         afterAdminCommand()
-    }
-
-    /// Brings a controller up; whether a predecessor's requests and memory were kept.
-    private func start(_ controller: NVMeController) throws(DriverError) -> Bool {
-        guard hasInheritance else {
-            try controller.start { environment.keep($0) }
-            return false
-        }
-        do throws(DriverError) {
-            try startOver(controller)
-            return true
-        } catch {
-            guard case .notAdoptable = error else { throw error }
-            log.warning("\(error): all sessions end", id: .controllerFailed)
-            endInherited(
-                WireError(
-                    .workerRestarted, "the device had to be started afresh: \(error)",
-                    device: name))
-        }
-        try controller.start { environment.keep($0) }
-        return false
     }
 
     /// Has this process use a controller that is up. With `adopting` a predecessor's sessions go

@@ -32,11 +32,6 @@ extension NVMeDriver.NamespaceInfo {
         }
     }
 
-    /// Whether somebody who had `other` open can go on with this one.
-    func isSameDisk(as other: NVMeDriver.NamespaceInfo) -> Bool {
-        nguid == other.nguid && eui64 == other.eui64 && uuid == other.uuid
-            && blockShift == other.blockShift
-    }
 }
 
 extension DiskInfo {

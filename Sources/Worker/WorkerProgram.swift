@@ -96,7 +96,8 @@ public enum WorkerProgram {
             log.error(
                 "the state area of the predecessor is not used: \(error); continuing",
                 id: .stateDiscarded)
-            return FoundArea(area: try StateArea.create(layout: stateLayout), isNew: true)
+            return FoundArea(
+                area: try StateArea.create(layout: stateLayout), isNew: true, isLost: true)
         }
     }
 
@@ -120,6 +121,8 @@ public enum WorkerProgram {
 struct FoundArea: ~Copyable, @unchecked Sendable {
     var area: StateArea
     var isNew: Bool
+    /// A predecessor left one that is of no use.
+    var isLost = false
 }
 
 /// What came from the manager beside listener and state area.
@@ -176,6 +179,8 @@ final class WorkerProcess {
             forget: { keeper.forget() },
             watched: { keeper.watched })
         environment.statistics = statistics
+        environment.silence = { keeper.silence() }
+        environment.stateIsLost = found.isLost
         Self.connectServicing(&environment, keeper, store, log)
         environment.guestMemory = { config throws(WireError) in try keeper.guestMemory(config) }
         if let limit = Program.environment("NVMED_SESSION_STALL_MS").flatMap({ UInt64($0) }) {

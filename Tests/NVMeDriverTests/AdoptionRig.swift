@@ -156,10 +156,11 @@ final class AdoptionRig {
     /// Submits, and tells the device unless `ring` is false.
     func submit(
         _ operation: UInt8, lba: UInt64, byteCount: Int = 4096, offset: Int = 0, token: UInt64,
-        queue: Int = 0, ring: Bool = true
+        queue: Int = 0, ring: Bool = true, namespaceID: UInt32 = 1
     ) throws {
-        let request = try request(
+        var request = try request(
             operation, lba: lba, byteCount: byteCount, offset: offset, token: token)
+        request.namespaceID = namespaceID
         let result = unsafe controller.engine(queue).pointee.submit(request)
         guard result == .accepted else { throw TestFailure("not accepted: \(result)") }
         if ring { try self.ring(queue) }

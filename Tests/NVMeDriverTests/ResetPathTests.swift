@@ -261,4 +261,103 @@ struct ResetPathTests {
         try rig.controller.start()
         #expect(rig.controller.state.salvageEpoch == 0)
     }
+
+    @Test(
+        "another controller in the place of the first gets nothing, at the second attempt neither")
+    func anotherController() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=2"])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.read, lba: 8, offset: 4096, token: 2)
+        _ = try rig.counter("faultsInjected")
+        let page = rig.controller.state.controllerPage(0)
+        // When
+        _ = try rig.emulator.command("serial OTHER")
+        try rig.crash()
+        let refusals = (0..<2).map { _ in
+            #expect(throws: DriverError.self) { try startOver(rig) }.map { "\($0)" } ?? ""
+        }
+        // Then
+        #expect(refusals.allSatisfy { $0.contains("NVMED0001") && $0.contains("OTHER") })
+        #expect(rig.controller.state.controllerPage(0) == page)
+        #expect(try rig.counter("bytesWritten") == 0)
+        #expect(try rig.emulator.command("stats").contains("\"enabled\":false"))
+        // And what was with the first is over when the other is brought up.
+        try rig.controller.start()
+        #expect(unsafe rig.controller.engine(0).pointee.isIdle)
+    }
+
+    @Test("what is known of the controller being damaged, nothing is given out again")
+    func unknownController() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=1"])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        let offset = rig.controller.state.layout.controllerPageOffset(0)
+        // When, then
+        try rig.crash(Flip(offset: offset + 68, mask: 1))
+        #expect(throws: DriverError.self) { try startOver(rig) }
+        #expect(try rig.counter("bytesWritten") == 0)
+    }
+
+    @Test("of another disk under the same id no command is given out again")
+    func anotherNamespace() throws {
+        // Given: two writes and a read that the device holds, one of a second namespace.
+        let rig = try AdoptionRig([
+            "--namespace", "memory=16M", "--fault", "command:hang,queue=io,times=3",
+        ])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.read, lba: 8, offset: 4096, token: 2)
+        try rig.submit(IOOperation.write, lba: 16, token: 3, namespaceID: 2)
+        _ = try rig.counter("faultsInjected")
+        // When
+        try rig.crash()
+        _ = try rig.emulator.command("namespace remove 1")
+        _ = try rig.emulator.command(
+            "namespace add memory=16M,nsid=1,nguid=00112233445566778899aabbccddeeff")
+        var compared: [[UInt32]] = []
+        try rig.controller.startOver(
+            rig.inheritance(),
+            compare: { known, found in
+                compared = [known.keys.sorted(), found.keys.sorted()]
+                return NamespaceInfo.sameDisks(known, found)
+            }, replay: { _ in .everything })
+        // Then
+        #expect(try rig.complete(3) == [1: Self.unknown, 2: Self.unknown, 3: 0])
+        #expect(compared == [[1, 2], [1, 2]])
+        #expect(try rig.counter("bytesWritten") == 4096)
+        // And the new one is what a successor finds on record.
+        let found = rig.controller.namespaces[1]
+        try rig.crashAndAdopt()
+        #expect(rig.controller.namespaces[1] == found)
+    }
+
+    @Test("the old namespaces are on record until they have been compared")
+    func comparedAgain() throws {
+        // Given
+        let rig = try AdoptionRig(["--fault", "command:hang,queue=io,times=1"])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        _ = try rig.counter("faultsInjected")
+        let before = rig.controller.namespaces[1]
+        try rig.crash()
+        _ = try rig.emulator.command("namespace remove 1")
+        _ = try rig.emulator.command("namespace add memory=16M,nsid=1,uuid=\(Self.uuid)")
+        // When: the first attempt ends before it can ask for the namespaces.
+        _ = try rig.emulator.command(
+            "fault command:status=0/6,queue=admin,opcode=9,times=1")
+        #expect(throws: DriverError.self) { try startOver(rig) }
+        try rig.crash()
+        var known: NamespaceInfo?
+        try rig.controller.startOver(
+            rig.inheritance(),
+            compare: {
+                known = $0[1]
+                return NamespaceInfo.sameDisks($0, $1)
+            }, replay: { _ in .everything })
+        // Then
+        #expect(known == before)
+        #expect(try rig.complete(1) == [1: Self.unknown])
+        #expect(try rig.counter("bytesWritten") == 0)
+    }
+
+    private static let uuid = "00112233-4455-6677-8899-aabbccddeeff"
 }

@@ -51,6 +51,13 @@ final class Rig {
         try startEmulator(Array(emulatorArguments[..<end]))
     }
 
+    /// Another device in the place of the first: other namespaces, or with other arguments.
+    func startEmulator(namespaces: [String], _ arguments: [String] = []) throws {
+        try startEmulator(
+            ["--socket", "\(directory)/e", "--control", "\(directory)/c"]
+                + namespaces.flatMap { ["--namespace", $0] } + arguments)
+    }
+
     private func startEmulator(_ arguments: [String]) throws {
         emulator = nil
         emulatorNotify.forget()
