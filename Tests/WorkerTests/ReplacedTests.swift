@@ -21,6 +21,18 @@ extension WorkerProcessTests {
             try rig.notify.pump()
         }
 
+        /// Starts another emulator and a successor. With `isSecond` the successor's first attempt
+        /// fails when the namespaces have been compared, and another one makes the second.
+        private func succeed(_ rig: Rig, _ namespaces: [String], isSecond: Bool) throws {
+            let fault = "command:status=0/6,queue=admin,opcode=5,times=1"
+            try rig.startEmulator(namespaces: namespaces, isSecond ? ["--fault", fault] : [])
+            try rig.startWorker()
+            guard isSecond else { return }
+            try rig.connect().wait(until: "device/state", is: "failed")
+            try kill(rig)
+            try rig.startWorker()
+        }
+
         private func write(_ client: Client) throws -> UInt64 {
             try client.send(
                 .write(lba: 0, blockCount: 1, fua: false, location: .inline),
@@ -50,8 +62,10 @@ extension WorkerProcessTests {
             #expect(try rig.control("stats").contains("\"bytesWritten\":0"))
         }
 
-        @Test("another disk under the same id: its sessions end, the others go on")
-        func anotherDisk() throws {
+        @Test(
+            "another disk under the same id: its sessions end, the others go on",
+            arguments: [false, true])
+        func anotherDisk(isSecond: Bool) throws {
             // Given
             let rig = try Rig(namespaces: [Self.disk, Self.disk])
             let supervisor = try rig.startLoaded()
@@ -61,8 +75,8 @@ extension WorkerProcessTests {
             try supervisor.wait(until: "counters/requests_in_flight", is: "2")
             // When
             try kill(rig)
-            try rig.startEmulator(namespaces: ["\(Self.disk),nguid=\(Self.other)", Self.disk])
-            try rig.startWorker()
+            let found = ["\(Self.disk),nguid=\(Self.other)", Self.disk]
+            try succeed(rig, found, isSecond: isSecond)
             let reason = try client.reason()
             let reply = try neighbour.answer(to: ids.1).reply
             // Then
@@ -76,8 +90,10 @@ extension WorkerProcessTests {
             #expect(try rig.control("stats").contains("\"bytesWritten\":512,"))
         }
 
-        @Test("a disk of another size is told, and its commands are given out again")
-        func resized() throws {
+        @Test(
+            "a disk of another size is told, and its commands are given out again",
+            arguments: [false, true])
+        func resized(isSecond: Bool) throws {
             // Given
             let rig = try Rig()
             let supervisor = try rig.startLoaded()
@@ -87,8 +103,7 @@ extension WorkerProcessTests {
             try supervisor.wait(until: "counters/requests_in_flight", is: "1")
             // When
             try kill(rig)
-            try rig.startEmulator(namespaces: ["memory=32M,block=512"])
-            try rig.startWorker()
+            try succeed(rig, ["memory=32M,block=512"], isSecond: isSecond)
             let reply = try client.answer(to: id).reply
             let info = try client.event { event -> DiskInfo? in
                 if case .diskChanged(.resized, let info) = event { return info }
