@@ -64,6 +64,8 @@ final class Device {
     private var pauseNanoseconds: UInt64?
     /// A worker that ran before this supervisor is being asked what it has.
     private var isAdopting = false
+    /// A worker ran before this supervisor, or may have, and has not said what it has.
+    private var isUnheard = false
     /// The worker has shut its controller down and is about to end.
     private var isLeaving = false
     private var endWaiting: [UInt64: [OneShot<Void>]] = [:]
@@ -81,6 +83,9 @@ final class Device {
 
     /// Where the device is.
     var state: DeviceLifecycle.State { lifecycle.state }
+
+    /// Whether clients may have sessions: there are some, or it is not known.
+    var isInUse: Bool { isUnheard || !sessions.isEmpty }
 
     /// Why the device is not to be used, if so.
     var withheld: String? { leftToKernel ?? released }
@@ -217,7 +222,10 @@ final class Device {
             return (found, try await link.loadDriver(known, deadline).fds)
         }
         // It has nothing of a predecessor, and will open the device, which nobody else may hold.
-        if found.state == .absent { letGoOfHardware() }
+        if found.state == .absent {
+            letGoOfHardware()
+            isUnheard = false
+        }
         let saved = try sectionToSend()
         let (ready, fds) = try await link.loadDriver(config, saved: saved, deadline)
         if saved != nil { servicing.tookSection(ready) }
@@ -281,6 +289,7 @@ final class Device {
 
     /// Takes over what the worker says of its sessions.
     private func reconcile(_ told: [SessionInfo]) {
+        isUnheard = false
         let before = sessions
         sessions = [:]
         for session in told.prefix(SupervisorLimits.sessionsPerDevice)
@@ -303,6 +312,7 @@ final class Device {
 
     /// Forgets all sessions: the worker has ended them in order.
     private func forgetSessions() {
+        isUnheard = false
         sessions = [:]
         openedIn = [:]
         revocations = [:]
@@ -320,13 +330,19 @@ final class Device {
             return log.warning(
                 "its worker could not be stopped: \(error); continuing", id: .workerStuck)
         }
+        let isRunning: Bool?
         do {
-            guard try await units.isRunning(name), lifecycle.state == .absent else { return }
+            isRunning = try await units.isRunning(name)
         } catch {
-            return log.warning("whether its worker runs is unknown: \(error); continuing")
+            log.warning("whether its worker runs is unknown: \(error); continuing")
+            isRunning = nil
         }
-        isAdopting = true
-        post(.wanted)
+        // One that is being restored may have told everything by now.
+        guard ready == nil else { return }
+        isUnheard = isRunning != false
+        guard isRunning == true else { return }
+        isAdopting = state == .absent || state == .starting
+        if state == .absent { post(.wanted) }
     }
 
     /// Waits until a worker that is being adopted has said what sessions it has, or cannot.

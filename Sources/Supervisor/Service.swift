@@ -84,6 +84,7 @@ final class Service {
         isReloading = true
         defer { isReloading = false }
         let plan = try readPlan()
+        await waitForAdoption(of: changed(plan), .max)
         var warnings = plan.warnings
         let withdrawn = sortedDevices.filter { plan.devices[$0.name] == nil }
         for device in withdrawn { devices[device.name] = nil }
@@ -99,13 +100,16 @@ final class Service {
             if isGiven { await stop([device], device.leftToKernel ?? "") }
             guard device.config != config else { continue }
             device.config = config
-            if device.sessions.isEmpty {
+            guard device.isInUse else {
                 await device.stop()
-            } else {
-                warnings.append(
-                    "device \(name): the change takes effect when its worker is restarted; "
-                        + "\(device.sessions.count) sessions are open")
+                continue
             }
+            let count = device.sessions.count
+            warnings.append(
+                "device \(name): the change takes effect when its worker is restarted; "
+                    + (count > 0
+                        ? "\(count) sessions are open"
+                        : "it has not said yet which sessions it has"))
         }
         // Sessions that turned up while the files were read were judged by what they said before.
         for device in sortedDevices { review(device) }
@@ -113,6 +117,13 @@ final class Service {
             "configuration: \(devices.count) devices, \(disks.count) disks",
             id: .configuration)
         return warnings
+    }
+
+    /// The devices that are configured otherwise, or not any more.
+    private func changed(_ plan: Plan) -> [Device] {
+        sortedDevices.filter {
+            plan.devices[$0.name] != $0.config || plan.leftToKernel[$0.name] != $0.leftToKernel
+        }
     }
 
     /// A disk that is gone, or that its clients may no longer have, is taken from them.
@@ -267,9 +278,13 @@ final class Service {
 
     /// Waits, bounded, until a restarted supervisor knows the sessions of the workers that went on.
     private func waitForAdoption(_ caller: Caller) async {
+        await waitForAdoption(of: sortedDevices, caller.deadlineNanoseconds)
+    }
+
+    private func waitForAdoption(of devices: [Device], _ deadlineNanoseconds: UInt64) async {
         let deadline = min(
-            caller.deadlineNanoseconds, Deadline.after(SupervisorLimits.adoptionNanoseconds))
-        await forEachDevice { await $0.waitForAdoption(deadline) }
+            deadlineNanoseconds, Deadline.after(SupervisorLimits.adoptionNanoseconds))
+        await Self.inParallel(devices) { await $0.waitForAdoption(deadline) }
     }
 
     /// The sessions with the workers' counters, of those workers that answer in time.

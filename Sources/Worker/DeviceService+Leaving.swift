@@ -137,7 +137,10 @@ extension DeviceService {
     /// everything is left as it is.
     func leave(orderly: Bool, _ reason: WireError) {
         guard let controller, failure == nil else {
-            if orderly { step(.drained, "") }
+            guard orderly else { return }
+            // Of a device that was being started again: nobody goes on with the sessions.
+            if controller == nil { endInherited(reason) }
+            step(.drained, "")
             return
         }
         let idle = isIdle

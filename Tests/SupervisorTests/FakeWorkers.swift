@@ -54,6 +54,12 @@ final class FakeWorker {
         init(_ fd: consuming OwnedFD) { self.fd = fd }
     }
 
+    /// Has a session from before, for writing on namespace 1.
+    func keep(_ id: UInt64, _ disk: String) {
+        sessions[id] = SessionInfo(sessionID: id, disk: disk, access: .readWrite)
+        sessions[id]?.nsid = 1
+    }
+
     func connect() throws -> OwnedFD {
         let pair = try UnixSocket.pair(nonblocking: true)
         let theirs = try pair.first.duplicate()

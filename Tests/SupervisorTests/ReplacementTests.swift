@@ -263,10 +263,9 @@ struct ReplacementTests {
             let units = FakeUnits()
             let worker = units.worker("a")
             units.running = ["a"]
-            worker.sessions[7] = SessionInfo(sessionID: 7, disk: "gone", access: .readWrite)
-            worker.sessions[8] = SessionInfo(sessionID: 8, disk: "frozen", access: .readWrite)
-            worker.sessions[9] = SessionInfo(sessionID: 9, disk: "data", access: .readWrite)
-            worker.sessions[10] = SessionInfo(sessionID: 10, disk: "root", access: .readWrite)
+            for (id, disk) in [(7, "gone"), (8, "frozen"), (9, "data"), (10, "root")] {
+                worker.keep(UInt64(id), disk)
+            }
             let service = try await Service.example(units)
 
             try await until { worker.sessions.count == 1 }
@@ -312,6 +311,52 @@ struct ReplacementTests {
             #expect(rig.device.info.continuity == told)
             #expect(disk.continuity == told)
             #expect(session?.continuity == told)
+        }
+    }
+
+    @Test("a change of a device whose worker is being adopted does not end its sessions")
+    func changedMeanwhile() async throws {
+        try await onLoop {
+            // Given
+            let units = FakeUnits()
+            let worker = units.worker("a")
+            let plan = PlanBox()
+            units.running = ["a"]
+            worker.keep(7, "root")
+            worker.beReplaced()
+            let service = try await Service.example(units) { plan.plan }
+            // When
+            plan.plan.devices["a"]?.queueDepth = 32
+            let reload = EventLoop.current.task { try await service.reload(.root) }
+            try await until { worker.requests.contains("getDevice") }
+            worker.finishRecovery()
+            let warnings = try await reload.value
+            // Then
+            #expect(warnings.count { $0.contains("device a: the change takes effect") } == 1)
+            #expect(worker.sessions.keys.sorted() == [7])
+            #expect(!worker.isStopped)
+            #expect(units.stopped == [])
+        }
+    }
+
+    @Test("a worker that ran before and cannot be asked what it has counts as in use")
+    func changedUnheard() async throws {
+        try await onLoop {
+            // Given
+            let units = FakeUnits()
+            let plan = PlanBox()
+            units.running = ["a"]
+            units.worker("a").keep(7, "root")
+            units.connectFailure = WireError(.internalError, "its socket is not there")
+            let service = try await Service.example(units) { plan.plan }
+            let device = try #require(service.devices["a"])
+            try await until { device.state == .retrying }
+            // When
+            plan.plan.devices["a"]?.queueDepth = 32
+            let warnings = try await service.reload(.root)
+            // Then
+            #expect(warnings.count { $0.contains("has not said yet") } == 1)
+            #expect(units.stopped == [])
         }
     }
 }

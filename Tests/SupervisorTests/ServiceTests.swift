@@ -251,8 +251,7 @@ struct ServiceTests {
         try await onLoop {
             let units = FakeUnits()
             units.running.insert("a")
-            units.worker("a").sessions[7] = SessionInfo(
-                sessionID: 7, disk: "root", access: .readWrite)
+            units.worker("a").keep(7, "root")
 
             let service = try await Service.example(units)
             let listed = await service.listSessions(after: nil, .root)

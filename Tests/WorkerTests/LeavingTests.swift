@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// A worker that is shut down while it has no controller, and what the clients hear.
+
+import Glibc
+import Testing
+import Wire
+
+extension WorkerProcessTests {
+    @Suite("A worker that leaves without its device")
+    struct Leaving {
+        @Test("the clients of a predecessor hear why their sessions are over")
+        func inherited() throws {
+            // Given
+            let rig = try Rig()
+            let client = try rig.startLoaded().open()
+            rig.stopEmulator()
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            try rig.startWorker()
+            try rig.notify.wait(for: "READY=1")
+            // When
+            #expect(try rig.connect().ask(.shutdown(doNotReset: false)) == .done)
+            let reason = try client.reason()
+            // Then
+            #expect(reason.code == .shuttingDown)
+            #expect(try #require(rig.worker).wait() == 0)
+        }
+    }
+}
