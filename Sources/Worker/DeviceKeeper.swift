@@ -149,6 +149,8 @@ final class DeviceKeeper {
     private var storedNames: Set<String>
     /// The device, also while no controller uses it.
     private var current: KernelVFIODevice?
+    /// Where that device, or the stored one, is; nil: nobody has said yet.
+    private var place: Transport?
     /// The server of a vfio-user device.
     private var server: VFIOUserDevice?
     /// Rises with each worker of the device.
@@ -207,6 +209,7 @@ final class DeviceKeeper {
             switch config.transport {
             case .pci:
                 guard let found = stored.takeDevice() else { return nil }
+                place = config.transport
                 let live = try KernelVFIODevice(
                     found, events: stored.takeEvents(), name: device, origin: .live)
                 current = live
@@ -265,6 +268,9 @@ final class DeviceKeeper {
     /// from the opener. With `reset` it is opened anew in any case, after a reset of the function.
     func prepare(_ config: DeviceConfig, reset: Bool) async throws(DriverError) {
         guard case .pci(let address) = config.transport else { return }
+        // The one that failed stays open, and must not stand for one at another address.
+        if let place, place != config.transport { forget() }
+        place = config.transport
         if !reset {
             if let current, !current.isGone { return }
             if takeStored() { return }
