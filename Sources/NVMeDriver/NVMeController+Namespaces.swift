@@ -7,8 +7,15 @@ internal import NVMeSpec
 
 extension NVMeController {
     /// Reads the list of active namespaces and identifies each: at bring-up, and when the
-    /// controller says that they changed.
-    public func refreshNamespaces() throws(DriverError) { keepNamespaces(try findNamespaces()) }
+    /// controller says that they changed. `look` gets what was found before a successor would find
+    /// it: what follows from a difference has to be durable when it returns.
+    public func refreshNamespaces(
+        look: (_ found: [UInt32: NamespaceInfo]) -> Void = { _ in }
+    ) throws(DriverError) {
+        let found = try findNamespaces()
+        look(found.pages.mapValuesWithKeys(namespaceInfo))
+        keepNamespaces(found)
+    }
 
     /// Asks for the namespaces, and keeps nothing.
     func findNamespaces() throws(DriverError) -> FoundNamespaces {
@@ -49,8 +56,10 @@ extension NVMeController {
     }
 
     /// Identifies one namespace again, or forgets it when it is not active any more. Much cheaper
-    /// than `refreshNamespaces` where there are many.
-    public func refreshNamespace(_ id: UInt32) throws(DriverError) {
+    /// than `refreshNamespaces` where there are many. `look` gets all namespaces as they will be.
+    public func refreshNamespace(
+        _ id: UInt32, look: (_ found: [UInt32: NamespaceInfo]) -> Void = { _ in }
+    ) throws(DriverError) {
         guard id > 0, id < 0xFFFF_FFFE else { return }
         // The list of those above the one before begins with it, or it is not active.
         let bytes = try executeForPage(
@@ -59,20 +68,19 @@ extension NVMeController {
         let list = try parse { () throws(PageError) in
             try NamespaceList(parsing: bytes, after: id - 1)
         }
+        var found = namespaces
         guard list.namespaceIDs.first == id else {
-            namespaces[id] = nil
-            forgetNamespace(id)
-            return
+            found[id] = nil
+            look(found)
+            namespaces = found
+            return forgetNamespace(id)
         }
         guard namespaces[id] != nil || namespaces.count < Self.maxNamespaces else { return }
-        namespaces[id] = try identifyNamespace(id)
-    }
-
-    /// Asks for the pages of a namespace, and keeps them for a successor.
-    private func identifyNamespace(_ id: UInt32) throws(DriverError) -> NamespaceInfo {
         let pages = try namespacePages(id)
+        found[id] = namespaceInfo(id, pages)
+        look(found)
         keepNamespace(id, pages)
-        return namespaceInfo(id, pages)
+        namespaces = found
     }
 
     /// The descriptors come first: they name the command set, and CNS 00h is about no other than

@@ -239,6 +239,7 @@ extension NVMeController {
         var old = try SalvagedQueue(queueID, entries: entries, in: state)
         old.hasPool = poolIsInherited
         old.sameNamespaces = same
+        old.sharedNamespaces = Set(namespaces.filter { $0.value.isShared }.keys)
         let empty = try createIOQueue(
             queueID, timeoutMilliseconds: options.adminTimeoutMilliseconds)
         var records = unsafe RequestRecords(

@@ -38,6 +38,8 @@ public struct NamespaceInfo: Sendable, Equatable {
     public var atomicWriteBlocks: UInt32 = 1
     /// Blocks that are written atomically over a power failure, at least 1.
     public var atomicWritePowerFailBlocks: UInt32 = 1
+    /// NMIC: it may be attached to other controllers too, whose hosts may write to it.
+    public var isShared = false
     /// NSATTR: write protected now.
     public var isWriteProtected = false
     /// 16 bytes, nil when there is none.
@@ -77,6 +79,7 @@ public struct NamespaceInfo: Sendable, Equatable {
     ) {
         self.namespaceID = namespaceID
         blockCount = identify.nsze
+        isShared = identify.isShared
         isWriteProtected = identify.isWriteProtected
         deallocatedReadBehavior = identify.deallocatedReadBehavior
         writeZeroesMayDeallocate = identify.writeZeroesDeallocates

@@ -44,6 +44,8 @@ struct SalvagedQueue: ~Copyable {
     var hasPool = true
     /// The namespaces that are the disks that the commands were made for.
     var sameNamespaces: Set<UInt32> = []
+    /// Those that another controller's host may have written to meanwhile.
+    var sharedNamespaces: Set<UInt32> = []
 
     private var slotCount: UInt32 { entries - 2 }
 
@@ -259,13 +261,13 @@ struct SalvagedQueue: ~Copyable {
         _ command: CommandSlot, _ replay: (_ session: UInt32) -> Replay
     ) -> Bool {
         guard sameNamespaces.contains(command.namespaceID) else { return false }
-        let operation = command.opcode
+        let harmless = [
+            IOOperation.read, IOOperation.compare, IOOperation.flush, IOOperation.verify,
+        ]
         return switch replay(command.session) {
-        case .everything: true
+        case .everything where !sharedNamespaces.contains(command.namespaceID): true
+        case .everything, .harmless: harmless.contains(command.opcode)
         case .nothing: false
-        case .harmless:
-            operation == IOOperation.read || operation == IOOperation.compare
-                || operation == IOOperation.flush || operation == IOOperation.verify
         }
     }
 }

@@ -87,6 +87,7 @@ extension Controller {
         page.set(24, 1, 0x11)  // NSFEAT: thin provisioning, optimal sizes valid
         page.set(25, 1, 1)  // NLBAF: two formats
         page.set(26, 1, namespace.blockShift == 12 ? 1 : 0)
+        page.set(30, 1, namespace.isShared ? 1 : 0)  // NMIC
         page.set(33, 1, 0x09)  // DLFEAT: zeroes; Write Zeroes deallocates
         page.set(48, 8, UInt64(namespace.byteCount))
         let granule = UInt64(4096) >> shift &- 1

@@ -27,6 +27,7 @@ final class Namespace {
     let namespaceID: UInt32
     let blockShift: UInt8
     let isReadOnly: Bool
+    let isShared: Bool
     let isFile: Bool
     let nguid: [UInt8]
     let eui64: [UInt8]
@@ -44,6 +45,7 @@ final class Namespace {
         self.namespaceID = namespaceID
         blockShift = options.blockByteCount == 4096 ? 12 : 9
         isReadOnly = options.isReadOnly
+        isShared = options.isShared
         isFile = options.backing != .memory
         let identity = Self.identity(serial: serial, namespaceID: namespaceID)
         nguid = options.nguid ?? identity

@@ -36,6 +36,8 @@ public struct NamespaceOptions: Sendable, Equatable {
     public var uuid: [UInt8]?
     /// Refuses every command that changes data.
     public var isReadOnly = false
+    /// It says that it may be attached to other controllers too.
+    public var isShared = false
 
     /// A namespace in memory of no size yet.
     public init() {}
@@ -56,6 +58,10 @@ public struct NamespaceOptions: Sendable, Equatable {
     private mutating func apply(_ key: String, _ value: String?) throws(OptionError) {
         if key == "readonly", value == nil {
             isReadOnly = true
+            return
+        }
+        if key == "shared", value == nil {
+            isShared = true
             return
         }
         guard let value, !value.isEmpty else {
@@ -83,7 +89,7 @@ public struct NamespaceOptions: Sendable, Equatable {
         default:
             throw OptionError(
                 "namespace: unknown key '\(key)'; known are memory, file, size, block, nsid, "
-                    + "nguid, eui64, uuid, readonly")
+                    + "nguid, eui64, uuid, readonly, shared")
         }
     }
 

@@ -142,55 +142,6 @@ extension DeviceService {
         let limit = environment.stallLimitNanoseconds
         return passed < limit ? (limit - passed) / 1_000_000_000 + 1 : 0
     }
-
-    /// After a reset: which namespaces are the disks of before, from what was on record and what is
-    /// found. Sessions of another disk end, those of a disk that is gone or has another size are
-    /// told when they are served again; both is on record when this returns.
-    func compareDisks(
-        _ known: [UInt32: NVMeDriver.NamespaceInfo], _ found: [UInt32: NVMeDriver.NamespaceInfo]
-    ) -> Set<UInt32> {
-        let same = NVMeDriver.NamespaceInfo.sameDisks(known, found)
-        for id in Set(known.keys).union(found.keys).sorted() where known[id] != found[id] {
-            log.notice("the namespace changed over the reset", namespace: id)
-            observer?.tell(.namespaceChanged(nsid: id))
-            for session in sessions.compactMap({ $0 })
-            where session.opening.nsid == id && !session.hasEnded {
-                compare(session, known[id], found[id], isSame: same.contains(id))
-            }
-        }
-        return same
-    }
-
-    private func compare(
-        _ session: Session, _ known: NVMeDriver.NamespaceInfo?,
-        _ found: NVMeDriver.NamespaceInfo?, isSame: Bool
-    ) {
-        guard let found, found.refusal == nil else { return oweChange(session, .removed) }
-        guard isSame else {
-            let before = known?.identity.words ?? "nobody knows what any more"
-            return end(
-                session,
-                WireError(
-                    .deviceRemoved,
-                    "namespace \(session.opening.nsid) is another disk since the device was reset: "
-                        + "it was \(before), and is \(found.identity.words); open it again",
-                    device: name, disk: session.opening.disk))
-        }
-        oweChange(session, known?.blockCount == found.blockCount ? .attributes : .resized)
-    }
-
-    /// Writes down that a client has to be told how its disk has changed. What a predecessor owes
-    /// is not known to `freeOwed` yet.
-    private func oweChange(_ session: Session, _ change: DiskChange) {
-        withState { state in
-            for place in 0..<StateLayout.owedCapacity {
-                guard case .free = state.owed(place) else { continue }
-                var record = OwedRecord(kind: .change, session: session.key, requestID: 0)
-                record.argument = UInt64(change.rawValue)
-                return state.setOwed(place, record)
-            }
-        }
-    }
 }
 
 extension Transport {
@@ -201,17 +152,5 @@ extension Transport {
         case .vfioUser(let path): path
         case .null: "no address (a null device)"
         }
-    }
-}
-
-extension NamespaceIdentity {
-    /// The first identifier that there is, in words.
-    fileprivate var words: String {
-        for (name, bytes) in [("NGUID", nguid), ("UUID", uuid), ("EUI64", eui64)]
-        where !bytes.isEmpty {
-            return name + " "
-                + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
-        }
-        return "without an identifier"
     }
 }

@@ -72,8 +72,10 @@ class Drive:
                   "uuid": self.uuid, "nguid": self.nguid, "eui64": self.eui64}
         if self.metadata:
             device |= {"ms": self.metadata, "pi": self.pi}
+        # One that can be attached to two controllers is not written to again after a reset.
+        device["shared"] = self.detached
         if self.detached:
-            device |= {"detached": True, "shared": True}
+            device["detached"] = True
         return device
 
 

@@ -331,6 +331,23 @@ struct ResetPathTests {
         #expect(rig.controller.namespaces[1] == found)
     }
 
+    @Test("of a namespace that others may have written to no write is given out again")
+    func sharedNamespace() throws {
+        // Given
+        let rig = try AdoptionRig([
+            "--namespace", "memory=16M,shared", "--fault", "command:hang,queue=io,times=3",
+        ])
+        try rig.submit(IOOperation.write, lba: 0, token: 1)
+        try rig.submit(IOOperation.write, lba: 0, token: 2, namespaceID: 2)
+        try rig.submit(IOOperation.read, lba: 8, offset: 4096, token: 3, namespaceID: 2)
+        _ = try rig.counter("faultsInjected")
+        // When
+        try rig.crash()
+        try startOver(rig)
+        // Then
+        #expect(try rig.complete(3) == [1: 0, 2: Self.unknown, 3: 0])
+    }
+
     @Test("the old namespaces are on record until they have been compared")
     func comparedAgain() throws {
         // Given

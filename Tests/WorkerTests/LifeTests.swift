@@ -208,6 +208,34 @@ extension WorkerProcessTests {
             #expect(statistics.contains("\"enabled\":false"))
         }
 
+        @Test("whoever had a disk open never gets another one under the same namespace id")
+        func anotherNamespace() throws {
+            // Given
+            let rig = try Rig()
+            let supervisor = try rig.startLoaded()
+            let client = try supervisor.open()
+            try client.write(0, pattern(512, seed: 1))
+            // When
+            try rig.control("namespace remove 1")
+            try rig.control("namespace add memory=16M,nsid=1,uuid=\(Self.otherUUID)")
+            let change = try client.event { event -> DiskChange? in
+                if case .diskChanged(let change, _) = event { change } else { nil }
+            }
+            let reason = try client.reason()
+            // Then
+            #expect([.removed, .identity].contains(change))
+            #expect(reason.code == .deviceRemoved)
+            // And a successor has nothing of it.
+            try #require(rig.worker).signal(SIGKILL)
+            try #require(rig.worker).wait()
+            try rig.startWorker()
+            guard case .sessions(let page) = try rig.connect().ask(.listSessions(after: nil))
+            else { throw RigError("no list of sessions") }
+            #expect(page.entries.isEmpty)
+        }
+
+        private static let otherUUID = "00112233-4455-6677-8899-aabbccddeeff"
+
         @Test("a client that has not read its replies hears why, before the worker ends")
         func farewell() throws {
             // Given: more replies than the socket holds
@@ -264,7 +292,7 @@ extension WorkerProcessTests {
                 if case .diskChanged(.removed, nil) = event { return () }
                 return nil
             }
-            let gone = try client.refusal(.read(lba: 0, blockCount: 1, location: .inline))
+            let gone = try client.reason()
 
             #expect(grown.blockCount == 65536)
             #expect(seen == 1)
