@@ -14,7 +14,7 @@ public import Wire
 
 /// A disk that is used through one ring by any number of tasks. It owns the disk.
 public final class AsyncDisk: Sendable {
-    private let core: AsyncRingCore
+    let core: AsyncRingCore
 
     /// Opens a ring of `entries` (a power of two, 2 to 4096) on a disk, which nobody else may use
     /// from now on, and starts the thread that completes its requests.
@@ -39,7 +39,7 @@ public final class AsyncDisk: Sendable {
         try await perform(
             RingEntry(
                 opcode: RingOpcode.read, blockCount: blockCount, lba: lba, tag: 0,
-                data: try core.data(buffer, bufferOffset, blockCount)))
+                data: try core.data(buffer, bufferOffset, blockCount)), buffer)
     }
 
     /// Writes blocks from a registered buffer; with `fua` they are durable when it returns.
@@ -50,7 +50,7 @@ public final class AsyncDisk: Sendable {
         try await perform(
             RingEntry(
                 opcode: RingOpcode.write, flags: fua ? 1 : 0, blockCount: blockCount, lba: lba,
-                tag: 0, data: try core.data(buffer, bufferOffset, blockCount)))
+                tag: 0, data: try core.data(buffer, bufferOffset, blockCount)), buffer)
     }
 
     /// Compares blocks with a registered buffer; throws `compareFailed` when they differ.
@@ -60,7 +60,7 @@ public final class AsyncDisk: Sendable {
         try await perform(
             RingEntry(
                 opcode: RingOpcode.compare, blockCount: blockCount, lba: lba, tag: 0,
-                data: try core.data(buffer, bufferOffset, blockCount)))
+                data: try core.data(buffer, bufferOffset, blockCount)), buffer)
     }
 
     /// Makes every write that returned before durable.
@@ -90,11 +90,15 @@ public final class AsyncDisk: Sendable {
             RingEntry(opcode: RingOpcode.verify, blockCount: blockCount, lba: lba, tag: 0))
     }
 
-    private func perform(_ entry: RingEntry) async throws(ClientError) {
+    private func perform(
+        _ entry: RingEntry, _ buffer: IOBuffer? = nil
+    ) async throws(ClientError) {
         let ticket = core.newTicket()
         let result = await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
-                core.begin(AsyncRequest(ticket: ticket, entry: entry, continuation: continuation))
+                core.begin(
+                    AsyncRequest(
+                        ticket: ticket, entry: entry, buffer: buffer, continuation: continuation))
             }
         } onCancel: {
             core.cancel(ticket)
@@ -134,16 +138,19 @@ public final class AsyncDisk: Sendable {
         }
     }
 
-    /// Gives a registered buffer back. Blocks until no request uses it.
+    /// Gives a registered buffer back. Blocks until no request uses it: those that were begun
+    /// before complete first, and those that begin meanwhile are refused.
+    ///
+    /// Throws `timedOut` at the deadline. As long as requests used it the buffer stays registered;
+    /// afterwards it is not registered any more. Either way call again.
     public func unregisterMemory(
         _ buffer: IOBuffer, deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) {
-        try core.withDisk { disk throws(ClientError) in
-            try disk.unregisterMemory(buffer, deadlineNanoseconds: deadlineNanoseconds)
-        }
+        try core.giveBack(buffer, deadlineNanoseconds)
     }
 
     /// Ends the session. Requests that are under way throw `cancelled`; it is not known whether
-    /// they were done.
+    /// they were done, and the device may use their memory for some time (ring.md, "When memory is
+    /// yours again").
     public func close() { core.stop() }
 }

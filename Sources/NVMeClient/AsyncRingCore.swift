@@ -2,6 +2,7 @@
 // What tasks and the completing thread of an `AsyncDisk` share: the ring, who waits for what.
 
 internal import CLinux
+internal import CRing
 internal import Glibc
 internal import Linux
 internal import Synchronization
@@ -13,7 +14,10 @@ typealias AsyncResult = ClientError?
 /// A request whose task is suspended.
 struct AsyncRequest {
     var ticket: UInt64
+    /// Its region is found when it enters the ring: the buffer may be another one's by then.
     var entry: RingEntry
+    /// Where the data lies, registered by then.
+    var buffer: IOBuffer?
     var continuation: CheckedContinuation<AsyncResult, Never>
 }
 
@@ -30,6 +34,8 @@ final class AsyncRingCore: @unchecked Sendable {
     static let batchCount = 256
 
     private let lock: UnsafeMutablePointer<pthread_mutex_t>
+    /// Told when requests have left while a buffer waits for that.
+    private let settled: UnsafeMutablePointer<pthread_cond_t>
     private let disk: Disk
     private let ring: DiskRing
     private let stopEvent: EventFD
@@ -45,6 +51,8 @@ final class AsyncRingCore: @unchecked Sendable {
     private var waitingHead = 0
     /// Cancelled before they began.
     private var cancelled: Set<UInt64> = []
+    /// Buffers that are being given back, once for each call.
+    private var leaving: [ObjectIdentifier] = []
     private var failure: ClientError?
     private var isStopping = false
 
@@ -64,6 +72,13 @@ final class AsyncRingCore: @unchecked Sendable {
         unsafe lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
         unsafe lock.initialize(to: pthread_mutex_t())
         unsafe pthread_mutex_init(lock, nil)
+        unsafe settled = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+        unsafe settled.initialize(to: pthread_cond_t())
+        var attributes = pthread_condattr_t()
+        unsafe pthread_condattr_init(&attributes)
+        unsafe pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        unsafe pthread_cond_init(settled, &attributes)
+        unsafe pthread_condattr_destroy(&attributes)
         disk.onEvent = { [listeners] event in listeners.tell(event) }
     }
 
@@ -71,6 +86,8 @@ final class AsyncRingCore: @unchecked Sendable {
         unsafe batch.deallocate()
         unsafe pthread_mutex_destroy(lock)
         unsafe lock.deallocate()
+        unsafe pthread_cond_destroy(settled)
+        unsafe settled.deallocate()
     }
 
     // MARK: Tasks
@@ -83,17 +100,11 @@ final class AsyncRingCore: @unchecked Sendable {
         return try body(disk)
     }
 
-    /// Where a request's data lies.
+    /// Where in its buffer a request's data lies.
     func data(
         _ buffer: IOBuffer, _ offset: Int, _ blockCount: UInt32
     ) throws(ClientError) -> RingData {
         try withDisk { disk throws(ClientError) in
-            guard let region = disk.regionID(of: buffer) else {
-                throw .failed(
-                    WireError(
-                        .invalidArgument, "register the buffer first", disk: disk.name,
-                        field: "buffer"))
-            }
             let (bytes, overflow) = UInt64(blockCount).multipliedReportingOverflow(
                 by: UInt64(disk.info.blockByteCount))
             guard !overflow, let count = Int(exactly: bytes),
@@ -104,7 +115,7 @@ final class AsyncRingCore: @unchecked Sendable {
                         .invalidArgument, "the buffer is too small for \(blockCount) blocks",
                         disk: disk.name, field: "buffer"))
             }
-            return .region(region, offset: UInt64(offset))
+            return .region(0, offset: UInt64(offset))
         }
     }
 
@@ -113,9 +124,17 @@ final class AsyncRingCore: @unchecked Sendable {
         let refusal: ClientError? = withDisk { _ in
             if let failure { return failure }
             if cancelled.remove(request.ticket) != nil { return Self.cancelledError }
-            if waitingHead == waiting.count, enter(request) {
-                ring.submit()
-                return nil
+            if let buffer = request.buffer, leaving.contains(ObjectIdentifier(buffer)) {
+                return invalid("the buffer is being given back")
+            }
+            if waitingHead == waiting.count {
+                switch enter(request) {
+                case .entered:
+                    ring.submit()
+                    return nil
+                case .refused(let error): return error
+                case .full: break
+                }
             }
             guard waiting.count - waitingHead < Self.waitingLimit else {
                 return .failed(
@@ -132,6 +151,7 @@ final class AsyncRingCore: @unchecked Sendable {
     func cancel(_ ticket: UInt64) {
         let request: AsyncRequest? = withDisk { _ in
             if let index = waiting[waitingHead...].firstIndex(where: { $0.ticket == ticket }) {
+                defer { tellSettled() }
                 return waiting.remove(at: index)
             }
             // Not begun yet, or in the ring, or done: only the first will look here.
@@ -148,15 +168,82 @@ final class AsyncRingCore: @unchecked Sendable {
     private static let cancelledError = ClientError.failed(
         WireError(.cancelled, "the task was cancelled before the request began"))
 
-    /// With the lock held: writes an entry; false: there is no room.
-    private func enter(_ request: AsyncRequest) -> Bool {
-        guard let tag = freeTags.last else { return false }
+    private func invalid(_ what: String) -> ClientError {
+        .failed(WireError(.invalidArgument, what, disk: disk.name, field: "buffer"))
+    }
+
+    /// What became of a request that was to enter the ring.
+    private enum Entrance {
+        case entered, full
+        case refused(ClientError)
+    }
+
+    /// With the lock held: writes an entry.
+    private func enter(_ request: AsyncRequest) -> Entrance {
         var entry = request.entry
+        if let buffer = request.buffer {
+            // What no correct client sends would end the session for all tasks.
+            guard let region = disk.region(of: buffer) else {
+                return .refused(invalid("register the buffer first"))
+            }
+            guard region.id < UInt64(NV_RING_REGIONS) else {
+                return .refused(invalid("rings cannot name region \(region.id); reopen the disk"))
+            }
+            guard !region.readOnly || entry.opcode != RingOpcode.read else {
+                return .refused(invalid("the buffer is registered for writes only"))
+            }
+            entry.data = .region(
+                UInt32(truncatingIfNeeded: region.id), offset: entry.data.offset)
+        }
+        guard let tag = freeTags.last else { return .full }
         entry.tag = UInt64(tag)
-        guard unsafe ring.port.pointee.prepare(entry) else { return false }
+        guard unsafe ring.port.pointee.prepare(entry) else { return .full }
         freeTags.removeLast()
         inRing[tag] = request
-        return true
+        return .entered
+    }
+
+    // MARK: Memory
+
+    /// Takes a buffer back from the worker when no request uses it.
+    ///
+    /// The worker waits for what it has taken only: an entry that it takes afterwards would use
+    /// whatever has the region's id by then.
+    func giveBack(_ buffer: IOBuffer, _ deadline: UInt64?) throws(ClientError) {
+        try withDisk { disk throws(ClientError) in
+            let name = ObjectIdentifier(buffer)
+            leaving.append(name)
+            defer { leaving.firstIndex(of: name).map { _ = leaving.remove(at: $0) } }
+            while failure == nil, isUsed(buffer) {
+                guard waitUntilSettled(deadline) else { throw .timedOut }
+            }
+            try disk.unregisterMemory(buffer, deadlineNanoseconds: deadline)
+        }
+    }
+
+    /// With the lock held: whether a request in the ring or in line uses a buffer.
+    private func isUsed(_ buffer: IOBuffer) -> Bool {
+        inRing.contains { $0?.buffer === buffer }
+            || waiting[waitingHead...].contains { $0.buffer === buffer }
+    }
+
+    /// Lets go of the lock until requests have left; false: the deadline passed.
+    private func waitUntilSettled(_ deadline: UInt64?) -> Bool {
+        guard let deadline else { return unsafe pthread_cond_wait(settled, lock) == 0 }
+        var time = timespec(
+            tv_sec: Int(clamping: deadline / 1_000_000_000),
+            tv_nsec: Int(clamping: deadline % 1_000_000_000))
+        return unsafe pthread_cond_timedwait(settled, lock, &time) == 0
+    }
+
+    /// With the lock held: requests have left.
+    private func tellSettled() {
+        if !leaving.isEmpty { unsafe pthread_cond_broadcast(settled) }
+    }
+
+    /// How many calls wait to give a buffer back, and how many requests stand in line: for tests.
+    var waitingCounts: (leaving: Int, inLine: Int) {
+        withDisk { _ in (leaving.count, waiting.count - waitingHead) }
     }
 
     // MARK: The completing thread
@@ -219,13 +306,26 @@ final class AsyncRingCore: @unchecked Sendable {
             freeTags.append(Int(completion.tag))
             done.append((request, completion.error(disk: disk.name).map { .failed($0) }))
         }
-        while waitingHead < waiting.count, enter(waiting[waitingHead]) { waitingHead += 1 }
+        admit(&done)
         if waitingHead > 1024 || (waitingHead > 0 && waitingHead == waiting.count) {
             waiting.removeFirst(waitingHead)
             waitingHead = 0
         }
         ring.submit()
+        if !done.isEmpty { tellSettled() }
         return done
+    }
+
+    /// With the lock held: lets those in line into the ring while there is room.
+    private func admit(_ done: inout [(AsyncRequest, AsyncResult)]) {
+        while waitingHead < waiting.count {
+            switch enter(waiting[waitingHead]) {
+            case .entered: break
+            case .full: return
+            case .refused(let error): done.append((waiting[waitingHead], error))
+            }
+            waitingHead += 1
+        }
     }
 
     private func endedError() -> ClientError? {
@@ -266,6 +366,7 @@ final class AsyncRingCore: @unchecked Sendable {
                 waiting = []
                 waitingHead = 0
                 for tag in inRing.indices { inRing[tag] = nil }
+                tellSettled()
             }
             return inRing.compactMap { $0 } + waiting[waitingHead...]
         }

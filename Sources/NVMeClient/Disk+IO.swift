@@ -128,8 +128,8 @@ extension Disk {
 
     /// How many blocks of a buffer one request moves.
     private func pieceBlockCount(_ buffer: IOBuffer) -> UInt64 {
-        let isRegistered = regions.contains { $0.buffer === buffer }
-        let limit = isRegistered ? info.maxTransferByteCount : UInt64(info.maxInlineByteCount)
+        let limit =
+            region(of: buffer) != nil ? info.maxTransferByteCount : UInt64(info.maxInlineByteCount)
         // An inline request may not exceed what the device does in one either.
         let device = info.maxTransferByteCount == 0 ? UInt64.max : info.maxTransferByteCount
         let bytes = min(limit == 0 ? UInt64(info.maxInlineByteCount) : limit, device)
@@ -203,7 +203,12 @@ extension Disk {
 
     /// The id of a registered buffer; nil: it is not registered.
     public func regionID(of buffer: IOBuffer) -> UInt32? {
-        regions.first { $0.buffer === buffer }.map { UInt32(truncatingIfNeeded: $0.id) }
+        region(of: buffer).map { UInt32(truncatingIfNeeded: $0.id) }
+    }
+
+    /// What requests may name a buffer by.
+    func region(of buffer: IOBuffer) -> Region? {
+        regions.first { $0.buffer === buffer && !$0.isLeaving }
     }
 
     private func register(_ region: Region, _ deadline: UInt64?) throws(ClientError) {
@@ -213,13 +218,35 @@ extension Disk {
                 readOnly: region.readOnly), deadline, fds: [region.buffer.memory.raw])
     }
 
-    /// Gives a registered buffer back. Requests in flight that use it, of rings too, finish first.
+    /// Gives a registered buffer back. Requests of this disk that use it finish first, and those of
+    /// rings that the worker has taken.
+    ///
+    /// Every entry of a ring that names the buffer must have completed before: one that the worker
+    /// takes afterwards ends the session, or uses other memory that got the same id meanwhile.
+    ///
+    /// After `timedOut` the buffer is not registered any more, and may be registered anew; what
+    /// uses it may still be under way. A second call asks once more; the memory is free, whatever
+    /// that says, when all requests that use it have completed.
     public func unregisterMemory(
         _ buffer: IOBuffer, deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) {
-        guard let index = regions.firstIndex(where: { $0.buffer === buffer }) else { return }
-        try perform(.unregisterMemory(regionID: regions[index].id), deadlineNanoseconds)
-        regions.remove(at: index)
+        // The one in use before those that were asked back already.
+        let known = region(of: buffer) ?? regions.first { $0.buffer === buffer }
+        guard let id = known?.id else { return }
+        do throws(ClientError) {
+            try perform(.unregisterMemory(regionID: id), deadlineNanoseconds)
+        } catch .timedOut {
+            // The worker may have taken it back, or will when it comes to it.
+            for index in regions.indices where regions[index].id == id {
+                regions[index].isLeaving = true
+            }
+            throw .timedOut
+        } catch {
+            guard error.wireError?.code == .notFound else { throw error }
+            // An earlier call did it. The worker may still wait for requests that use it.
+            doubtfulRegionIDs.insert(id)
+        }
+        regions.removeAll { $0.id == id }
     }
 
     // MARK: Reopening
@@ -231,7 +258,9 @@ extension Disk {
     ///
     /// Tries until the deadline while the reason is one that passes (the device starts, the old
     /// session is still held, the supervisor restarts). Requests that were in flight are not sent
-    /// again: that is for the caller, who knows which of them may be repeated.
+    /// again: that is for the caller, who knows which of them may be repeated. They complete with
+    /// the reason, also after this; ids of requests rise over sessions. When this throws, the disk
+    /// has no session, and may be reopened later.
     public func reopen(deadlineNanoseconds: UInt64? = nil) throws(ClientError) {
         let deadline =
             deadlineNanoseconds
@@ -242,6 +271,10 @@ extension Disk {
             do throws(ClientError) {
                 return try openAgain(deadline)
             } catch {
+                // A session that is not whole holds the disk and memory against the next try, and
+                // nobody may take it for one that is.
+                channel.shutdown()
+                end(Self.restarted(name, "it could not be opened again: \(error)"))
                 guard error.isRetriable || error.isUnreachable,
                     MonotonicClock.nowNanoseconds < deadline
                 else { throw error }
@@ -254,7 +287,9 @@ extension Disk {
     }
 
     private func openAgain(_ deadline: UInt64) throws(ClientError) {
-        let (session, info) = try backend.openSession(name, access, deadline)
+        // Ids rise over sessions: completions of the old one may not have been taken yet.
+        let (session, info) = try backend.openSession(
+            name, access, deadline, firstRequestID: channel.nextRequestID)
         adopt(session)
         if let info { self.info = info } else { try refreshInfo(deadlineNanoseconds: deadline) }
         for region in regions { try register(region, deadline) }

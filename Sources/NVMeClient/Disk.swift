@@ -126,6 +126,8 @@ public final class Disk {
         sessionNumber &+= 1
         ended = nil
         doubtfulRegionIDs = []
+        // What was to be given back went with the session that had it.
+        regions.removeAll { $0.isLeaving }
     }
 
     /// How many requests are in flight.
@@ -145,7 +147,8 @@ public final class Disk {
 
     // MARK: Submitting
 
-    /// Sends a request and returns its id. Does not wait for it.
+    /// Sends a request and returns its id, which no other request of this disk has, also after it
+    /// was reopened. Does not wait for it.
     ///
     /// Throws `invalidArgument` for a request that cannot be sent: a buffer range that does not
     /// fit, more inline data than `info.maxInlineByteCount`, or `resourceExhausted` with
@@ -201,9 +204,7 @@ public final class Disk {
             throw .failed(
                 WireError(.invalidArgument, "the buffer is too small for \(blockCount) blocks"))
         }
-        if let region = regions.first(where: { $0.buffer === buffer }),
-            !(deviceWrites && region.readOnly)
-        {
+        if let region = region(of: buffer), !(deviceWrites && region.readOnly) {
             return (.region(id: region.id, byteOffset: UInt64(offset)), byteCount)
         }
         guard byteCount <= Int(info.maxInlineByteCount) else {
@@ -323,7 +324,7 @@ public final class Disk {
     }
 
     /// The session is over: what is in flight fails with the reason.
-    private func end(_ reason: WireError) {
+    func end(_ reason: WireError) {
         if ended == nil { ended = reason }
         stall = nil
         let ids = waiting.keys.sorted()
@@ -474,7 +475,10 @@ public final class Disk {
             send(.getDiskInfo, .info, deadlineNanoseconds), deadlineNanoseconds)
     }
 
-    /// Asks to give up on a request, which still completes. True: before it reached the device.
+    /// Asks to give up on a request, which is aborted at the device and still completes.
+    ///
+    /// True: it was aborted, so its completion is or will be `cancelled`, and its effect may have
+    /// happened all the same. False: it had completed, or runs on.
     public func cancel(
         _ id: UInt64, deadlineNanoseconds: UInt64? = nil
     ) throws(ClientError) -> Bool {
@@ -498,4 +502,6 @@ struct Region {
     let id: UInt64
     let buffer: IOBuffer
     let readOnly: Bool
+    /// It was asked back, and nobody waited for the answer: no request may name it any more.
+    var isLeaving = false
 }

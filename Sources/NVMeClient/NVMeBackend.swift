@@ -67,13 +67,15 @@ public final class NVMeBackend {
     }
 
     func openSession(
-        _ name: String, _ access: AccessMode?, _ deadline: UInt64?
+        _ name: String, _ access: AccessMode?, _ deadline: UInt64?, firstRequestID: UInt64 = 1
     ) throws(ClientError) -> (Channel<SessionProtocol>, DiskInfo?) {
         let (reply, fd) = try call(.openDisk(name: name, access: access), deadline)
         guard case .diskOpened(_, let info) = reply, let session = fd.take() else {
             throw .protocolViolation("the supervisor opened the disk without giving a session")
         }
-        return (Channel(session, role: .client, buffer: buffer), info)
+        return (
+            Channel(session, role: .client, buffer: buffer, firstRequestID: firstRequestID), info
+        )
     }
 
     /// The disks this caller may open.

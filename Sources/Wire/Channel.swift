@@ -123,15 +123,23 @@ public final class Channel<P: WireProtocol> {
     let role: ChannelRole
     let buffer: MessageBuffer
     private var outgoing = OutgoingQueue()
-    private var lastRequestID: UInt64 = 0
+    private var lastRequestID: UInt64
 
-    /// Takes over a connected socket.
-    public init(_ fd: consuming OwnedFD, role: ChannelRole, buffer: MessageBuffer) {
+    /// Takes over a connected socket. The first request gets the id `firstRequestID`, 1 or more:
+    /// what follows another connection goes on with its numbers.
+    public init(
+        _ fd: consuming OwnedFD, role: ChannelRole, buffer: MessageBuffer,
+        firstRequestID: UInt64 = 1
+    ) {
         UnixSocket.setBuffers(fd, byteCount: Self.socketBufferByteCount)
         self.fd = fd
         self.role = role
         self.buffer = buffer
+        lastRequestID = max(firstRequestID, 1) - 1
     }
+
+    /// The id that the next request gets: above those of all requests of this channel.
+    public var nextRequestID: UInt64 { lastRequestID &+ 1 }
 
     // MARK: Receiving
 
@@ -267,7 +275,7 @@ public final class Channel<P: WireProtocol> {
         request: P.Request, deadlineNanoseconds: UInt64? = nil, payload: UnsafeRawBufferPointer,
         fds: [CInt] = []
     ) throws(ChannelError) -> UInt64 {
-        let id = lastRequestID &+ 1
+        let id = nextRequestID
         try unsafe send(
             Envelope(
                 requestID: id, deadlineNanoseconds: deadlineNanoseconds,

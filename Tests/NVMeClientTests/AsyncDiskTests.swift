@@ -2,9 +2,11 @@
 // The async face: many tasks, cancellation, the end of the session.
 
 import Linux
-import NVMeClient
+import Synchronization
 import Testing
 import Wire
+
+@testable import NVMeClient
 
 /// Runs `body` with the fake disk opened for tasks, and ends the service when it is closed: nobody
 /// holds on to the connection by then.
@@ -97,6 +99,135 @@ struct AsyncDiskTests {
         }
     }
 
+    @Test("memory is given back when the requests that stood in line for it are done, too")
+    func givingBack() async throws {
+        // Given: a ring of two, held, two reads in it and four in line
+        let service = try FakeService(script: RingScript(startsHeld: true))
+        try await withAsyncDisk(service, entries: 2) { disk in
+            let (first, second) = (try IOBuffer(byteCount: 4096), try IOBuffer(byteCount: 4096))
+            service.write(0, [UInt8](repeating: 0xA5, count: 6 * 512))
+            let firstID = try disk.registerMemory(first)
+            let reads = (0..<6).map { index in
+                Task {
+                    await failure {
+                        try await disk.read(
+                            lba: UInt64(index), blockCount: 1, into: first,
+                            bufferOffset: index * 512)
+                    }
+                }
+            }
+            while disk.core.waitingCounts.inLine < 4 { await Task.yield() }
+            // When: its id becomes another buffer's
+            let secondID = Mutex<UInt32?>(nil)
+            let giver = TestThread()
+            giver.start {
+                try? disk.unregisterMemory(first)
+                let id = try? disk.registerMemory(second)
+                secondID.withLock { $0 = id }
+            }
+            while disk.core.waitingCounts.leaving == 0, secondID.withLock({ $0 == nil }) {
+                await Task.yield()
+            }
+            let late = Task {
+                await failure { try await disk.read(lba: 0, blockCount: 1, into: first) }
+            }
+            let refused = await late.value
+            service.rings[0].release()
+            var errors: [ClientError] = []
+            for read in reads { if let error = await read.value { errors.append(error) } }
+            await joined(giver)
+            // Then
+            #expect(firstID == 0)
+            #expect(secondID.withLock { $0 } == 0)
+            #expect(errors.isEmpty)
+            #expect(refused?.wireError?.code == .invalidArgument)
+            #expect(first.copyOut(count: 6 * 512) == [UInt8](repeating: 0xA5, count: 6 * 512))
+            #expect(second.firstNonzero(offset: 0, count: 4096) == nil)
+        }
+    }
+
+    @Test("memory that is in use at the deadline stays registered, and its requests go on")
+    func givingBackLate() async throws {
+        let service = try FakeService(script: RingScript(startsHeld: true))
+        try await withAsyncDisk(service, entries: 2) { disk in
+            // Given
+            let buffer = try IOBuffer(byteCount: 4096)
+            service.write(7, [UInt8](repeating: 0x3C, count: 512))
+            try disk.registerMemory(buffer)
+            let read = Task {
+                await failure { try await disk.read(lba: 7, blockCount: 1, into: buffer) }
+            }
+            while service.rings[0].publishedCount < 1 { await Task.yield() }
+            // When
+            let late = await failure {
+                try disk.unregisterMemory(
+                    buffer, deadlineNanoseconds: Deadline.after(milliseconds: 2))
+            }
+            service.rings[0].release()
+            let error = await read.value
+            let again = await failure {
+                try await disk.read(
+                    lba: 7, blockCount: 1, into: buffer, bufferOffset: 512)
+            }
+            try disk.unregisterMemory(buffer)
+            let gone = await failure { try await disk.read(lba: 7, blockCount: 1, into: buffer) }
+            // Then
+            #expect(late == .timedOut)
+            #expect(error == nil)
+            #expect(again == nil)
+            #expect(gone?.wireError?.code == .invalidArgument)
+            #expect(buffer.copyOut(count: 1024) == [UInt8](repeating: 0x3C, count: 1024))
+            #expect(
+                service.record.requests.filter { $0 == .unregisterMemory(regionID: 0) }.count == 1)
+        }
+    }
+
+    @Test("the end of the session ends the wait for memory")
+    func givingBackAtTheEnd() async throws {
+        let service = try FakeService(script: RingScript(startsHeld: true))
+        try await withAsyncDisk(service, entries: 2) { disk in
+            // Given
+            let buffer = try IOBuffer(byteCount: 4096)
+            try disk.registerMemory(buffer)
+            let read = Task {
+                await failure { try await disk.read(lba: 7, blockCount: 1, into: buffer) }
+            }
+            while service.rings[0].publishedCount < 1 { await Task.yield() }
+            let code = Mutex<ErrorCode?>(nil)
+            let giver = TestThread()
+            giver.start {
+                do throws(ClientError) { try disk.unregisterMemory(buffer) } catch {
+                    code.withLock { $0 = error.wireError?.code }
+                }
+            }
+            while disk.core.waitingCounts.leaving == 0 { await Task.yield() }
+            // When
+            disk.close()
+            let error = await read.value
+            await joined(giver)
+            // Then
+            #expect(error?.wireError?.code == .cancelled)
+            #expect(code.withLock { $0 } == .cancelled)
+        }
+    }
+
+    @Test("a read into memory that the device may only read is refused, and the session goes on")
+    func readOnlyMemory() async throws {
+        let service = try FakeService()
+        try await withAsyncDisk(service) { disk in
+            let buffer = try IOBuffer(byteCount: 4096)
+            try disk.registerMemory(buffer, readOnly: true)
+            // When
+            let refused = await failure {
+                try await disk.read(lba: 1, blockCount: 1, into: buffer)
+            }
+            try await disk.write(lba: 1, blockCount: 1, from: buffer)
+            // Then
+            #expect(refused?.wireError?.code == .invalidArgument)
+            #expect(service.rings[0].record.entries.count == 1)
+        }
+    }
+
     @Test("a task that waits for room can be cancelled; those in the ring run to their end")
     func cancellation() async throws {
         // Given: a ring of two, held, and two requests in it
@@ -168,13 +299,7 @@ struct AsyncDiskTests {
                 }
                 return await group.reduce(into: [ClientError?]()) { $0.append($1) }
             }
-            await withCheckedContinuation { continuation in
-                let thread = TestThread()
-                thread.start {
-                    successor.join()
-                    continuation.resume()
-                }
-            }
+            await joined(successor)
             // Then
             #expect(errors.allSatisfy { $0 == nil })
             #expect(service.rings[0].record.entries.count == 24)
@@ -225,6 +350,17 @@ struct AsyncDiskTests {
                 let error = await task.value
                 #expect(error?.wireError?.code == .cancelled)
             }
+        }
+    }
+}
+
+/// Waits for a thread, on none of those of the tasks, which are few.
+private func joined(_ thread: TestThread) async {
+    await withCheckedContinuation { continuation in
+        let waiter = TestThread()
+        waiter.start {
+            thread.join()
+            continuation.resume()
         }
     }
 }

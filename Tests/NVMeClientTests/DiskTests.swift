@@ -295,6 +295,154 @@ struct DiskTests {
                     lba: 0, blockCount: 8, fua: false, location: .region(id: 0, byteOffset: 0)))
     }
 
+    @Test("completions that were not taken belong to no request of the next session")
+    func reopenUndrained() throws {
+        let service = try FakeService { index, _ in
+            switch index {
+            case 0: .ignore
+            case 2: .die
+            default: .obey
+            }
+        }
+        try withDisk(service) { disk in
+            // Given: two requests that ended with their session
+            service.write(3, [UInt8](repeating: 0x5A, count: 512))
+            let (memory, target) = (try IOBuffer(byteCount: 4096), try IOBuffer(byteCount: 512))
+            var old = [try disk.submit(.flush)]
+            try disk.registerMemory(memory)
+            old.append(try disk.submit(.flush))
+            // When
+            try disk.reopen(deadlineNanoseconds: Deadline.after(milliseconds: 20_000))
+            try disk.read(into: target, byteOffset: 3 * 512, byteCount: 512)
+            let next = try disk.submit(.flush)
+            var done: [DiskCompletion] = []
+            while let completion = try disk.nextCompletion() { done.append(completion) }
+            // Then
+            #expect(target.copyOut(count: 512) == [UInt8](repeating: 0x5A, count: 512))
+            #expect(done.map(\.id) == old + [next])
+            #expect(
+                done.map { $0.error?.code } == [.workerRestarted, .workerRestarted, nil])
+            #expect(next > old[1])
+        }
+        #expect(service.record.opened == 2)
+    }
+
+    @Test("a session on which memory finds no room yet is let go before the next try")
+    func reopenRetries() throws {
+        let full = WireError(.resourceExhausted, "the old session is not over yet")
+        let service = try FakeService { index, _ in
+            switch index {
+            case 1: .die
+            case 2: .fail(full)
+            default: .obey
+            }
+        }
+        try withDisk(service) { disk in
+            // Given
+            let buffer = try patterned(4096, seed: 5)
+            try disk.registerMemory(buffer)
+            _ = #expect(throws: ClientError.self) { try disk.flush() }
+            // When
+            try disk.reopen(deadlineNanoseconds: Deadline.after(milliseconds: 20_000))
+            try disk.write(from: buffer, byteOffset: 0, byteCount: 4096)
+            // Then
+            #expect(disk.ended == nil)
+            #expect(Array(service.contents[0..<4096]) == buffer.copyOut(count: 4096))
+        }
+        #expect(service.record.opened == 3)
+    }
+
+    @Test("a disk that could not be reopened has no session, and can be reopened later")
+    func reopenFails() throws {
+        let refusal = WireError(.invalidArgument, "not this memory")
+        let service = try FakeService { index, _ in
+            switch index {
+            case 1: .die
+            case 2: .fail(refusal)
+            default: .obey
+            }
+        }
+        try withDisk(service) { disk in
+            // Given
+            let buffer = try patterned(4096, seed: 5)
+            try disk.registerMemory(buffer)
+            _ = #expect(throws: ClientError.self) { try disk.flush() }
+            // When
+            let error = #expect(throws: ClientError.self) { try disk.reopen() }
+            let after = #expect(throws: ClientError.self) { try disk.flush() }
+            try disk.reopen()
+            try disk.flush()
+            // Then
+            #expect(error == .failed(refusal))
+            #expect(after?.isWorkerRestarted == true)
+            #expect(after?.description.contains("not this memory") == true)
+        }
+        #expect(
+            service.record.requests.suffix(3).map { $0 == .flush } == [false, false, true])
+    }
+
+    @Test("memory whose return was not answered in time is named by no request any more")
+    func lateReturn() throws {
+        // Given: the first UnregisterMemory is never answered, the next one finds nothing
+        let service = try FakeService { index, request in
+            guard case .unregisterMemory = request else { return .obey }
+            return index == 1 ? .ignore : .fail(WireError(.notFound, "there is no region"))
+        }
+        try withDisk(service) { disk in
+            let (buffer, other) = (try patterned(4096, seed: 5), try IOBuffer(byteCount: 4096))
+            let id = try disk.registerMemory(buffer)
+            // When
+            #expect(throws: ClientError.timedOut) {
+                try disk.unregisterMemory(
+                    buffer, deadlineNanoseconds: Deadline.after(milliseconds: 1))
+            }
+            let known = disk.regionID(of: buffer)
+            try disk.write(from: buffer, byteOffset: 0, byteCount: 4096)
+            try disk.unregisterMemory(buffer)
+            try disk.unregisterMemory(buffer)
+            let otherID = try disk.registerMemory(other)
+            let again = try disk.registerMemory(buffer)
+            // Then
+            #expect(id == 0)
+            #expect(known == nil)
+            #expect(otherID == 1)
+            #expect(again == 2)
+        }
+        let written = SessionRequest.write(lba: 0, blockCount: 8, fua: false, location: .inline)
+        #expect(service.record.requests.contains(written))
+        #expect(
+            service.record.requests.filter { $0 == .unregisterMemory(regionID: 0) }.count == 2)
+    }
+
+    @Test("memory whose return was not answered in time is not registered with the next session")
+    func lateReturnReopened() throws {
+        let service = try FakeService { index, _ in
+            switch index {
+            case 1: .ignore
+            case 2: .die
+            default: .obey
+            }
+        }
+        try withDisk(service) { disk in
+            // Given
+            let buffer = try IOBuffer(byteCount: 4096)
+            try disk.registerMemory(buffer)
+            #expect(throws: ClientError.timedOut) {
+                try disk.unregisterMemory(
+                    buffer, deadlineNanoseconds: Deadline.after(milliseconds: 1))
+            }
+            _ = #expect(throws: ClientError.self) { try disk.flush() }
+            // When
+            try disk.reopen()
+            let seen = service.record.requests.count
+            let id = try disk.registerMemory(buffer)
+            // Then
+            #expect(seen == 3)
+            #expect(id == 0)
+        }
+        #expect(service.record.requests.count == 4)
+    }
+
     @Test("a revoked session says why")
     func revoked() throws {
         let service = try FakeService { _, _ in .revoke }

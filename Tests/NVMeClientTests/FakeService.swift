@@ -303,7 +303,8 @@ private final class FakeSession {
         case .openRing(let ring, let submissions, let completions):
             return openRing(ring, submissions, completions, id)
         case .closeRing(let ring): rings.removeValue(forKey: ring)?.stop()
-        case .flush, .unmap, .verify, .unregisterMemory: break
+        case .unregisterMemory(let region): regions[region] = nil
+        case .flush, .unmap, .verify: break
         }
         try? channel.send(reply: .done, to: id)
     }
