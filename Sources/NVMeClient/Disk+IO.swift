@@ -259,8 +259,11 @@ extension Disk {
     /// Tries until the deadline while the reason is one that passes (the device starts, the old
     /// session is still held, the supervisor restarts). Requests that were in flight are not sent
     /// again: that is for the caller, who knows which of them may be repeated. They complete with
-    /// the reason, also after this; ids of requests rise over sessions. When this throws, the disk
-    /// has no session, and may be reopened later.
+    /// the reason, also after this; ids of requests rise over sessions. Registered memory that
+    /// they name may be in use by the device until the first read or write of the new session is
+    /// done, if the old one could write (ring.md, "When memory is yours again").
+    ///
+    /// When this throws, the disk has no session, and may be reopened later.
     public func reopen(deadlineNanoseconds: UInt64? = nil) throws(ClientError) {
         let deadline =
             deadlineNanoseconds

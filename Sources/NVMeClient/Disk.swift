@@ -139,7 +139,9 @@ public final class Disk {
         return events
     }
 
-    /// Ends the session. Requests in flight still have their effect.
+    /// Ends the session. Requests in flight still have their effect, and the device may use the
+    /// registered memory that they name until they are done (ring.md, "When memory is yours
+    /// again").
     public func close() {
         channel.shutdown()
         end(WireError(.cancelled, "the disk was closed here", disk: name))

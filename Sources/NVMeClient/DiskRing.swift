@@ -9,7 +9,9 @@
 //     if count == 0, try ring.wait() == .event { … disk.takeEvents() … }
 //
 // `prepare…`, `submit` and `reap` allocate nothing and call nothing (but the kernel, once, when
-// the worker sleeps). The memory of a request belongs to the device until its completion was taken.
+// the worker sleeps). The memory of a request belongs to the device until its completion was taken:
+// no `unregisterMemory` of what an entry names before that. After the end of a session ring.md says
+// when it is free ("When memory is yours again").
 
 internal import CLinux
 internal import CMemory

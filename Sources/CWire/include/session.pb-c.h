@@ -467,7 +467,9 @@ struct  Nvmed__V1__RegisterMemory
 
 
 /*
- * Gives a region back; requests in flight that use it, of rings too, finish first. Reply: Done.
+ * Gives a region back; requests by message, and those of rings that the worker has taken, finish first if they use it.
+ * Ring entries that name it must have completed before: one that is taken later names a region that is not registered,
+ * which ends the session, or whatever memory has the id by then. Reply: Done.
  */
 struct  Nvmed__V1__UnregisterMemory
 {
@@ -611,7 +613,8 @@ struct  Nvmed__V1__SessionResumed
 
 /*
  * Event, the last one: the session is over. WORKER_RESTARTED: it could not be kept over the death of its worker; open
- * the disk again. Of requests without a reply it is not known whether they were done.
+ * the disk again. Of requests without a reply it is not known whether they were done, and the device may use the
+ * memory that they name until their commands have ended; ring.md says when it is free.
  */
 struct  Nvmed__V1__SessionEnded
 {
