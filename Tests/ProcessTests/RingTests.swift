@@ -337,6 +337,66 @@ extension ProcessTests {
             disk.close()
         }
 
+        @Test("memory that is given back while requests wait for a limit is not the next one's")
+        func givingBack() async throws {
+            // Given: forty reads of a disk that does forty a second, most of which wait in the ring
+            // or in line for it
+            let slow = "[Disk]\nDevice=b\nNamespace=1\nIOPSMax=40\n"
+            let service = try RunningService(files: ["disk-slow.disk": slow])
+            let (first, next) = (
+                try IOBuffer(byteCount: 40 << 12), try IOBuffer(byteCount: 40 << 12)
+            )
+            let writer = try service.connect().openDisk("disk-b")
+            DataPattern(seed: 12).fill(first, offset: 0, count: 40 << 12, diskByteOffset: 0)
+            try writer.write(from: first, byteOffset: 0, byteCount: 40 << 12)
+            let expected = first.copyOut(count: 40 << 12)
+            first.copyIn([UInt8](repeating: 0, count: 40 << 12))
+            writer.close()
+            let disk = try AsyncDisk(
+                try service.connect().openDisk("disk-slow", access: .readOnly), entries: 8)
+            let firstID = try disk.registerMemory(first)
+            let (done, tell) = AsyncStream<Bool>.makeStream()
+            let reads = (0..<40).map { index in
+                Task {
+                    let isDone = await Self.isDone(disk, index, first)
+                    tell.yield(isDone)
+                    return isDone
+                }
+            }
+            // When: after the first of them
+            for await isDone in done where isDone { break }
+            try disk.unregisterMemory(
+                first, deadlineNanoseconds: Deadline.after(milliseconds: 60_000))
+            let nextID = try disk.registerMemory(next)
+            var results: [Bool] = []
+            for read in reads { results.append(await read.value) }
+            try await disk.flush()
+            // Then: those that began in time have their data, and nobody has that of others
+            let right = (0..<40).filter { index in
+                let bytes = first.copyOut(offset: index << 12, count: 4096)
+                return results[index] == (bytes == Array(expected[index << 12..<(index + 1) << 12]))
+            }
+            #expect(right.count == 40)
+            #expect(nextID == firstID)
+            #expect(next.firstNonzero(offset: 0, count: 40 << 12) == nil)
+            #expect(disk.ended == nil)
+            disk.close()
+        }
+
+        /// Reads a block; false: the memory was on its way back already.
+        private static func isDone(
+            _ disk: AsyncDisk, _ index: Int, _ buffer: IOBuffer
+        ) async -> Bool {
+            do {
+                try await disk.read(
+                    lba: UInt64(index), blockCount: 1, into: buffer, bufferOffset: index << 12)
+                return true
+            } catch {
+                #expect(error.wireError?.code == .invalidArgument)
+                return false
+            }
+        }
+
         @Test(
             "a client in Python, written from Proto/ alone, verifies its data",
             arguments: ["a", "b"])
