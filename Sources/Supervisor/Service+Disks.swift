@@ -91,10 +91,37 @@ extension Service {
 
     // MARK: Opening
 
+    /// What a client asked for, and the disk as it was when that was allowed.
+    private struct Wish {
+        var disk: ConfiguredDisk
+        var access: AccessMode
+        var caller: Caller
+    }
+
     /// Opens a disk: policy, resolution, exclusivity, and a session at the worker.
+    ///
+    /// Whoever waits meanwhile gets what the configuration says at the end: when it was read again,
+    /// everything is judged anew.
     func openDisk(
         _ name: String, _ wanted: AccessMode?, _ caller: Caller
     ) async throws(WireError) -> OpenedDisk {
+        for _ in 0..<SupervisorLimits.attemptsPerRequest {
+            let wish = try judge(name, wanted, caller)
+            do throws(WireError) {
+                return try await open(wish)
+            } catch {
+                guard !isCurrent(wish) || error.code == .sessionRevoked else { throw error }
+            }
+        }
+        throw WireError(
+            .busy, "the configuration of disk \(name) changes again and again; try again later",
+            disk: name)
+    }
+
+    /// Whether the client may have the disk, as it is configured now.
+    private func judge(
+        _ name: String, _ wanted: AccessMode?, _ caller: Caller
+    ) throws(WireError) -> Wish {
         guard let disk = disks[name] else { throw unknownDisk(name, field: "open_disk.name") }
         guard mayOpen(disk, caller) else {
             throw WireError(
@@ -108,34 +135,72 @@ extension Service {
                 .readOnly, "disk \(name) is read-only: see Access= of the disk", disk: name,
                 field: "open_disk.access")
         }
-        let place = try await resolve(disk, caller.deadlineNanoseconds)
+        return Wish(disk: disk, access: access, caller: caller)
+    }
+
+    /// Whether the disk is configured as it was when the client was allowed to have it.
+    private func isCurrent(_ wish: Wish) -> Bool {
+        guard let disk = disks[wish.disk.name] else { return false }
+        return disk.isSamePlace(as: wish.disk) && disk.mode == wish.disk.mode
+            && disk.policy == wish.disk.policy && disk.shared == wish.disk.shared
+    }
+
+    /// Throws `sessionRevoked` when the client may not have the disk any more, or it is elsewhere.
+    private func check(_ wish: Wish, _ place: DiskPlace) throws(WireError) {
+        if isCurrent(wish), case .success(let now) = found(wish.disk), now.nsid == place.nsid,
+            now.device === place.device
+        {
+            return
+        }
+        throw WireError(
+            .sessionRevoked, "disk \(wish.disk.name) changed while it was being opened",
+            device: place.device.name, disk: wish.disk.name)
+    }
+
+    private func open(_ wish: Wish) async throws(WireError) -> OpenedDisk {
+        let deadline = wish.caller.deadlineNanoseconds
+        let place = try await resolve(wish.disk, deadline)
         do throws(WireError) {
-            return try await open(disk, place, access, caller)
+            return try await open(wish, place)
         } catch {
-            guard error.code == .busy, let holder = holder(disk, place, access) else { throw error }
+            guard error.code == .busy, let holder = holder(wish.disk, place, wish.access) else {
+                throw error
+            }
             // The holder may have closed its end just now, and the worker not have told us yet.
             let isOver = await place.device.waitForEnd(
                 of: holder.sessionID,
-                min(
-                    caller.deadlineNanoseconds,
-                    Deadline.after(SupervisorLimits.closingSessionNanoseconds)))
+                min(deadline, Deadline.after(SupervisorLimits.closingSessionNanoseconds)))
             guard isOver else { throw error }
-            return try await open(disk, place, access, caller)
+            return try await open(wish, place)
         }
     }
 
-    private func open(
-        _ disk: ConfiguredDisk, _ place: DiskPlace, _ access: AccessMode, _ caller: Caller
-    ) async throws(WireError) -> OpenedDisk {
-        let device = place.device
-        return try await device.turn.run(deadlineNanoseconds: caller.deadlineNanoseconds) {
-            () throws(WireError) in
-            try await device.persistently(caller.deadlineNanoseconds) { link throws(WireError) in
-                if let holder = self.holder(disk, place, access) { throw self.held(disk, holder) }
+    private func open(_ wish: Wish, _ place: DiskPlace) async throws(WireError) -> OpenedDisk {
+        let (device, disk) = (place.device, wish.disk)
+        let deadline = wish.caller.deadlineNanoseconds
+        return try await device.turn.run(deadlineNanoseconds: deadline) { () throws(WireError) in
+            try await device.persistently(deadline) { link throws(WireError) in
+                try self.check(wish, place)
+                if let holder = self.holder(disk, place, wish.access) {
+                    throw self.held(disk, holder)
+                }
                 try self.checkSessionCount(disk)
-                return try await self.openSession(disk, place, access, link, caller)
+                let opened = try await self.openSession(wish, place, link)
+                do throws(WireError) {
+                    try self.check(wish, place)
+                } catch {
+                    await self.takeBack(opened.sessionID, of: device, error.message)
+                    throw error
+                }
+                return opened
             }
         }
+    }
+
+    /// Ends a session that its client has not got yet.
+    private func takeBack(_ id: UInt64, of device: Device, _ reason: String) async {
+        guard let session = device.sessions[id] else { return }
+        await revoke(session, of: device, reason)
     }
 
     private func checkSessionCount(_ disk: ConfiguredDisk) throws(WireError) {
@@ -148,9 +213,9 @@ extension Service {
     }
 
     private func openSession(
-        _ disk: ConfiguredDisk, _ place: DiskPlace, _ access: AccessMode, _ link: WorkerLink,
-        _ caller: Caller
+        _ wish: Wish, _ place: DiskPlace, _ link: WorkerLink
     ) async throws(WireError) -> OpenedDisk {
+        let (disk, access, caller) = (wish.disk, wish.access, wish.caller)
         let id = nextSessionID()
         var session = SessionInfo(sessionID: id, disk: disk.name, access: access)
         session.device = place.device.name

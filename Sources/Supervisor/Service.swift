@@ -87,7 +87,11 @@ final class Service {
         await waitForAdoption(of: changed(plan), .max)
         var warnings = plan.warnings
         let withdrawn = sortedDevices.filter { plan.devices[$0.name] == nil }
-        for device in withdrawn { devices[device.name] = nil }
+        for device in withdrawn {
+            devices[device.name] = nil
+            // Whoever waits for it still must not have it started again.
+            device.leftToKernel = "it was taken out of the configuration"
+        }
         await closeSessionsOfChangedDisks(plan)
         disks = plan.disks
         admins = plan.admins
@@ -162,15 +166,9 @@ final class Service {
     /// Takes sessions back that their clients may no longer have: the configuration changed while
     /// no supervisor or no worker was there.
     private func review(_ device: Device) {
+        let known = sortedDevices.map(\.known)
         for (id, session) in device.sessions where device.revocations[id] == nil {
-            let disk = disks[session.disk]
-            if disk == nil {
-                device.revocations[id] = "the disk is not configured any more"
-            } else if let disk, disk.mode == .readOnly, session.access == .readWrite {
-                device.revocations[id] = "the disk may only be read now"
-            } else if let named = disk?.device, named != device.name {
-                device.revocations[id] = "the disk is on device \(named) now"
-            }
+            device.revocations[id] = objection(to: session, of: device, known)
         }
         guard let link = device.link, link.isOpen else { return }
         for (id, reason) in device.revocations {
@@ -179,7 +177,26 @@ final class Service {
         }
     }
 
-    private func revoke(_ session: SessionInfo, of device: Device, _ reason: String) async {
+    /// Why a client may not have a session any more; nil: it may.
+    private func objection(
+        to session: SessionInfo, of device: Device, _ known: [KnownDevice]
+    ) -> String? {
+        guard let disk = disks[session.disk] else { return "the disk is not configured any more" }
+        if disk.mode == .readOnly, session.access == .readWrite {
+            return "the disk may only be read now"
+        }
+        if let named = disk.device, named != device.name {
+            return "the disk is on device \(named) now"
+        }
+        // Where it is unclear nothing says that the session is wrong.
+        guard case .resolved(let name, let nsid) = Resolver.resolve(disk, devices: known) else {
+            return nil
+        }
+        if name != device.name { return "the disk is on device \(name) now" }
+        return nsid == session.nsid ? nil : "the disk is namespace \(nsid) now"
+    }
+
+    func revoke(_ session: SessionInfo, of device: Device, _ reason: String) async {
         // Whatever becomes of this try, the next worker is asked as long as it has the session.
         device.revocations[session.sessionID] = reason
         guard let link = device.link else { return }

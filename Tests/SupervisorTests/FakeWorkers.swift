@@ -27,6 +27,9 @@ final class FakeWorker {
     /// Kinds of requests that get no answer.
     var isDeaf = false
     var isDeafToSessions = false
+    /// The next open waits until `heldOpen` is called.
+    var holdsOpens = false
+    private(set) var heldOpen: (@Control () throws -> Void)?
     /// Answers to the next opens: it has found its device failed.
     var openFailures: [WireError] = []
     /// How it takes part in servicing.
@@ -145,6 +148,11 @@ final class FakeWorker {
                 try channel.send(reply: .namespace(found), to: id)
             case .openSession(let open):
                 if isDeafToSessions { return }
+                if holdsOpens {
+                    holdsOpens = false
+                    heldOpen = { [self] in try self.open(open, id, channel) }
+                    return
+                }
                 if !openFailures.isEmpty {
                     return try channel.send(error: openFailures.removeFirst(), to: id)
                 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Workers that die and whose successors take everything over: what the supervisor makes of it.
 
+import DiskConfig
 import Linux
 import Systemd
 import Testing
@@ -357,6 +358,122 @@ struct ReplacementTests {
             // Then
             #expect(warnings.count { $0.contains("has not said yet") } == 1)
             #expect(units.stopped == [])
+        }
+    }
+
+    @Test(
+        "an open that waits gets what the configuration says when the wait is over",
+        arguments: [
+            ("User=", ErrorCode.permissionDenied), ("Access=", .readOnly), ("the disk", .notFound),
+            ("Namespace=", .notFound),
+        ])
+    func judgedAgain(_ change: String, _ code: ErrorCode) async throws {
+        try await onLoop {
+            // Given
+            let units = FakeUnits()
+            let plan = PlanBox()
+            plan.plan.disks["root"]?.users = [4242]
+            let service = try await Service.example(units) { plan.plan }
+            let device = try #require(service.devices["a"])
+            let worker = units.worker("a")
+            _ = try await service.openDisk("frozen", nil, .root)
+            try await until { worker.sessions.isEmpty }
+            worker.beReplaced()
+            try await until { device.state == .recovering }
+            // When
+            var isWaiting = false
+            let open = EventLoop.current.task {
+                isWaiting = true
+                return await failure {
+                    try await service.openDisk("root", .readWrite, .user(4242))
+                }
+            }
+            try await until { isWaiting }
+            plan.change(change, of: "root")
+            _ = try await service.reload(.root)
+            worker.finishRecovery()
+            let error = await open.value
+            // Then
+            #expect(error?.code == code)
+            #expect(worker.requests.count { $0 == "openSession" } == 1)
+            #expect(worker.sessions.isEmpty)
+        }
+    }
+
+    @Test("a session is taken back whose disk changed while the worker was making it")
+    func changedUnderOpen() async throws {
+        try await onLoop {
+            // Given
+            let units = FakeUnits()
+            let plan = PlanBox()
+            plan.plan.disks["root"]?.users = [4242]
+            let service = try await Service.example(units) { plan.plan }
+            let worker = units.worker("a")
+            worker.holdsOpens = true
+            let open = EventLoop.current.task {
+                await failure { try await service.openDisk("root", .readWrite, .user(4242)) }
+            }
+            try await until { worker.heldOpen != nil }
+            // When
+            plan.change("User=", of: "root")
+            _ = try await service.reload(.root)
+            try worker.heldOpen?()
+            let error = await open.value
+            try await until { worker.sessions.isEmpty }
+            // Then
+            #expect(error?.code == .permissionDenied)
+            #expect(worker.requests.contains("closeSession"))
+        }
+    }
+
+    @Test("a session is taken back whose disk became another namespace while nobody looked")
+    func otherNamespace() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let worker = units.worker("a")
+            let plan = PlanBox()
+            units.running = ["a"]
+            worker.keep(7, "root")
+            worker.keep(8, "alias")
+            plan.change("Namespace=", of: "root")
+
+            let service = try await Service.example(units) { plan.plan }
+            try await until { worker.sessions.count == 1 }
+
+            #expect(service.devices["a"]?.state == .ready)
+            #expect(worker.sessions.keys.sorted() == [8])
+        }
+    }
+
+    @Test("who waits for a device that is taken out of the configuration does not start it again")
+    func notStartedAgain() async throws {
+        try await onLoop {
+            // Given: one open is with the worker, and one waits for its turn
+            let units = FakeUnits()
+            let plan = PlanBox()
+            let service = try await Service.example(units) { plan.plan }
+            let worker = units.worker("a")
+            let device = try #require(service.devices["a"])
+            worker.isDeafToSessions = true
+            let opens = (0..<2).map { _ in
+                EventLoop.current.task {
+                    await failure { try await service.openDisk("root", .readOnly, .root) }
+                }
+            }
+            try await until {
+                worker.requests.contains("openSession") && device.turn.waitingCount == 1
+            }
+            // When
+            plan.plan.devices["a"] = nil
+            for (name, disk) in plan.plan.disks where disk.device == "a" {
+                plan.plan.disks[name] = nil
+            }
+            _ = try await service.reload(.root)
+            let errors = [await opens[0].value, await opens[1].value]
+            // Then
+            #expect(errors.allSatisfy { $0?.code == .notFound })
+            #expect(units.connects == ["a"])
+            #expect(units.stopped == ["a"])
         }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The service over fake workers: resolution, policy, exclusivity, recovery, isolation.
 
+import DiskConfig
 import Linux
 import Systemd
 import Testing
@@ -480,6 +481,18 @@ struct ServiceTests {
 @Control
 final class PlanBox {
     var plan = examplePlan()
+
+    /// Edits one thing of a disk that user 4242 may write.
+    func change(_ what: String, of name: String) {
+        guard var disk = plan.disks[name] else { return }
+        switch what {
+        case "User=": disk.users = []
+        case "Access=": disk.access = .readOnly
+        case "Namespace=": disk.selector = .namespace(nsid: 9)
+        default: return plan.disks[name] = nil
+        }
+        plan.disks[name] = disk
+    }
 }
 
 /// The protocol's error that an operation ended with; nil when it succeeded.
