@@ -46,6 +46,17 @@ final class ManagedUnits: WorkerUnits {
         } catch { throw Self.failed(error, device) }
     }
 
+    func running() async throws(WireError) -> [String] {
+        do throws(UnitManagerError) {
+            var running: [String] = []
+            for unit in try await manager.list() where unit.template == Self.template {
+                guard let device = unit.instance else { continue }
+                if try await manager.status(unit).state != .inactive { running.append(device) }
+            }
+            return running
+        } catch { throw WireError(.internalError, "\(error)") }
+    }
+
     func kill(_ device: String) async throws(WireError) {
         let unit = try unit(device)
         do throws(UnitManagerError) {
@@ -100,6 +111,9 @@ final class SocketUnits: WorkerUnits {
 
     /// Unknown; a device is adopted when it is first wanted.
     func isRunning(_ device: String) async throws(WireError) -> Bool { false }
+
+    /// Unknown.
+    func running() async throws(WireError) -> [String] { [] }
 
     /// The worker has ended by itself after `WorkerShutdown`.
     func stop(_ device: String) async throws(WireError) {}

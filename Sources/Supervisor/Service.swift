@@ -70,6 +70,7 @@ final class Service {
     /// Takes the configuration in at start: the registry is rebuilt from the workers that run.
     func start() async throws(WireError) -> [String] {
         let warnings = try await reload()
+        await endStrays()
         await servicing.restoreAtStart()
         await forEachDevice { await $0.adopt() }
         return warnings

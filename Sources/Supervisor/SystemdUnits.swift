@@ -84,14 +84,35 @@ final class SystemdUnits: WorkerUnits {
 
     func isRunning(_ device: String) async throws(WireError) -> Bool {
         let service = try unit(device, "service")
+        do throws(BusError) {
+            return try await patiently { deadline throws(BusError) in
+                try await self.units.status(service, deadlineNanoseconds: deadline).isRunning
+            }
+        } catch { throw Self.failed(error, device) }
+    }
+
+    func running() async throws(WireError) -> [String] {
+        do throws(BusError) {
+            return try await patiently { deadline throws(BusError) in
+                try await self.units.list(
+                    "\(Self.template)@*.service", deadlineNanoseconds: deadline)
+            }.filter { BusUnitStatus.runs($0.activeState) }.compactMap {
+                EscapedUnit.instance(of: $0.unit, template: Self.template, suffix: "service")
+            }
+        } catch { throw WireError(.internalError, "\(error)") }
+    }
+
+    /// Asks again when the bus is gone: it may be restarted just now, like this process.
+    private func patiently<Value: Sendable>(
+        _ body: @Control (_ deadline: UInt64) async throws(BusError) -> Value
+    ) async throws(BusError) -> Value {
         let deadline = Deadline.after(Self.questionNanoseconds)
         while true {
             do throws(BusError) {
-                return try await units.status(service, deadlineNanoseconds: deadline).isRunning
+                return try await body(deadline)
             } catch {
-                // The bus may be restarted just now, like this process.
                 guard case .disconnected = error, MonotonicClock.nowNanoseconds < deadline else {
-                    throw Self.failed(error, device)
+                    throw error
                 }
                 try? await EventLoop.current.sleep(nanoseconds: Self.busPauseNanoseconds)
             }

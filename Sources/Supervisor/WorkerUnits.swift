@@ -15,6 +15,8 @@ protocol WorkerUnits: AnyObject {
     func connect(_ device: String) async throws(WireError) -> PassedFD
     /// Whether the worker of a device runs now; connecting to it would start nothing.
     func isRunning(_ device: String) async throws(WireError) -> Bool
+    /// The devices whose workers run now, configured or not, as far as that can be known.
+    func running() async throws(WireError) -> [String]
     /// The worker of a device answered: failures of its process before do not count any more.
     func answered(_ device: String)
     /// Kills the worker of a device at once, if there is a way to; it may be started again.

@@ -170,7 +170,8 @@ struct BusWriter {
 
     init(_ message: OpaquePointer) { unsafe self.message = unsafe message }
 
-    /// Appends a value. Arrays and variants are not needed for any call that is made here.
+    /// Appends a value. Arrays are of strings; variants and the like are not needed for any call
+    /// that is made here.
     func append(_ value: BusValue) throws(SystemCallError) {
         switch value {
         case .string(let text): try append("s", text)
@@ -183,9 +184,20 @@ struct BusWriter {
         case .int64(let value): try append("x", value)
         case .uint64(let value): try append("t", value)
         case .double(let value): try append("d", value.bitPattern)
-        case .array, .structure, .entry, .variant:
+        case .array(let values): try append(values)
+        case .structure, .entry, .variant:
             throw SystemCallError("sd_bus_message_append", errno: EOPNOTSUPP)
         }
+    }
+
+    private func append(_ texts: [BusValue]) throws(SystemCallError) {
+        let array = CChar(truncatingIfNeeded: UInt8(ascii: "a"))
+        try checked(
+            "sd_bus_message_open_container",
+            unsafe sd_bus_message_open_container(message, array, "s"))
+        for text in texts { try append(text) }
+        try checked(
+            "sd_bus_message_close_container", unsafe sd_bus_message_close_container(message))
     }
 
     private func append(_ type: Unicode.Scalar, _ text: String) throws(SystemCallError) {

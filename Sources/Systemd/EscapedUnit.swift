@@ -28,6 +28,33 @@ public enum EscapedUnit {
         return name.utf8.count <= byteCountMax ? name : nil
     }
 
+    /// The instance that ``name(template:instance:suffix:)`` made this unit's name of; nil when it
+    /// is no such name.
+    public static func instance(of unit: String, template: String, suffix: String) -> String? {
+        let (head, tail) = ("\(template)@", ".\(suffix)")
+        guard unit.hasPrefix(head), unit.hasSuffix(tail) else { return nil }
+        let escaped = Array(unit.utf8.dropFirst(head.utf8.count).dropLast(tail.utf8.count))
+        var bytes: [UInt8] = []
+        var index = 0
+        while index < escaped.count {
+            let rest = escaped[index...]
+            if rest.starts(with: "\\x".utf8), rest.count >= 4,
+                let byte = UInt8(
+                    String(decoding: rest.dropFirst(2).prefix(2), as: UTF8.self), radix: 16)
+            {
+                bytes.append(byte)
+                index += 4
+            } else {
+                bytes.append(escaped[index])
+                index += 1
+            }
+        }
+        guard let instance = String(validating: bytes, as: UTF8.self),
+            name(template: template, instance: instance, suffix: suffix) == unit
+        else { return nil }
+        return instance
+    }
+
     private static func isPlain(_ byte: UInt8) -> Bool {
         switch byte {
         case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),

@@ -22,7 +22,10 @@ public struct BusUnitStatus: Sendable, Equatable {
     public init() {}
 
     /// Whether a process of it runs, starts, or is about to.
-    public var isRunning: Bool {
+    public var isRunning: Bool { Self.runs(activeState) }
+
+    /// Whether that holds in an ActiveState.
+    public static func runs(_ activeState: String) -> Bool {
         ["active", "activating", "reloading"].contains(activeState)
     }
 }
@@ -218,6 +221,25 @@ public final class UnitBus {
     public func isSystemStopping(_ deadlineNanoseconds: UInt64) async throws(BusError) -> Bool {
         try await get(path: Self.managerPath, Self.manager, "SystemState", deadlineNanoseconds)
             .text == "stopping"
+    }
+
+    /// The units that PID 1 knows whose names match a pattern (fnmatch(3)), and their ActiveState.
+    public func list(
+        _ pattern: String, deadlineNanoseconds: UInt64
+    ) async throws(BusError) -> [(unit: String, activeState: String)] {
+        let answer = try await bus.call(
+            Self.managerMethod("ListUnitsByPatterns"), [.array([]), .array([.string(pattern)])],
+            deadlineNanoseconds: deadlineNanoseconds)
+        guard case .array(let units)? = answer.first else {
+            throw .badReply(call: "ListUnitsByPatterns")
+        }
+        // Name, description, load state, active state, and what is not asked for.
+        return units.compactMap { unit in
+            guard unit.members.count > 3, let name = unit.members[0].text,
+                let state = unit.members[3].text
+            else { return nil }
+            return (name, state)
+        }
     }
 
     private func get(

@@ -428,6 +428,8 @@ final class FakeUnits: WorkerUnits {
 
     func isRunning(_ device: String) async throws(WireError) -> Bool { running.contains(device) }
 
+    func running() async throws(WireError) -> [String] { running.sorted() }
+
     func stop(_ device: String) async throws(WireError) {
         stopped.append(device)
         running.remove(device)

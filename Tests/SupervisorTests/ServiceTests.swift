@@ -323,6 +323,25 @@ struct ServiceTests {
         }
     }
 
+    @Test("a worker whose device left the configuration while nobody looked is ended in order")
+    func strays() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let stray = units.worker("old")
+            units.running = ["a", "old"]
+            stray.keep(7, "root")
+            units.worker("a").keep(8, "root")
+
+            let service = try await Service.example(units)
+
+            #expect(stray.requests == ["listSessions", "closeSession", "shutdown"])
+            #expect(units.stopped == ["old"])
+            #expect(units.running == ["a"])
+            #expect(service.devices["old"] == nil)
+            #expect(!units.worker("a").isStopped)
+        }
+    }
+
     @Test("a client that goes away leaves no session behind")
     func cancelled() async throws {
         try await onLoop {

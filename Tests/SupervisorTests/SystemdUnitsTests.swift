@@ -116,6 +116,22 @@ struct SystemdUnitsTests {
         }
     }
 
+    @Test("all workers that run are found, whatever their devices are called, and nothing else")
+    func allRunning() async throws {
+        try await onLoop {
+            let rig = try Rig()
+            for (unit, state) in [
+                (Self.service, "active"), ("nvmed-worker@a\\x2fb.service", "activating"),
+                ("nvmed-worker@old.service", "inactive"), ("nvmed-worker@ssd-0.socket", "active"),
+                ("nvmed-worker@a/b.service", "active"), ("sshd@7.service", "active"),
+            ] {
+                rig.systemd.units[unit] = FakeUnit()
+                rig.systemd.units[unit]?.activeState = state
+            }
+            #expect(try await rig.units.running().sorted() == ["a/b", "ssd-0"])
+        }
+    }
+
     @Test("a worker that is restarted again and again without an answer is stopped and told")
     func crashLoop() async throws {
         try await onLoop {

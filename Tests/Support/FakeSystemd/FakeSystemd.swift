@@ -151,6 +151,7 @@ public final class FakeSystemd {
         case "StartUnit": return begin(message, "start", first)
         case "StopUnit": return begin(message, "stop", first)
         case "RestartUnit": return begin(message, "restart", first)
+        case "ListUnitsByPatterns": return list(message)
         case "Subscribe", "KillUnit": return reply(message) { _ in }
         case "ResetFailedUnit":
             guard units[first] != nil else { return noSuchUnit(message, first) }
@@ -168,6 +169,33 @@ public final class FakeSystemd {
         let result = reply(message) { Self.append($0, "o", "\(Self.path)/job/\(job)") }
         if !jobsWait { finish(name) }
         return result
+    }
+
+    private func list(_ message: Message) -> CInt {
+        let array = CChar(UInt8(ascii: "a"))
+        _ = unsafe sd_bus_message_skip(message.raw, "as")
+        _ = unsafe sd_bus_message_enter_container(message.raw, array, "s")
+        let pattern = Self.text(message)
+        return reply(message) { answer in
+            _ = unsafe sd_bus_message_open_container(answer.raw, array, "(ssssssouso)")
+            for (name, unit) in units where unsafe fnmatch(pattern, name, 0) == 0 {
+                Self.append(answer, name, unit)
+            }
+            _ = unsafe sd_bus_message_close_container(answer.raw)
+        }
+    }
+
+    private static func append(_ answer: Message, _ name: String, _ unit: FakeUnit) {
+        let structure = CChar(UInt8(ascii: "r"))
+        _ = unsafe sd_bus_message_open_container(answer.raw, structure, "ssssssouso")
+        for text in [name, "a unit", "loaded", unit.activeState, unit.subState, ""] {
+            append(answer, "s", text)
+        }
+        append(answer, "o", "\(path)/unit/\(escaped(name))")
+        append(answer, unit.job)
+        append(answer, "s", unit.jobType)
+        append(answer, "o", "/")
+        _ = unsafe sd_bus_message_close_container(answer.raw)
     }
 
     private func get(_ message: Message, _ path: String, _ property: String) -> CInt {
