@@ -22,12 +22,12 @@ final class Client {
     private var onEnd: (@Control () -> Void)?
     private let onShutdown: @Control () -> Void
 
-    /// Serves a connected socket. Throws when the kernel cannot tell who is at the other end.
+    /// Serves a connected socket with this peer at the other end.
     init(
-        _ fd: consuming OwnedFD, service: Service, log: Log,
+        _ fd: consuming OwnedFD, _ peer: PeerCredentials, service: Service, log: Log,
         onEnd: @escaping @Control () -> Void, onShutdown: @escaping @Control () -> Void
     ) throws(SystemCallError) {
-        peer = try UnixSocket.peer(of: fd)
+        self.peer = peer
         self.service = service
         self.log = log
         self.onEnd = onEnd

@@ -16,6 +16,7 @@ final class Harness {
     /// A descriptor to give up when there are no others: it lets a connection be taken and closed.
     private var reserve: OwnedFD?
     private var clients: [UInt64: Client] = [:]
+    private var seats = Seats()
     private var lastClient: UInt64 = 0
     /// Called once everything has been stopped by request of a client.
     private let onShutdown: @Control () -> Void
@@ -58,26 +59,39 @@ final class Harness {
     }
 
     private func admit(_ fd: consuming OwnedFD) {
-        guard clients.count < SupervisorLimits.clients else {
-            let channel = Channel<SupervisorProtocol>(
-                fd, role: .server, buffer: SharedBuffer.instance)
-            let error = WireError(
-                .resourceExhausted, "\(clients.count) clients are connected already")
-            // It is only a courtesy: the connection is closed either way.
-            try? channel.send(error: error, to: 0)
-            return log.warning(
-                "a client was refused: \(error.message)", id: .exhausted)
+        let peer: PeerCredentials
+        do {
+            peer = try UnixSocket.peer(of: fd)
+        } catch {
+            return log.warning("a client was refused: \(error)", id: .clientRefused)
         }
+        do throws(WireError) {
+            try seats.take(peer.uid, isOperator: service.isOperator(peer))
+        } catch { return refuse(fd, peer, error) }
         lastClient &+= 1
         let number = lastClient
         do {
             clients[number] = try Client(
-                fd, service: service, log: log,
-                onEnd: { [weak self] in self?.clients[number] = nil },
+                fd, peer, service: service, log: log,
+                onEnd: { [weak self] in
+                    self?.clients[number] = nil
+                    self?.seats.leave(peer.uid)
+                },
                 onShutdown: onShutdown)
         } catch {
+            seats.leave(peer.uid)
             log.warning("a client was refused: \(error)", id: .clientRefused)
         }
+    }
+
+    private func refuse(_ fd: consuming OwnedFD, _ peer: PeerCredentials, _ error: WireError) {
+        let channel = Channel<SupervisorProtocol>(
+            fd, role: .server, buffer: SharedBuffer.instance)
+        // It is only a courtesy: the connection is closed either way.
+        try? channel.send(error: error, to: 0)
+        log.warning(
+            "process \(peer.pid) of user \(peer.uid) was refused: \(error.message)",
+            id: .exhausted)
     }
 
     /// No descriptors are left: one waiting connection is taken with the reserve and closed, then

@@ -240,7 +240,7 @@ final class Service {
     }
 
     private func isVisible(_ disk: ConfiguredDisk, _ caller: Caller) -> Bool {
-        isOperator(caller) || mayOpen(disk, caller)
+        isOperator(caller.peer) || mayOpen(disk, caller)
     }
 
     /// Whether a caller may open a disk: root and those named; nobody named: the supervisor's own
@@ -252,8 +252,8 @@ final class Service {
 
     /// Whether a caller may change what others have: root, the supervisor's own user, and those
     /// named by AdminUser= and AdminGroup=.
-    private func isOperator(_ caller: Caller) -> Bool {
-        caller.peer.uid == ownUID || admins.names(caller.peer)
+    func isOperator(_ peer: PeerCredentials) -> Bool {
+        peer.uid == ownUID || admins.names(peer)
     }
 
     private func entry(_ disk: ConfiguredDisk) -> DiskEntry {
@@ -287,7 +287,7 @@ final class Service {
     func listSessions(after: UInt64?, _ caller: Caller) async -> Page<SessionInfo> {
         let fresh = await freshSessions(caller)
         let mine = fresh.filter {
-            isOperator(caller) || $0.clientUID == caller.peer.uid
+            isOperator(caller.peer) || $0.clientUID == caller.peer.uid
         }
         return Paging.page(
             mine.sorted { $0.sessionID < $1.sessionID }.filter { $0.sessionID > after ?? 0 },
@@ -337,7 +337,7 @@ final class Service {
                 .notFound, "there is no session \(id)",
                 field: "close_session.session_id")
         }
-        guard isOperator(caller) || session.clientUID == caller.peer.uid else {
+        guard isOperator(caller.peer) || session.clientUID == caller.peer.uid else {
             throw notOperator("close a session of another user", caller)
         }
         device.log.notice(
@@ -410,7 +410,7 @@ final class Service {
     }
 
     func requireOperator(_ what: String, _ caller: Caller) throws(WireError) {
-        guard isOperator(caller) else {
+        guard isOperator(caller.peer) else {
             throw notOperator(what, caller)
         }
     }

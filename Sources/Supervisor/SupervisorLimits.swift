@@ -5,6 +5,11 @@
 enum SupervisorLimits {
     /// Connected clients; a client costs a descriptor and some KiB.
     static let clients = 4096
+    /// Connected clients of one user who is no operator: nobody locks the others out alone.
+    static let clientsPerUser = clients / 4
+    /// Of the connections, how many only operators get: they have to come in to see who has the
+    /// others.
+    static let clientsReserved = 64
     /// Requests of one client that are being worked on; a client with more is not read meanwhile.
     static let requestsPerClient = 64
     /// Bad messages that are answered before the connection is closed.
