@@ -186,7 +186,7 @@ final class Client {
                 .inspect(await service.inspect(prefix: prefix, after: after, caller)))
         case .reload: return Answer(.reloaded(warnings: try await service.reload(caller)))
         case .retryDevice(let name):
-            try service.retryDevice(name, caller)
+            try await service.retryDevice(name, caller)
             return Answer(.done)
         case .releaseDevice(let name, let reason, let undo):
             try await service.releaseDevice(name, reason: reason, undo: undo, caller)

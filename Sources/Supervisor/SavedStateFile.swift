@@ -54,6 +54,8 @@ enum SavedFileError: Error, Sendable, CustomStringConvertible {
 /// The saved state in its directory. What may sleep in the disk runs in a thread, one at a time.
 @Control
 final class SavedStateFile {
+    /// Where what outlives a full stop is.
+    nonisolated let directory: String
     /// Where it is.
     nonisolated let path: String
     private nonisolated var prepared: String { path + ".new" }
@@ -61,7 +63,10 @@ final class SavedStateFile {
     nonisolated var refused: String { path + ".refused" }
 
     /// The file in a directory, which is made when it is first needed.
-    nonisolated init(directory: String) { path = "\(directory)/servicing.state" }
+    nonisolated init(directory: String) {
+        self.directory = directory
+        path = "\(directory)/servicing.state"
+    }
 
     /// Whether there is one.
     var exists: Bool { Files.exists(path) }
@@ -125,21 +130,29 @@ final class SavedStateFile {
     private func inBackground<Value: Sendable>(
         _ body: @escaping @Sendable () throws(SystemCallError) -> Value
     ) async throws(SystemCallError) -> Value {
-        let done = OneShot<Result<Value, SystemCallError>>()
-        try BackgroundThread.start {
-            let result: Result<Value, SystemCallError>
-            do throws(SystemCallError) { result = .success(try body()) } catch {
-                result = .failure(error)
-            }
-            EventLoop.current.perform { done.succeed(result) }
+        try await Supervisor.inBackground(path, body)
+    }
+}
+
+/// Runs what may sleep in the disk in a thread.
+@Control
+func inBackground<Value: Sendable>(
+    _ path: String, _ body: @escaping @Sendable () throws(SystemCallError) -> Value
+) async throws(SystemCallError) -> Value {
+    let done = OneShot<Result<Value, SystemCallError>>()
+    try BackgroundThread.start {
+        let result: Result<Value, SystemCallError>
+        do throws(SystemCallError) { result = .success(try body()) } catch {
+            result = .failure(error)
         }
-        do {
-            return try await done.value().get()
-        } catch let error as SystemCallError {
-            throw error
-        } catch {
-            // Nobody waits; what the thread has begun it ends.
-            throw SystemCallError("\(path)", errno: Errno.again)
-        }
+        EventLoop.current.perform { done.succeed(result) }
+    }
+    do {
+        return try await done.value().get()
+    } catch let error as SystemCallError {
+        throw error
+    } catch {
+        // Nobody waits; what the thread has begun it ends.
+        throw SystemCallError(path, errno: Errno.again)
     }
 }

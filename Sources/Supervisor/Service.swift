@@ -41,6 +41,10 @@ final class Service {
     private(set) lazy var servicing = Servicing(self, file: savedState, host: host, log: log)
     private let savedState: SavedStateFile
     private let host: HostIdentity
+    /// Devices that are released, over restarts.
+    private let marks: ReleasedMarks
+    /// Changes of what is released, one after the other.
+    private let marking = Turn("releasing a device")
 
     /// An empty registry; ``reload()`` fills it.
     init(
@@ -52,6 +56,7 @@ final class Service {
         self.ownUID = ownUID
         self.savedState = savedState
         self.host = host
+        marks = ReleasedMarks(directory: savedState.directory)
         self.log = log
         self.readPlan = readPlan
         // Ids are never used twice: a supervisor that was restarted begins above those of the one
@@ -157,6 +162,10 @@ final class Service {
 
     private func make(_ config: DeviceConfig) -> Device {
         let device = Device(config: config, units: units, log: log)
+        device.released = marks.reason(config.name)
+        if let reason = device.released {
+            device.log.notice("is released and not used until it is retried: \(reason)")
+        }
         device.onLearned = { [weak self, weak device] in
             if let device { self?.review(device) }
         }
@@ -362,23 +371,53 @@ final class Service {
     }
 
     /// Brings a failed device up again, for an operator.
-    func retryDevice(_ name: String, _ caller: Caller) throws(WireError) {
+    func retryDevice(_ name: String, _ caller: Caller) async throws(WireError) {
         try requireOperator("retry a device", caller)
-        try device(name, field: "retry_device.name").retry()
+        let device = try device(name, field: "retry_device.name")
+        try await marking.run(deadlineNanoseconds: caller.deadlineNanoseconds) {
+            () throws(WireError) in
+            try device.retry()
+            try await self.mark(device, nil)
+        }
     }
 
-    /// Ends the use of a device until it is retried, for an operator; or allows it again.
+    /// Ends the use of a device until it is retried, for an operator; or allows it again. Durable
+    /// when it returns.
     func releaseDevice(
         _ name: String, reason: String, undo: Bool, _ caller: Caller
     ) async throws(WireError) {
         try requireOperator("release a device", caller)
         let device = try device(name, field: "release_device.name")
-        guard !undo else { return device.released = nil }
-        try servicing.requireRest("releasing device \(device.name)")
+        if !undo { try servicing.requireRest("releasing device \(device.name)") }
         let reason = reason.isEmpty ? "released by an operator" : reason
-        // First, so that no client has it started again meanwhile.
-        device.released = reason
-        await stop([device], reason)
+        // Somebody waits for the device itself: a disk that fails does not keep it.
+        let problem = try await marking.run(deadlineNanoseconds: caller.deadlineNanoseconds) {
+            () throws(WireError) -> WireError? in
+            // First, so that no client has it started again meanwhile.
+            device.released = undo ? nil : reason
+            do throws(WireError) {
+                try await self.mark(device, device.released)
+                return nil
+            } catch { return error }
+        }
+        if !undo { await stop([device], reason) }
+        if let problem { throw problem }
+    }
+
+    /// Writes down that a device is released, or is not any more.
+    private func mark(_ device: Device, _ reason: String?) async throws(WireError) {
+        do throws(SystemCallError) {
+            if let reason {
+                try await marks.set(device.name, reason)
+            } else {
+                try await marks.remove(device.name)
+            }
+        } catch {
+            throw WireError(
+                .internalError,
+                "device \(device.name) is \(reason == nil ? "used again" : "released"), but a "
+                    + "restart of nvmed would not know: \(error)", device: device.name)
+        }
     }
 
     /// The statistics of a device's worker, for an operator: they tell what everybody does.

@@ -144,7 +144,7 @@ struct ServiceTests {
                 try await service.closeSession(opened.sessionID, reason: "", stranger)
             }
             let reload = await failure { try await service.reload(stranger) }
-            let retry = await failure { try service.retryDevice("a", stranger) }
+            let retry = await failure { try await service.retryDevice("a", stranger) }
             let shutdown = await failure { try await service.shutdown(stranger) }
             let mine = try service.listDisks(name: nil, after: nil, .user(4242))
             let sessions = await service.listSessions(after: nil, stranger)
@@ -172,7 +172,7 @@ struct ServiceTests {
             #expect(service.devices["a"]?.info.attempts == 1)
             #expect(service.devices["a"]?.info.reason == "CSTS.CFS is set")
 
-            try service.retryDevice("a", .root)
+            try await service.retryDevice("a", .root)
             _ = try await service.openDisk("root", nil, .root)
             #expect(service.devices["a"]?.info.attempts == 0)
         }

@@ -3,6 +3,7 @@
 
 import Linux
 import Systemd
+import TestSupport
 import Testing
 import Wire
 
@@ -14,13 +15,14 @@ struct WithheldTests {
     func released() async throws {
         try await onLoop {
             let units = FakeUnits()
-            let service = try await Service.example(units)
+            let directory = try TemporaryDirectory()
+            let service = try await Service.example(units, state: directory.path)
             _ = try await service.openDisk("root", nil, .root)
 
             try await service.releaseDevice("a", reason: "wanted elsewhere", undo: false, .root)
             let error = await failure { try await service.openDisk("root", nil, .root) }
             let info = service.devices["a"]?.info
-            try service.retryDevice("a", .root)
+            try await service.retryDevice("a", .root)
             _ = try await service.openDisk("root", nil, .root)
 
             #expect(error?.code == .deviceFailed)
@@ -36,7 +38,8 @@ struct WithheldTests {
     func undone() async throws {
         try await onLoop {
             let units = FakeUnits()
-            let service = try await Service.example(units)
+            let directory = try TemporaryDirectory()
+            let service = try await Service.example(units, state: directory.path)
 
             try await service.releaseDevice("a", reason: "", undo: false, .root)
             let told = service.devices["a"]?.info.reason
@@ -45,6 +48,64 @@ struct WithheldTests {
             #expect(told == "released by an operator")
             #expect(service.devices["a"]?.info.reason == "")
             #expect(units.connects == [])
+        }
+    }
+
+    @Test("a released device stays released when the supervisor starts anew, until it is retried")
+    func restarted() async throws {
+        try await onLoop {
+            // Given
+            let directory = try TemporaryDirectory()
+            let first = FakeUnits()
+            let before = try await Service.example(first, state: directory.path)
+            _ = try await before.openDisk("root", nil, .root)
+            try await before.releaseDevice("a", reason: "wanted elsewhere", undo: false, .root)
+            // When
+            let second = first.leave()
+            let after = try await Service.example(second, state: directory.path)
+            let error = await failure { try await after.openDisk("root", nil, .root) }
+            let connects = second.connects
+            try await after.retryDevice("a", .root)
+            let last = try await Service.example(second.leave(), state: directory.path)
+            _ = try await last.openDisk("root", nil, .root)
+            // Then
+            #expect(error?.code == .deviceFailed)
+            #expect(error?.message.contains("wanted elsewhere") == true)
+            #expect(connects == [])
+        }
+    }
+
+    @Test("a release that was taken back is forgotten when the supervisor starts anew")
+    func undoneForGood() async throws {
+        try await onLoop {
+            let directory = try TemporaryDirectory()
+            let units = FakeUnits()
+            let before = try await Service.example(units, state: directory.path)
+            try await before.releaseDevice("a", reason: "", undo: false, .root)
+            try await before.releaseDevice("a", reason: "", undo: true, .root)
+            let after = try await Service.example(units.leave(), state: directory.path)
+            _ = try await after.openDisk("root", nil, .root)
+
+            #expect(try Files.list(directory.path, limit: 9) == [])
+        }
+    }
+
+    @Test("a release that cannot be written down takes place, and is told as what it is")
+    func notDurable() async throws {
+        try await onLoop {
+            let units = FakeUnits()
+            let service = try await Service.example(units, state: "/dev/null/state")
+            _ = try await service.openDisk("root", nil, .root)
+
+            let told = await failure {
+                try await service.releaseDevice("a", reason: "", undo: false, .root)
+            }
+            let open = await failure { try await service.openDisk("root", nil, .root) }
+
+            #expect(told?.code == .internalError)
+            #expect(told?.message.contains("a restart of nvmed would not know") == true)
+            #expect(open?.code == .deviceFailed)
+            #expect(units.stopped == ["a"])
         }
     }
 
@@ -70,7 +131,7 @@ struct WithheldTests {
             plan.plan.leftToKernel = ["a": "nvme_vfio=off"]
             _ = try await service.reload(.root)
             let open = await failure { try await service.openDisk("root", nil, .root) }
-            let retry = await failure { try service.retryDevice("a", .root) }
+            let retry = await failure { try await service.retryDevice("a", .root) }
             let info = service.devices["a"]?.info
             plan.plan.leftToKernel = [:]
             _ = try await service.reload(.root)
