@@ -293,6 +293,7 @@ extension DeviceService {
             for place in 0..<StateLayout.owedCapacity { state.clearOwed(place) }
             state.clearRings()
         }
+        environment.stored?.disclaimMemory()
         environment.stored?.removeUnclaimed()
         countAdopted()
         inherited = nil

@@ -141,6 +141,12 @@ final class StoredFDs {
         return entries.count
     }
 
+    /// Nobody uses memory that came back any more: it goes with what is unclaimed.
+    func disclaimMemory() {
+        memory = [:]
+        identities = [:]
+    }
+
     // MARK: Storing
 
     /// Throws unless `count` more descriptors can be stored: to be asked before anything is begun

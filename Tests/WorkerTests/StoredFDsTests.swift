@@ -135,6 +135,17 @@ struct StoredFDsTests {
         #expect(seen.3 == 9)
     }
 
+    @Test("memory whose users all end goes with what belongs to nothing")
+    func disclaimed() async throws {
+        let seen = try await onLoop {
+            let all = stored([("m-9", try file(4096))])
+            let isThere = all.take(.memory, 9) != nil
+            all.disclaimMemory()
+            return (isThere, all.removeUnclaimed())
+        }
+        #expect(seen == (true, 1))
+    }
+
     @Test("the last places are the device's: sessions are refused before they are full")
     func limit() async throws {
         let seen = try await onLoop {
