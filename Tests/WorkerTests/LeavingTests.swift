@@ -13,9 +13,10 @@ extension WorkerProcessTests {
             // Given
             let rig = try Rig()
             let client = try rig.startLoaded().open()
-            rig.stopEmulator()
+            // The worker first: it would see the end of the device, and say so.
             try #require(rig.worker).signal(SIGKILL)
             try #require(rig.worker).wait()
+            rig.stopEmulator()
             try rig.startWorker()
             try rig.notify.wait(for: "READY=1")
             // When
