@@ -8,6 +8,8 @@ internal import Systemd
 /// A file `released.<device>` for each released device, with the reason in it.
 struct ReleasedMarks: Sendable {
     private let directory: String
+    /// More marks are not looked at in one reload; far more than there are devices.
+    private static let marksRead = 65_536
     /// More of a reason is not read.
     private static let reasonByteCount = 4096
 
@@ -47,6 +49,19 @@ struct ReleasedMarks: Sendable {
         let path = path(device)
         guard Files.exists(path) else { return }
         try await toTheEnd(path) { () throws(SystemCallError) in try DurableFile.remove(path) }
+    }
+
+    /// The devices that have a mark.
+    private var marked: [String] {
+        let names = (try? Files.list(directory, limit: Self.marksRead)) ?? []
+        return names.compactMap { $0.hasPrefix("released.") ? String($0.dropFirst(9)) : nil }
+    }
+
+    /// Removes the marks of devices that are not configured any more: one that is configured again
+    /// is to be used.
+    @Control
+    func removeAll(except names: Set<String>) async throws(SystemCallError) {
+        for device in marked where !names.contains(device) { try await remove(device) }
     }
 
     /// Also when nobody waits for it any more: the next one must not meet it at work.

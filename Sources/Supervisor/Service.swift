@@ -121,6 +121,11 @@ final class Service {
                         ? "\(count) sessions are open"
                         : "it has not said yet which sessions it has"))
         }
+        do throws(SystemCallError) {
+            try await marks.removeAll(except: Set(plan.devices.keys))
+        } catch {
+            log.warning("a device that is not configured any more stays released: \(error)")
+        }
         // Sessions that turned up while the files were read were judged by what they said before.
         for device in sortedDevices { review(device) }
         log.notice(

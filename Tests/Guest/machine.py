@@ -22,10 +22,11 @@ class Drive:
     """One sparse file, the block nodes above it, and the namespace that shows it."""
 
     def __init__(self, name, nsid, mebibytes, block=512, metadata=0, pi=0, throttled=False, errors=False, logged=False,
-                 detached=False):
+                 detached=False, shared=False):
         self.name, self.nsid, self.size = name, nsid, mebibytes * MEBIBYTE
         self.block, self.metadata, self.pi = block, metadata, pi
         self.throttled, self.errors, self.logged, self.detached = throttled, errors, logged, detached
+        self.shared = shared or detached
 
     # Identities that stay when the machine is booted again.
 
@@ -72,8 +73,9 @@ class Drive:
                   "uuid": self.uuid, "nguid": self.nguid, "eui64": self.eui64}
         if self.metadata:
             device |= {"ms": self.metadata, "pi": self.pi}
-        # One that can be attached to two controllers is not written to again after a reset.
-        device["shared"] = self.detached
+        # One that can be attached to two controllers is not written to again after a reset; one that cannot does not
+        # come back with a controller that is plugged in again.
+        device["shared"] = self.shared
         if self.detached:
             device["detached"] = True
         return device
@@ -113,7 +115,7 @@ def standard():
             Drive("a3", 3, 64, metadata=8), Drive("a4", 4, 64, metadata=8, pi=1)], address="5"),
         Controller("b", [Drive("b1", 1, 1024, throttled=True), Drive("b2", 2, 64, errors=True),
                          Drive("b5", 5, 64, block=4096, detached=True)], address="6"),
-        Controller("c", [Drive("c1", 1, 512, block=4096, throttled=True)], bus="port-c"),
+        Controller("c", [Drive("c1", 1, 512, block=4096, throttled=True, shared=True)], bus="port-c"),
     ]
 
 

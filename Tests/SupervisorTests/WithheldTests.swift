@@ -90,6 +90,25 @@ struct WithheldTests {
         }
     }
 
+    @Test("a release is over when the device leaves the configuration, and comes again")
+    func configuredAgain() async throws {
+        try await onLoop {
+            let directory = try TemporaryDirectory()
+            let first = FakeUnits()
+            let before = try await Service.example(first, state: directory.path)
+            try await before.releaseDevice("a", reason: "", undo: false, .root)
+            let marked = try Files.list(directory.path, limit: 9)
+            let second = first.leave()
+            _ = try await Service.example(second, state: directory.path) {
+                var plan = examplePlan()
+                plan.devices["a"] = nil
+                return plan
+            }
+            #expect(marked == ["released.a"])
+            #expect(try Files.list(directory.path, limit: 9) == [])
+        }
+    }
+
     @Test("a release that cannot be written down takes place, and is told as what it is")
     func notDurable() async throws {
         try await onLoop {
