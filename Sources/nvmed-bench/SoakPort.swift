@@ -198,7 +198,11 @@ final class RingSoakPort: SoakPort {
         for completion in room[0..<count] { done(completion.tag, completion.error()) }
     }
 
-    func reopened() throws { ring = try Self.open(disk, entries) }
+    func reopened() throws {
+        // Whatever a ring of the old session left untaken has been given up with it.
+        hasUntaken = false
+        ring = try Self.open(disk, entries)
+    }
 
     func exercise(_ turn: UInt64, drained: Bool, _ done: (UInt64, WireError?) -> Void) throws {
         switch turn % 3 {
