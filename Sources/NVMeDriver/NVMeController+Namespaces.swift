@@ -13,7 +13,7 @@ extension NVMeController {
         look: (_ found: [UInt32: NamespaceInfo]) -> Void = { _ in }
     ) throws(DriverError) {
         let found = try findNamespaces()
-        look(found.pages.mapValuesWithKeys(namespaceInfo))
+        look(found.infos)
         keepNamespaces(found)
     }
 
@@ -35,7 +35,8 @@ extension NVMeController {
                     found.leftOut += 1
                     continue
                 }
-                found.pages[id] = try namespacePages(id)
+                let pages = try namespacePages(id)
+                (found.pages[id], found.infos[id]) = (pages, namespaceInfo(id, pages))
             }
             guard !list.isLast, found.pages.count < Self.maxNamespaces,
                 let highest = list.namespaceIDs.last, highest > after
@@ -50,7 +51,7 @@ extension NVMeController {
         for id in found.pages.keys.sorted() {
             if let pages = found.pages[id] { keepNamespace(id, pages) }
         }
-        namespaces = found.pages.mapValuesWithKeys(namespaceInfo)
+        namespaces = found.infos
         namespacesLeftOut = found.leftOut
         for id in namespacePlaces.keys where found.pages[id] == nil { forgetNamespace(id) }
     }
@@ -130,7 +131,7 @@ extension NVMeController {
         }
     }
 
-    func namespaceInfo(_ id: UInt32, _ pages: NamespacePages) -> NamespaceInfo {
+    private func namespaceInfo(_ id: UInt32, _ pages: NamespacePages) -> NamespaceInfo {
         switch pages {
         case .refused(let reason): return NamespaceInfo(namespaceID: id, refusal: reason)
         case .pages(let identify, let descriptors):
@@ -227,14 +228,8 @@ extension NVMeController {
 struct FoundNamespaces {
     /// By namespace id.
     var pages: [UInt32: NamespacePages] = [:]
+    /// What they mean.
+    var infos: [UInt32: NamespaceInfo] = [:]
     /// How many there are beside these.
     var leftOut = 0
-}
-
-extension [UInt32: NamespacePages] {
-    func mapValuesWithKeys(
-        _ transform: (UInt32, NamespacePages) -> NamespaceInfo
-    ) -> [UInt32: NamespaceInfo] {
-        [UInt32: NamespaceInfo](uniqueKeysWithValues: map { ($0.key, transform($0.key, $0.value)) })
-    }
 }

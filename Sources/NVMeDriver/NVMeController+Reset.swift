@@ -119,7 +119,7 @@ extension NVMeController {
     ) throws(DriverError) -> Set<UInt32> {
         let known = takeKnownNamespaces(count)
         let found = try findNamespaces()
-        let same = compare(known.infos, found.pages.mapValuesWithKeys(namespaceInfo))
+        let same = compare(known.infos, found.infos)
         for place in known.surplus { state.clearNamespace(place) }
         keepNamespaces(found)
         return same
